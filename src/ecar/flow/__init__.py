@@ -1,0 +1,1 @@
+"""The flow head, its solvers and guidance."""

@@ -1,0 +1,62 @@
+"""ECAR: the stage transformer and the flow head as one model."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ecar.config import ModelConfig
+from ecar.flow.head import FlowHead
+from ecar.stages import Stage, make_plan, velocity_from_data
+from ecar.transformer import StageTransformer
+
+
+class ECAR(nn.Module):
+    """p(image | class) = prod_k p(y_k | y_<k, class): the transformer gives M_k, the head the velocity of stage k.
+
+    Args:
+        config: sizes, stage plan, class table, prediction.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.plan = make_plan(config.stages)
+        self.transformer = StageTransformer(config)
+        self.head = FlowHead(config)
+
+    def velocity(self, stage: Stage, x: Tensor, t: Tensor, embedded: Tensor, labels: Tensor) -> Tensor:
+        """Velocity v_k at x_k^t, in units of the map (not normalised).
+
+        Args:
+            stage: a stage of the plan.
+            x: (B, C, h_k, w_k), the point on the path.
+            t: (B,) in [0, 1].
+            embedded: ``head.embed_tokens(stage, M_k)``, (B, n_k, D).
+            labels: (B,) class ids; ``config.null_class`` is unconditional.
+
+        Returns:
+            (B, C, h_k, w_k), float32.
+        """
+        raw = self.head(stage, x, t, embedded, labels)
+        if self.config.prediction == "x":
+            return velocity_from_data(stage, x.float(), raw, t)
+        return raw * self.velocity_scale(stage)
+
+    def velocity_scale(self, stage: Stage) -> float:
+        """Standard deviation of the stage's velocity on the training data; 1 where it was not measured."""
+        return self.config.velocity_std[stage.index] if self.config.velocity_std else 1.0
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights."""
+        return self.head.map_in.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return self.head.map_in.weight.device
+
+    def num_parameters(self) -> int:
+        """Number of weights."""
+        return sum(p.numel() for p in self.parameters())

@@ -1,0 +1,1 @@
+"""Sampling: the stage loop and the public Pipeline around it."""

@@ -1,0 +1,42 @@
+"""Random numbers of sampling: one generator per image seed, so that an image does not depend on its neighbours."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ecar.stages import Stage
+
+MAX_SEED = 2**53 - 1  # exact in JSON
+
+
+@dataclass(frozen=True)
+class StageNoise:
+    """Noise of one stage for a batch: ``fresh`` e_k (B, C, h_k, w_k), ``context`` (B, C, h_{k-1}, w_{k-1}) or None."""
+
+    fresh: Tensor
+    context: Tensor | None
+
+
+def draw_noise(seeds: list[int], plan: tuple[Stage, ...], channels: int) -> list[StageNoise]:
+    """Noise of every stage, drawn on the CPU so that a seed means the same on every device.
+
+    Raises:
+        ValueError: a seed outside 0 .. 2^53 - 1.
+    """
+    for seed in seeds:
+        if not 0 <= seed <= MAX_SEED:
+            raise ValueError(f"seed must be in 0..{MAX_SEED}, got {seed}")
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    result = []
+    for stage in plan:
+        fresh = _stack(generators, (channels, *stage.side))
+        before = plan[stage.index - 1].side if stage.index else None
+        result.append(StageNoise(fresh, _stack(generators, (channels, *before)) if before else None))
+    return result
+
+
+def _stack(generators: list[torch.Generator], shape: tuple[int, ...]) -> Tensor:
+    return torch.stack([torch.randn(shape, generator=g) for g in generators])

@@ -1,0 +1,66 @@
+"""Tensors -> pictures: grids, the strip of stages, GIFs, and PNG metadata."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
+
+
+def to_uint8(images: Tensor) -> np.ndarray:
+    """(B, 3, H, W) in [-1, 1] -> (B, H, W, 3) uint8, rounded.
+
+    Raises:
+        ValueError: values that are not finite.
+    """
+    if not torch.isfinite(images).all():
+        raise ValueError("the model produced values that are not finite; its weights are damaged or diverged")
+    return ((images.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+
+
+def to_pil(images: Tensor) -> list[Image.Image]:
+    """(B, 3, H, W) in [-1, 1] -> PIL images."""
+    return [Image.fromarray(array) for array in to_uint8(images)]
+
+
+def grid(images: list[Image.Image], columns: int | None = None, *, scale: int = 1) -> Image.Image:
+    """Images of one size side by side, row by row, enlarged ``scale`` times (nearest)."""
+    columns = columns or math.ceil(math.sqrt(len(images)))
+    width, height = images[0].size
+    sheet = Image.new("RGB", (columns * width, -(-len(images) // columns) * height), "black")
+    for index, image in enumerate(images):
+        sheet.paste(image, (index % columns * width, index // columns * height))
+    return sheet.resize((sheet.width * scale, sheet.height * scale), Image.Resampling.NEAREST)
+
+
+def same_size(stages: list[list[Image.Image]]) -> list[list[Image.Image]]:
+    """Previews of all stages enlarged to the size of the last."""
+    size = stages[-1][0].size
+    return [[p.resize(size, Image.Resampling.NEAREST) for p in previews] for previews in stages]
+
+
+def strip(stages: list[list[Image.Image]], *, scale: int = 1) -> Image.Image:
+    """One row per image, one column per stage, coarse to fine."""
+    enlarged = same_size(stages)
+    cells = [previews[row] for row in range(len(enlarged[0])) for previews in enlarged]
+    return grid(cells, len(enlarged), scale=scale)
+
+
+def save_gif(stages: list[list[Image.Image]], path: Path, columns: int, *, scale: int = 1) -> None:
+    """The grid growing stage by stage; the last frame stays longest."""
+    frames = [grid(previews, columns, scale=scale) for previews in same_size(stages)]
+    durations = [700] * (len(frames) - 1) + [2500]
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=durations, loop=0)
+
+
+def save_png(image: Image.Image, path: Path, metadata: dict[str, str]) -> None:
+    """A PNG whose text chunks carry ``metadata``."""
+    info = PngInfo()
+    for key, value in metadata.items():
+        info.add_itxt(key, value)
+    image.save(path, "PNG", pnginfo=info)

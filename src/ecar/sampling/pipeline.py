@@ -1,0 +1,229 @@
+"""``Pipeline``: the public way to make images from a model."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+import torch
+from PIL import Image
+
+from ecar.config import SamplingConfig
+from ecar.model import ECAR
+from ecar.sampling.loop import StageResult, check_settings, sample_latents
+from ecar.sampling.noise import draw_noise
+from ecar.sampling.pictures import to_pil
+from ecar.tokenizers import Tokenizer
+
+Label = int | str | None
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a call returns.
+
+    Attributes:
+        images: one PIL image per label.
+        stages: per stage, coarse to fine, the previews of all images (smaller where the tokenizer decodes small
+            latents). Empty unless asked for with ``return_stages``.
+        labels: class ids (the null class where no class was asked for).
+        seeds: seed of each image.
+        settings: steps, guidance and solver that were used.
+    """
+
+    images: list[Image.Image]
+    stages: list[list[Image.Image]]
+    labels: list[int]
+    seeds: list[int]
+    settings: SamplingConfig
+
+
+@dataclass(frozen=True)
+class StagePreview:
+    """Given to ``on_stage`` after each stage: its number from 1, how many there are, and a preview of each image."""
+
+    stage: int
+    num_stages: int
+    images: list[Image.Image] = field(repr=False)
+
+
+class Pipeline:
+    """Model and tokenizer together.
+
+    Example:
+        >>> pipe = Pipeline.from_pretrained("fashion")
+        >>> out = pipe(labels=["Sneaker", "Bag"], seeds=[0, 1])
+        >>> out.images[0].size
+        (32, 32)
+    """
+
+    def __init__(self, model: ECAR, tokenizer: Tokenizer, name: str = "") -> None:
+        if model.config.tokenizer and model.config.tokenizer != tokenizer.fingerprint():
+            raise ValueError(
+                f"the model reads latents of tokenizer {model.config.tokenizer}, not of {tokenizer.fingerprint()}"
+            )
+        self.model, self.tokenizer, self.name = model.eval(), tokenizer.eval(), name
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str | Path = "fashion", *, device: str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> Self:
+        """Load a bundled model, a folder or a Hub id.
+
+        Raises:
+            ValueError: nothing there, or damaged; the message says what and where.
+        """
+        from ecar.weights import load_model
+
+        model, tokenizer = load_model(name)
+        return cls(model.to(device, dtype), tokenizer.to(device), str(name))
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes, by id; empty for an unlabelled model."""
+        return self.model.config.class_names
+
+    def class_id(self, label: Label) -> int:
+        """A name (case and separators do not matter), an id or None -> class id.
+
+        Raises:
+            ValueError: no such class; near names are offered.
+        """
+        config = self.model.config
+        if label is None:
+            return config.null_class
+        if isinstance(label, int) or label.strip().isdigit():
+            number = int(label)
+            if not 0 <= number < config.num_classes:
+                known = f"0..{config.num_classes - 1}" if config.num_classes else "none: it was trained without labels"
+                raise ValueError(f"unknown class {number}; the model's classes are {known}")
+            return number
+        names = {_plain(name): index for index, name in enumerate(config.class_names)}
+        if _plain(label) in names:
+            return names[_plain(label)]
+        near = [config.class_names[names[n]] for n in difflib.get_close_matches(_plain(label), names, 3, 0.4)]
+        hint = f"did you mean {', '.join(near)}?" if near else f"classes: {_listed(config.class_names)}"
+        raise ValueError(f"unknown class {label!r}; {hint}")
+
+    def settings(
+        self,
+        steps: Sequence[int] | int | None = None,
+        guidance: Sequence[float] | float | None = None,
+        solver: str | None = None,
+        guidance_on: str | None = None,
+    ) -> SamplingConfig:
+        """The model's default settings with changes; one number for ``steps`` holds for every stage.
+
+        One number for ``guidance`` acts on every stage but the last: measured, guidance in the last stage costs a
+        second pass over its many tokens and does not improve the images.
+
+        Raises:
+            ValueError: wrong number of stages, unknown solver, values out of range.
+        """
+        stages = len(self.model.plan)
+        base = self.model.config.sampling or SamplingConfig(steps=(8,) * stages, guidance=(1.0,) * stages)
+        changes: dict[str, object] = {}
+        if steps is not None:
+            changes["steps"] = (steps,) * stages if isinstance(steps, int) else tuple(steps)
+        if guidance is not None:
+            if isinstance(guidance, int | float):
+                changes["guidance"] = (float(guidance),) * max(1, stages - 1) + (1.0,) * (stages > 1)
+            else:
+                changes["guidance"] = tuple(float(g) for g in guidance)
+        if solver is not None:
+            changes["solver"] = solver
+        if guidance_on is not None:
+            changes["guidance_on"] = guidance_on
+        result = dataclasses.replace(base, **changes)  # type: ignore[arg-type]
+        check_settings(result, stages)
+        if self.model.config.num_classes == 0 and any(g != 1 for g in result.guidance):
+            raise ValueError("guidance needs classes, and this model was trained without labels")
+        return result
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        labels: Sequence[Label] | None = None,
+        *,
+        seeds: Sequence[int] | None = None,
+        steps: Sequence[int] | int | None = None,
+        guidance: Sequence[float] | float | None = None,
+        solver: str | None = None,
+        guidance_on: str | None = None,
+        batch_size: int = 64,
+        return_stages: bool = False,
+        on_stage: Callable[[StagePreview], None] | None = None,
+    ) -> Output:
+        """Generate one image per label.
+
+        Args:
+            labels: class names, ids or None (no class); None as a whole: as many unconditional images as seeds.
+            seeds: one per image; default 0, 1, 2, ... The same seed, label and settings give the same image, alone
+                or in any batch.
+            steps: solver steps, one number or one per stage.
+            guidance: scale, one number or one per stage; 1 is off.
+            solver: euler, heun or ab2.
+            guidance_on: velocity or tokens.
+            batch_size: images computed at once.
+            return_stages: also decode a preview of each stage.
+            on_stage: called with the previews of the first batch onwards, stage by stage.
+
+        Raises:
+            ValueError: unknown class, wrong counts or settings.
+        """
+        settings = self.settings(steps, guidance, solver, guidance_on)
+        if labels is None:
+            labels = [None] * (len(seeds) if seeds is not None else 1)
+        ids = [self.class_id(label) for label in labels]
+        seeds = list(seeds) if seeds is not None else list(range(len(ids)))
+        if len(seeds) != len(ids):
+            raise ValueError(f"{len(ids)} labels but {len(seeds)} seeds; give one seed per image")
+        if not ids:
+            raise ValueError("no images asked for: labels and seeds are empty")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        images: list[Image.Image] = []
+        stages: list[list[Image.Image]] = [[] for _ in self.model.plan] if return_stages else []
+        for first in range(0, len(ids), batch_size):
+            chunk = slice(first, first + batch_size)
+            images += self._batch(ids[chunk], seeds[chunk], settings, stages, on_stage)
+        return Output(images, stages, ids, seeds, settings)
+
+    def _batch(
+        self,
+        ids: list[int],
+        seeds: list[int],
+        settings: SamplingConfig,
+        stages: list[list[Image.Image]],
+        on_stage: Callable[[StagePreview], None] | None,
+    ) -> list[Image.Image]:
+        model = self.model
+        noise = draw_noise(seeds, model.plan, model.config.channels)
+
+        def preview(result: StageResult) -> None:
+            z = result.z if self.tokenizer.decodes_any_size else _enlarge(result.z, model.plan[-1].side)
+            pictures = to_pil(self.tokenizer.decode(z))
+            if stages:
+                stages[result.stage.index].extend(pictures)
+            if on_stage is not None:
+                on_stage(StagePreview(result.stage.index + 1, len(model.plan), pictures))
+
+        wanted = preview if stages or on_stage is not None else None
+        latents = sample_latents(model, torch.tensor(ids, device=model.device), noise, settings, wanted)
+        return to_pil(self.tokenizer.decode(latents))
+
+
+def _enlarge(z: torch.Tensor, side: tuple[int, int]) -> torch.Tensor:
+    return torch.nn.functional.interpolate(z, size=side, mode="nearest")
+
+
+def _plain(name: str) -> str:
+    return "".join(c for c in name.lower() if c.isalnum())
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "") if names else "none"

@@ -1,0 +1,48 @@
+"""The stage plan: sides and data levels a_k -> b_k of every stage (Eq. 4)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ecar.config import Side, StageConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One stage.
+
+    Attributes:
+        index: k - 1, from 0.
+        side: (height, width) of its map.
+        start: a_k, share of data at t = 0.
+        end: b_k, share of data at t = 1.
+        jump: a_k / b_{k-1}, scale of the previous map in Eq. 5; 0 for the first stage.
+        rho: share of the coarse noise that is kept.
+    """
+
+    index: int
+    side: Side
+    start: float
+    end: float
+    jump: float
+    rho: float
+
+    @property
+    def tokens(self) -> int:
+        """Positions of the map."""
+        return self.side[0] * self.side[1]
+
+
+def start_level(end_before: float, rho: float) -> float:
+    """a_k from b_{k-1} (Eq. 4): the level at which the upsampled map, rescaled, has the noise share 1 - a_k."""
+    return rho * end_before / (2 * (1 - end_before) + rho * end_before)
+
+
+def make_plan(config: StageConfig) -> tuple[Stage, ...]:
+    """All stages, coarse to fine."""
+    plan: list[Stage] = []
+    for index, (side, end) in enumerate(zip(config.sides, config.ends, strict=True)):
+        start = start_level(config.ends[index - 1], config.rho) if index else 0.0
+        jump = start / config.ends[index - 1] if index else 0.0
+        plan.append(Stage(index=index, side=side, start=start, end=end, jump=jump, rho=config.rho))
+    return tuple(plan)

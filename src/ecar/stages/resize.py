@@ -1,0 +1,40 @@
+"""D and U: pooling and nearest upsampling of maps; maps <-> tokens."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+
+def down(x: Tensor) -> Tensor:
+    """D, 2x2 mean pooling: (B, C, 2h, 2w) -> (B, C, h, w)."""
+    return F.avg_pool2d(x, 2)
+
+
+def up(x: Tensor) -> Tensor:
+    """U, nearest 2x upsampling: (B, C, h, w) -> (B, C, 2h, 2w). D U is the identity."""
+    return x.repeat_interleave(2, dim=-1).repeat_interleave(2, dim=-2)
+
+
+def low_band(x: Tensor) -> Tensor:
+    """U D, the projection on what the next coarser map can hold: (B, C, 2h, 2w) -> same."""
+    return up(down(x))
+
+
+def pyramid(z: Tensor, stages: int) -> list[Tensor]:
+    """z_1 .. z_S, coarse to fine, with z_S = z and z_{k-1} = D z_k."""
+    maps = [z]
+    for _ in range(stages - 1):
+        maps.insert(0, down(maps[0]))
+    return maps
+
+
+def to_tokens(x: Tensor) -> Tensor:
+    """(B, C, h, w) -> (B, h w, C), row by row."""
+    return rearrange(x, "b c h w -> b (h w) c")
+
+
+def to_map(tokens: Tensor, side: tuple[int, int]) -> Tensor:
+    """(B, h w, C) -> (B, C, h, w)."""
+    return rearrange(tokens, "b (h w) c -> b c h w", h=side[0], w=side[1])

@@ -1,0 +1,113 @@
+"""The tokenizer protocol: images <-> unit-scale latent maps.
+
+Spaces: images (B, 3, H, W) in [-1, 1]  =>  raw latents (B, C, h, w)  =>  unit-scale latents (B, C, h, w),
+with h = H / factor. Scale and shift live in the tokenizer (per-channel ``mean`` and ``std``), never elsewhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Tokenizer(nn.Module):
+    """Base class. Subclasses implement ``encode_raw``, ``decode_raw``, ``config`` and set ``kind``.
+
+    Attributes:
+        kind: name of the family, the key under which ``load_tokenizer`` finds the class.
+        channels: C, channels of a latent map.
+        factor: image pixels per latent position, along each side.
+        decodes_any_size: whether a pooled latent (half the side, a quarter...) decodes to a smaller image.
+            A stage's preview relies on it.
+    """
+
+    kind: str = ""
+    decodes_any_size: bool = True
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, *, channels: int, factor: int) -> None:
+        super().__init__()
+        self.channels, self.factor = channels, factor
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("std", torch.ones(channels))
+
+    def encode_raw(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] -> raw latents (B, C, h, w)."""
+        raise TypeError(f"{type(self).__name__} does not define encode_raw")
+
+    def decode_raw(self, latents: Tensor) -> Tensor:
+        """Raw latents (B, C, h, w) -> (B, 3, H, W), about [-1, 1]."""
+        raise TypeError(f"{type(self).__name__} does not define decode_raw")
+
+    def config(self) -> dict[str, Any]:
+        """Constructor arguments: JSON-able, enough to build the same module without its weights."""
+        raise TypeError(f"{type(self).__name__} does not define config")
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [-1, 1] -> unit-scale latents (B, C, H / factor, W / factor), float32.
+
+        Raises:
+            ValueError: a side does not divide by ``factor``, or the shape is not (B, 3, H, W).
+        """
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(f"encode takes images of shape (B, 3, H, W), got {tuple(images.shape)}")
+        self.latent_side(images.shape[-2], images.shape[-1])
+        return self.normalize(self.encode_raw(images).float())
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Unit-scale latents (B, C, h, w) -> images (B, 3, h * factor, w * factor) clamped to [-1, 1], float32."""
+        if latents.ndim != 4 or latents.shape[1] != self.channels:
+            raise ValueError(f"decode takes latents of shape (B, {self.channels}, h, w), got {tuple(latents.shape)}")
+        return self.decode_raw(self.denormalize(latents)).float().clamp(-1, 1)
+
+    def normalize(self, raw: Tensor) -> Tensor:
+        """Raw latents -> unit-scale latents."""
+        return (raw - self.mean.view(1, -1, 1, 1)) / self.std.view(1, -1, 1, 1)
+
+    def denormalize(self, latents: Tensor) -> Tensor:
+        """Unit-scale latents -> raw latents."""
+        return latents * self.std.view(1, -1, 1, 1).to(latents) + self.mean.view(1, -1, 1, 1).to(latents)
+
+    def latent_side(self, height: int, width: int) -> tuple[int, int]:
+        """Sides of the latent map of an image of ``height`` x ``width`` pixels; ValueError if they do not divide."""
+        if height % self.factor or width % self.factor:
+            raise ValueError(
+                f"image side {height}x{width} does not divide by the tokenizer's factor {self.factor}; "
+                f"choose multiples of {self.factor}"
+            )
+        return height // self.factor, width // self.factor
+
+    def fingerprint(self) -> str:
+        """SHA-256 (16 hex digits) of kind, configuration and every weight: two tokenizers with the same fingerprint
+        give the same latents. A model stores it and refuses latents that carry another."""
+        digest = hashlib.sha256(json.dumps([self.kind, self.config()], sort_keys=True).encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().float().contiguous().cpu().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    @torch.no_grad()
+    def measure(self, raw_batches: list[Tensor]) -> None:
+        """Set ``mean`` and ``std`` from raw latents (each (B, C, h, w)), so that ``encode`` returns unit scale."""
+        rows = torch.cat([b.double().transpose(0, 1).flatten(1) for b in raw_batches], dim=1)
+        self.mean.copy_(rows.mean(1))
+        self.std.copy_(rows.std(1).clamp_min(1e-6))
+
+    def save(self, folder: str | Path) -> None:
+        """Write ``config.json`` and ``tokenizer.safetensors`` into ``folder``."""
+        from safetensors.torch import save_file
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = {name: t.detach().contiguous().cpu() for name, t in self.state_dict().items()}
+        save_file(weights, folder / "tokenizer.safetensors")
+        record = {"kind": self.kind, **self.config(), "fingerprint": self.fingerprint()}
+        (folder / "config.json").write_text(json.dumps(record, indent=2) + "\n")

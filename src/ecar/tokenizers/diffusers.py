@@ -1,0 +1,126 @@
+"""Autoencoders of the diffusers library behind the tokenizer protocol.
+
+The latent statistics of the published configuration (scaling and shift factors, FLUX.2's batch norm) are the
+starting value of ``mean`` and ``std``; ``ecar encode`` and ``ecar train`` replace them by measured ones.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from ecar.tokenizers.base import Tokenizer
+
+CLASSES = ("AutoencoderKL", "AutoencoderTiny", "AutoencoderDC", "AutoencoderKLFlux2")
+
+
+class Statistics(nn.Module):
+    """``mean`` and ``std`` by themselves, sharing storage with the tokenizer that they belong to."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        super().__init__()
+        self.register_buffer("mean", tokenizer.mean)
+        self.register_buffer("std", tokenizer.std)
+
+
+class DiffusersTokenizer(Tokenizer):
+    """Wraps an autoencoder object. Deterministic: encodes to the mode of the posterior.
+
+    Args:
+        autoencoder: an instance of one of ``CLASSES``.
+    """
+
+    kind = "diffusers"
+
+    def __init__(self, autoencoder: Any) -> None:
+        self.class_name = type(autoencoder).__name__
+        if self.class_name not in CLASSES:
+            raise ValueError(f"unsupported autoencoder {self.class_name}; supported: {', '.join(CLASSES)}")
+        probe_side = 128
+        with torch.no_grad():  # the classes name their factors differently: look at what comes out
+            probe = _encode(autoencoder.eval(), torch.zeros(1, 3, probe_side, probe_side), self.class_name)
+        super().__init__(channels=probe.shape[1], factor=probe_side // probe.shape[-1])
+        self.autoencoder = autoencoder.requires_grad_(False)
+        mean, std = _published_statistics(autoencoder, self.channels)
+        self.mean.copy_(mean)
+        self.std.copy_(std)
+
+    @classmethod
+    def load(cls, source: str, *, class_name: str | None = None, revision: str | None = None) -> Self:
+        """From a folder or a Hub id, safetensors only; ValueError says what is missing."""
+        try:
+            import diffusers
+        except ImportError as error:
+            raise ValueError('diffusers autoencoders need: pip install "ecar[diffusers]"') from error
+        try:
+            if class_name is None:
+                class_name = diffusers.AutoencoderKL.load_config(source, revision=revision)["_class_name"]
+            if class_name not in CLASSES:
+                raise ValueError(f"unsupported autoencoder {class_name}; supported: {', '.join(CLASSES)}")
+            autoencoder = getattr(diffusers, class_name).from_pretrained(
+                source, revision=revision, use_safetensors=True
+            )
+        except (OSError, KeyError, json.JSONDecodeError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise ValueError(f"tokenizer {source!r}: cannot be loaded as a diffusers autoencoder: {reason}") from error
+        return cls(autoencoder)
+
+    def config(self) -> dict[str, Any]:
+        return {"class_name": self.class_name}
+
+    def encode_raw(self, images: Tensor) -> Tensor:
+        return _encode(self.autoencoder, images.to(self.autoencoder.dtype), self.class_name)
+
+    def decode_raw(self, latents: Tensor) -> Tensor:
+        latents = latents.to(self.autoencoder.dtype)
+        if self.class_name == "AutoencoderKLFlux2":
+            latents = rearrange(latents, "b (c p q) h w -> b c (h p) (w q)", p=2, q=2)
+        decoded: Tensor = self.autoencoder.decode(latents, return_dict=False)[0]
+        return decoded
+
+    def statistics(self) -> Statistics:
+        """The part of the state that is not the autoencoder's own."""
+        return Statistics(self)
+
+    def save(self, folder: str | Path) -> None:
+        """As ``Tokenizer.save``, with the autoencoder in diffusers' own layout under ``autoencoder/``."""
+        from safetensors.torch import save_file
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.autoencoder.save_pretrained(folder / "autoencoder")
+        weights = {name: t.contiguous().cpu() for name, t in self.statistics().state_dict().items()}
+        save_file(weights, folder / "tokenizer.safetensors")
+        record = {"kind": self.kind, **self.config(), "fingerprint": self.fingerprint()}
+        (folder / "config.json").write_text(json.dumps(record, indent=2) + "\n")
+
+
+def _encode(autoencoder: Any, images: Tensor, class_name: str) -> Tensor:
+    result = autoencoder.encode(images)
+    if class_name == "AutoencoderTiny":
+        latents: Tensor = result.latents
+    elif class_name == "AutoencoderDC":
+        latents = result.latent
+    else:
+        latents = result.latent_dist.mode()
+    if class_name == "AutoencoderKLFlux2":
+        latents = rearrange(latents, "b c (h p) (w q) -> b (c p q) h w", p=2, q=2)
+    return latents
+
+
+def _published_statistics(autoencoder: Any, channels: int) -> tuple[Tensor, Tensor]:
+    """Per-channel mean and standard deviation from the configuration: scaled latent = (raw - shift) * scaling."""
+    norm = getattr(autoencoder, "bn", None)
+    if norm is not None and norm.running_mean is not None and len(norm.running_mean) == channels:
+        return norm.running_mean, torch.sqrt(norm.running_var + norm.eps)
+    config = autoencoder.config
+    if type(autoencoder).__name__ == "AutoencoderTiny":  # reads and writes its parent's scaled latent
+        return torch.zeros(channels), torch.ones(channels)
+    shift = getattr(config, "shift_factor", None) or 0.0
+    scaling = getattr(config, "scaling_factor", None) or 1.0
+    return torch.full((channels,), float(shift)), torch.full((channels,), 1.0 / float(scaling))

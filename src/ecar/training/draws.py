@@ -1,0 +1,40 @@
+"""Random numbers of a training step: a function of (seed, step), so that a resumed run sees the same."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ecar.config import TrainConfig
+from ecar.data.latents import LatentTable
+from ecar.data.order import batch_indices, derive_seed
+from ecar.stages import Stage
+from ecar.training.loss import Draws
+
+
+def training_times(shape: tuple[int, ...], uniform_share: float, generator: torch.Generator) -> Tensor:
+    """Times in [0, 1]: logit-normal(0, 1) (2403.03206), a share of them uniform so that both ends are visited."""
+    normal = torch.randn(shape, generator=generator).sigmoid()
+    uniform = torch.rand(shape, generator=generator)
+    choice = torch.rand(shape, generator=generator) < uniform_share
+    return torch.where(choice, uniform, normal)
+
+
+def draw_batch(
+    config: TrainConfig, table: LatentTable, plan: tuple[Stage, ...], null_class: int, step: int
+) -> tuple[Tensor, Tensor, Draws]:
+    """Latents (B, C, h, w) float32, labels (B,) with dropout applied, and the noise and times of a step (from 1)."""
+    generator = torch.Generator().manual_seed(derive_seed(config.seed, 2, step))
+    rows = batch_indices(len(table), config.batch_size, config.seed, step - 1)
+    side = torch.randint(table.latents.shape[0], (config.batch_size,), generator=generator)
+    latents = table.latents[side, rows].float()
+    dropped = torch.rand(config.batch_size, generator=generator) < config.label_dropout
+    labels = torch.where(dropped, null_class, table.labels[rows])
+    batch, channels = latents.shape[:2]
+    shapes = [(batch, channels, *stage.side) for stage in plan]
+    noise = [torch.randn(shape, generator=generator) for shape in shapes]
+    context = [torch.randn(shape, generator=generator) for shape in shapes[:-1]]
+    times = training_times((len(plan), batch), config.uniform_t, generator)
+    to = config.device
+    draws = Draws([n.to(to) for n in noise], [c.to(to) for c in context], times.to(to))
+    return latents.to(to), labels.to(to), draws

@@ -1,0 +1,204 @@
+"""The trainer: one process, resumable, latents in memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ecar.config import ModelConfig, SamplingConfig, StageConfig, TrainConfig
+from ecar.data.latents import LatentTable, encode_source, is_cache, load_latents
+from ecar.data.source import load_source
+from ecar.model import ECAR
+from ecar.presets import get_preset
+from ecar.stages import make_plan, pyramid, velocity_std
+from ecar.tokenizers import Tokenizer, load_tokenizer
+from ecar.training.checkpoint import load_checkpoint, restore_training, save_checkpoint, training_tensors
+from ecar.training.curves import LossCurves
+from ecar.training.draws import draw_batch
+from ecar.training.ema import EMA
+from ecar.training.log import RunLog
+from ecar.training.loss import stage_losses
+from ecar.training.optim import learning_rate, make_optimizers
+from ecar.training.run import check_out, save_final, save_samples
+
+MAX_BAD_STEPS = 5
+_STATISTICS_IMAGES = 5000
+
+
+class NonFiniteLossError(RuntimeError):
+    """Training diverged; the checkpoints on disk are untouched."""
+
+
+def train(config: TrainConfig) -> Path:
+    """Train, or resume the run in ``config.out``; returns the folder of the final model.
+
+    Raises:
+        ValueError: bad options or data, or a run folder that holds a run with other options.
+        NonFiniteLossError: ``MAX_BAD_STEPS`` steps in a row without a finite loss.
+    """
+    out = check_out(config)
+    table, tokenizer = load_table(config)
+    model_config = build_config(config, table, tokenizer)
+    torch.manual_seed(config.seed)
+    trainer = Trainer(config, ECAR(model_config).to(config.device), table, tokenizer, out)
+    trainer.run()
+    return save_final(trainer.averaged(), tokenizer, config, out)
+
+
+def load_table(config: TrainConfig) -> tuple[LatentTable, Tokenizer]:
+    """The latents to train on: a cache as it is, or images encoded now."""
+    if is_cache(config.data):
+        table, tokenizer = load_latents(config.data)
+        if config.tokenizer != "pixels" and load_tokenizer(config.tokenizer).fingerprint() != table.tokenizer:
+            raise ValueError(f"--data {config.data} holds latents of another tokenizer than --tokenizer")
+        if table.image_side != config.image_side:
+            raise ValueError(f"--data {config.data} holds images of {table.image_side}, not {config.image_side}")
+        if config.flip and table.latents.shape[0] == 1:
+            raise ValueError(f"--data {config.data} holds no mirrored images; encode with --flip")
+        return table, tokenizer
+    tokenizer = load_tokenizer(config.tokenizer)
+    # Before the slow part: sides that do not divide are an error now.
+    StageConfig.for_latent(tokenizer.latent_side(*config.image_side), config.stages, ends=config.ends, rho=config.rho)
+    source = load_source(config.data, max_images=config.max_images)
+    return encode_source(source, tokenizer, config.image_side, flip=config.flip, device=config.device), tokenizer
+
+
+def build_config(config: TrainConfig, table: LatentTable, tokenizer: Tokenizer) -> ModelConfig:
+    """The model configuration that the options, the data and the tokenizer give."""
+    stages = StageConfig.for_latent(
+        tokenizer.latent_side(*config.image_side), config.stages, ends=config.ends, rho=config.rho
+    )
+    preset, plan = get_preset(config.preset), make_plan(stages)
+    maps = pyramid(table.latents[0, :_STATISTICS_IMAGES].float(), len(plan))
+    count = len(plan)
+    return ModelConfig(
+        stages=stages,
+        channels=tokenizer.channels,
+        width=config.width or preset.width,
+        heads=config.heads or preset.heads,
+        trunk_depth=config.trunk_depth or preset.trunk_depth,
+        head_depth=config.head_depth or preset.head_depth,
+        num_classes=len(table.class_names),
+        class_names=table.class_names,
+        prediction=config.prediction,
+        context_noise=config.context_noise,
+        velocity_std=tuple(round(velocity_std(s, z), 6) for s, z in zip(plan, maps, strict=True)),
+        image_side=table.image_side,
+        tokenizer=table.tokenizer,
+        sampling=SamplingConfig(steps=(16,) + (8,) * (count - 1), guidance=(1.0,) * count),
+    )
+
+
+class Trainer:
+    """State of a run: model, average, optimizers, logs.
+
+    Args:
+        config: options.
+        model: on its device.
+        table: latents in memory.
+        tokenizer: decodes the sample grids.
+        out: folder of the run.
+    """
+
+    def __init__(
+        self, config: TrainConfig, model: ECAR, table: LatentTable, tokenizer: Tokenizer, out: Path
+    ) -> None:
+        self.config, self.model, self.table, self.tokenizer, self.out = config, model, table, tokenizer, out
+        self.ema, self.optimizers = EMA(model, config.ema), make_optimizers(model, config)
+        self.rows = tuple(max(1, round(share * config.batch_size)) for share in config.stage_share)
+        self.curves = LossCurves(len(model.plan))
+        self.step = self.skipped = 0
+        found = load_checkpoint(out)
+        if found is not None:
+            restore_training(found[0], model, self.ema, self.optimizers)
+            self.step, self.skipped = int(found[1]["step"]), int(found[1]["skipped"])
+            self.ema.updates = int(found[1]["ema_updates"])
+        losses: Callable[..., list[Tensor]] = stage_losses
+        self.losses = torch.compile(losses, dynamic=False) if config.compile else losses
+
+    def run(self) -> None:
+        """From the step that the checkpoint left to ``max_steps``."""
+        config = self.config
+        log = RunLog(self.out, step=self.step, tensorboard=config.tensorboard)
+        if self.step == 0:
+            print(f"{self.model.num_parameters():,} parameters, {len(self.table):,} images, rows {self.rows}")
+        sums, steps, bad, start = torch.zeros(len(self.model.plan)), 0, 0, time.perf_counter()
+        bar = tqdm(total=config.max_steps, initial=self.step, desc="training", disable=None)
+        while self.step < config.max_steps:
+            self.step += 1
+            means = self.train_step()
+            bar.update()
+            if means is None:
+                bad, self.skipped = bad + 1, self.skipped + 1
+                if bad >= MAX_BAD_STEPS:
+                    raise NonFiniteLossError(
+                        f"{bad} steps in a row without a finite loss (the last: {self.step}); lower --lr or use "
+                        f"--dtype fp32, and run the command again: it resumes from the last checkpoint"
+                    )
+            else:
+                bad, sums, steps = 0, sums + means, steps + 1
+            if self.step % config.log_every == 0 and steps:
+                stage = {f"loss_{k + 1}": round(v, 5) for k, v in enumerate((sums / steps).tolist())}
+                total = sum(w * v for w, v in zip(config.stage_weight, stage.values(), strict=True))
+                log.write(
+                    step=self.step,
+                    loss=round(total, 5),
+                    **stage,
+                    lr=learning_rate(self.step, config),
+                    images=self.step * config.batch_size,
+                    seconds=round(log.seconds_before + time.perf_counter() - start, 2),
+                    skipped=self.skipped,
+                )
+                bar.set_postfix(loss=f"{total:.4f}")
+                sums, steps = torch.zeros_like(sums), 0
+            self._at_intervals(log)
+        bar.close()
+
+    def train_step(self) -> Tensor | None:
+        """One update; per-stage mean losses (S,), or None where the loss or gradient was not finite (no update)."""
+        config = self.config
+        z, labels, draws = draw_batch(config, self.table, self.model.plan, self.model.config.null_class, self.step)
+        autocast = config.dtype == "bf16"
+        with torch.autocast(torch.device(config.device).type, torch.bfloat16, enabled=autocast):
+            losses = self.losses(self.model, z, labels, draws, self.rows)
+        means = torch.stack([loss.mean() for loss in losses])
+        weights = torch.tensor(config.stage_weight, device=means.device)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        (weights * means).sum().backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip, foreach=True)
+        if not math.isfinite(float(norm) + float(means.detach().sum())):
+            return None
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(self.step, config)
+            optimizer.step()
+        self.ema.update(self.model)
+        for k, loss in enumerate(losses):
+            self.curves.add(k, draws.times[k, : self.rows[k]], loss)
+        return means.detach().cpu()
+
+    def averaged(self) -> ECAR:
+        """A copy of the model with the averaged weights, in evaluation mode."""
+        model = ECAR(self.model.config).to(self.config.device)
+        self.ema.copy_to(model)
+        return model.eval()
+
+    def _at_intervals(self, log: RunLog) -> None:
+        config, last = self.config, self.step == self.config.max_steps
+        if config.sample_every and (self.step % config.sample_every == 0 or last):
+            path = save_samples(self.averaged(), self.tokenizer, self.out, self.step)
+            log.image("samples", path, self.step)
+        if self.step % config.save_every == 0 or last:
+            self.curves.save(self.out, self.step)
+            record = {"skipped": self.skipped, "ema_updates": self.ema.updates, "train": dataclasses.asdict(config)}
+            tensors = training_tensors(self.model, self.ema, self.optimizers)
+            save_checkpoint(self.out, self.step, tensors, json.loads(json.dumps(record)))

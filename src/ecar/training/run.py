@@ -1,0 +1,77 @@
+"""The run's folder: checks before work starts, sample grids, the final model."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import torch
+
+from ecar import __version__
+from ecar.config import TrainConfig
+from ecar.model import ECAR
+from ecar.sampling.pictures import grid
+from ecar.sampling.pipeline import Pipeline
+from ecar.tokenizers import Tokenizer
+from ecar.weights import save_model
+
+# Options that may change when a run is resumed: they do not touch what is learned.
+_FREE = {"out", "device", "compile", "log_every", "sample_every", "save_every", "tensorboard", "max_steps"}
+
+
+def make_out(out: str) -> Path:
+    """The output folder, made and proven writable; ValueError otherwise."""
+    folder = Path(out).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".write-test"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(f"--out {out}: cannot write there ({error.strerror})") from None
+    return folder
+
+
+def check_same_options(path: Path, options: dict[str, object]) -> None:
+    """Write ``options`` to ``path``, or compare with what is there.
+
+    Raises:
+        ValueError: the run there has other options; each is named.
+    """
+    now = json.loads(json.dumps(options))
+    if path.exists():
+        before = json.loads(path.read_text())
+        changed = [f"{k} {before.get(k)} -> {v}" for k, v in now.items() if before.get(k) != v]
+        if changed:
+            raise ValueError(f"{path.parent} holds a run with other options ({'; '.join(changed)}); choose another --out")
+    path.write_text(json.dumps(now, indent=2) + "\n")
+
+
+def check_out(config: TrainConfig) -> Path:
+    """The run's folder, writable and without a run of other options."""
+    out = make_out(config.out)
+    check_same_options(out / "train.json", {k: v for k, v in dataclasses.asdict(config).items() if k not in _FREE})
+    return out
+
+
+def save_samples(model: ECAR, tokenizer: Tokenizer, out: Path, step: int) -> Path:
+    """A grid of fixed seeds, one row per class (at most ten), as ``samples/step_N.png``."""
+    classes = min(model.config.num_classes, 10)
+    columns = 8
+    labels = [label for label in range(classes) for _ in range(columns)] if classes else None
+    seeds = list(range(len(labels) if labels else columns * 4))
+    images = Pipeline(model, tokenizer)(labels=labels, seeds=seeds).images
+    path = out / "samples" / f"step_{step:08d}.png"
+    path.parent.mkdir(exist_ok=True)
+    grid(images, columns, scale=2 if images[0].width < 64 else 1).save(path)
+    return path
+
+
+def save_final(model: ECAR, tokenizer: Tokenizer, config: TrainConfig, out: Path) -> Path:
+    """``out/final``: the averaged weights as a model folder, with a card of how they were made."""
+    final = out / "final"
+    save_model(final, model, tokenizer, torch.float32)
+    record = {"ecar": __version__, "torch": torch.__version__, **dataclasses.asdict(config)}
+    (final / "training.json").write_text(json.dumps(record, indent=2) + "\n")
+    return final

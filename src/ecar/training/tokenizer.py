@@ -1,0 +1,264 @@
+"""Train the convolutional autoencoder (``ecar tokenizer``).
+
+Loss, on images x with latents z (unit scale by running statistics):
+
+    reconstruction      |dec(z + noise) - x|          L1 + squared error
+    perceptual          EfficientNet-Lite0 features of the first strides, channel-normalised as in LPIPS (1801.03924)
+    scale consistency   the same two between dec(D z + noise) and D x, for 2x2 pooling D and its powers
+                        (EQ-VAE 2502.09509, 2502.14831): every coarse stage of ECAR lives on pooled latents
+
+The noise keeps neighbouring latents decodable, so that small errors of the sampler stay small in the image.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ecar.data.images import to_signed
+from ecar.data.source import ImageReport, iterate_images, load_source
+from ecar.features import EfficientNetLite0
+from ecar.tokenizers.conv import ConvTokenizer
+from ecar.training.checkpoint import load_checkpoint, restore_training, save_checkpoint, training_tensors
+from ecar.training.ema import EMA
+from ecar.training.log import RunLog
+from ecar.training.run import check_same_options, make_out
+
+_PERCEPTUAL_BLOCKS = (0, 2, 4)  # EfficientNet-Lite0 blocks at strides 2, 4 and 8
+_STATISTICS_MOMENTUM = 0.02
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerConfig:
+    """Options of ``ecar tokenizer``."""
+
+    data: str
+    """Folder of images, parquet file or folder, or Hub data set id."""
+    out: str
+    """Folder to write: the tokenizer, log.jsonl, reconstructions.png. The same command again resumes."""
+    resolution: int = 32
+    """Side of the training images in pixels."""
+    channels: int = 4
+    """Latent channels."""
+    factor: int = 4
+    """Pixels per latent position, along each side; a power of two."""
+    widths: tuple[int, ...] = (32, 64, 128)
+    """Channels per level from the image side inwards; log2(factor) + 1 of them."""
+    depth: int = 2
+    """Residual blocks per decoder level."""
+    max_steps: int = 4000
+    """Optimizer steps."""
+    batch_size: int = 128
+    """Images per step."""
+    lr: float = 2e-3
+    """Peak learning rate of AdamW; 5% warm-up, cosine decay to 1%."""
+    perceptual: float = 0.5
+    """Weight of the perceptual term; 0 is off (and needs no EfficientNet weights)."""
+    scale_consistency: float = 0.5
+    """Weight of the pooled terms; 0 is off."""
+    scale_levels: int = 1
+    """How many poolings to ask consistency for: stages - 1."""
+    latent_noise: float = 0.1
+    """Standard deviation of the noise on unit-scale latents."""
+    max_images: int | None = None
+    """Use only the first images of the data."""
+    save_every: int = 500
+    """Steps between checkpoints."""
+    log_every: int = 50
+    """Steps between log lines."""
+    seed: int = 0
+    """Seed of weights, order and noise."""
+    device: str = "cpu"
+    """Device to train on."""
+    compile: bool = False
+    """torch.compile the loss: 1-2 minutes to start, then faster."""
+
+    def __post_init__(self) -> None:
+        for name in ("resolution", "channels", "max_steps", "batch_size", "save_every", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        smallest = self.factor * 2 ** (self.scale_levels if self.scale_consistency else 0)
+        if self.resolution % smallest:
+            raise ValueError(f"resolution {self.resolution} does not divide by {smallest} (factor and pooling levels)")
+
+
+class TokenizerLoss:
+    """The loss above as a function of (images, noise); keeps the running statistics in ``tokenizer.mean, .std``."""
+
+    def __init__(self, tokenizer: ConvTokenizer, config: TokenizerConfig) -> None:
+        self.tokenizer, self.config = tokenizer, config
+        self.features = EfficientNetLite0().to(config.device, memory_format=torch.channels_last) if config.perceptual else None
+
+    def __call__(self, images: Tensor, noise: list[Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+        """Images (B, 3, H, W) in [-1, 1], one noise map per level -> named terms (unweighted), raw latents."""
+        tok, cfg = self.tokenizer, self.config
+        raw = tok.encode_raw(images)
+        latents = tok.normalize(raw)
+        terms: dict[str, Tensor] = {}
+        levels = range(1 + (cfg.scale_levels if cfg.scale_consistency else 0))
+        for level in levels:
+            if level:
+                latents, images = F.avg_pool2d(latents, 2), F.avg_pool2d(images, 2)
+            decoded = tok.decode_raw(tok.denormalize(latents + cfg.latent_noise * noise[level])).float()
+            error = decoded - images
+            terms[f"reconstruction_{level}"] = error.abs().mean() + error.square().mean()
+            if self.features is not None:
+                terms[f"perceptual_{level}"] = self.perceptual(decoded, images)
+        return terms, raw
+
+    def perceptual(self, decoded: Tensor, images: Tensor) -> Tensor:
+        """Mean squared distance of channel-normalised features."""
+        assert self.features is not None
+        maps = []
+        for picture in (decoded, images.detach()):
+            layers = self.features.layers(picture, _PERCEPTUAL_BLOCKS[-1])
+            maps.append([F.normalize(layers[1 + b].float(), dim=1) for b in _PERCEPTUAL_BLOCKS])
+        return torch.stack([(a - b).square().sum(1).mean() for a, b in zip(*maps, strict=True)]).mean()
+
+    def total(self, terms: dict[str, Tensor]) -> Tensor:
+        """The weighted sum."""
+        cfg = self.config
+        weights = {name: 1.0 if name.endswith("_0") else cfg.scale_consistency for name in terms}
+        factors = {name: cfg.perceptual if name.startswith("perceptual") else 1.0 for name in terms}
+        return torch.stack([weights[n] * factors[n] * t for n, t in terms.items()]).sum()
+
+
+def train_tokenizer(config: TokenizerConfig) -> ConvTokenizer:
+    """Train, write ``config.out`` and return the averaged tokenizer.
+
+    Raises:
+        ValueError: bad data, or an ``out`` folder of another configuration.
+    """
+    out = make_out(config.out)
+    free = ("out", "device", "save_every", "log_every", "compile")
+    check_same_options(out / "train.json", {k: v for k, v in asdict(config).items() if k not in free})
+    images = _read_images(config)
+    grey = bool((images == images[..., :1]).all())
+    torch.manual_seed(config.seed)
+    tokenizer = ConvTokenizer(
+        channels=config.channels,
+        factor=config.factor,
+        image_channels=1 if grey else 3,
+        widths=config.widths,
+        depth=config.depth,
+    ).to(config.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    ema = EMA(tokenizer, 0.999)
+    optimizer = torch.optim.AdamW(tokenizer.parameters(), lr=config.lr, betas=(0.9, 0.95), weight_decay=0.01)
+    step = 0
+    found = load_checkpoint(out)
+    if found is not None:
+        restore_training(found[0], tokenizer, ema, [optimizer])
+        step = ema.updates = int(found[1]["step"])
+    loss = TokenizerLoss(tokenizer, config)
+    _run_steps(config, images, loss, ema, optimizer, step, RunLog(out, step=step))
+    ema.copy_to(tokenizer)
+    _measure(tokenizer, images, config)
+    tokenizer.save(out)
+    _save_reconstructions(tokenizer, images[:16], out / "reconstructions.png", config.device)
+    return tokenizer
+
+
+def _run_steps(
+    config: TokenizerConfig,
+    images: np.ndarray,
+    loss: TokenizerLoss,
+    ema: EMA,
+    optimizer: torch.optim.Optimizer,
+    step: int,
+    log: RunLog,
+) -> None:
+    tokenizer = loss.tokenizer
+    compute: Callable[..., tuple[dict[str, Tensor], Tensor]] = torch.compile(loss) if config.compile else loss
+    sums: dict[str, Tensor] = {}
+    start = time.perf_counter()
+    for now in tqdm(range(step + 1, config.max_steps + 1), initial=step, total=config.max_steps, disable=None):
+        for group in optimizer.param_groups:
+            group["lr"] = config.lr * _cosine(now, config.max_steps)
+        batch, noise = _draw(config, images, now)
+        with torch.autocast(torch.device(config.device).type, torch.bfloat16):
+            terms, raw = compute(batch, noise)
+        total = loss.total(terms)
+        optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        norm = torch.nn.utils.clip_grad_norm_(tokenizer.parameters(), 1.0)
+        if not torch.isfinite(norm):
+            raise ValueError(f"step {now}: the gradient is not finite; lower --lr (now {config.lr})")
+        optimizer.step()
+        ema.update(tokenizer)
+        _update_statistics(tokenizer, raw.detach().float(), 1.0 if now == 1 else _STATISTICS_MOMENTUM)
+        for name, term in terms.items():
+            sums[name] = sums.get(name, torch.zeros(())) + term.detach().cpu()
+        if now % config.log_every == 0:
+            means = {name: float(value) / config.log_every for name, value in sums.items()}
+            seconds = log.seconds_before + time.perf_counter() - start
+            log.write(step=now, images=now * config.batch_size, seconds=round(seconds, 2), **means)
+            sums = {}
+        if now % config.save_every == 0 or now == config.max_steps:
+            save_checkpoint(Path(config.out), now, training_tensors(tokenizer, ema, [optimizer]), {})
+
+
+def _draw(config: TokenizerConfig, images: np.ndarray, step: int) -> tuple[Tensor, list[Tensor]]:
+    """Batch and noise of a step: a function of (seed, step), so that a resumed run sees the same."""
+    generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+    rows = torch.randint(len(images), (config.batch_size,), generator=generator).numpy()
+    batch = torch.from_numpy(to_signed(images[rows])).permute(0, 3, 1, 2)
+    batch = batch.to(config.device, memory_format=torch.channels_last)
+    side, noise = config.resolution // config.factor, []
+    for level in range(1 + config.scale_levels):
+        shape = (config.batch_size, config.channels, side >> level, side >> level)
+        noise.append(torch.randn(shape, generator=generator).to(config.device))
+    return batch, noise
+
+
+def _cosine(step: int, steps: int) -> float:
+    warmup = max(1, steps // 20)
+    if step < warmup:
+        return step / warmup
+    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+@torch.no_grad()
+def _update_statistics(tokenizer: ConvTokenizer, raw: Tensor, momentum: float) -> None:
+    tokenizer.mean.lerp_(raw.mean((0, 2, 3)), momentum)
+    tokenizer.std.lerp_(raw.std((0, 2, 3)).clamp_min(1e-4), momentum)
+
+
+@torch.no_grad()
+def _measure(tokenizer: ConvTokenizer, images: np.ndarray, config: TokenizerConfig) -> None:
+    """Exact statistics of the averaged encoder, over at most 20,000 images."""
+    raw = []
+    for first in range(0, min(len(images), 20_000), 500):
+        batch = torch.from_numpy(to_signed(images[first : first + 500])).permute(0, 3, 1, 2).to(config.device)
+        raw.append(tokenizer.encode_raw(batch).float().cpu())
+    tokenizer.measure(raw)
+
+
+def _read_images(config: TokenizerConfig) -> np.ndarray:
+    source = load_source(config.data, max_images=config.max_images)
+    report = ImageReport()
+    side = config.resolution
+    batches = [images for images, _ in iterate_images(source, side, side, batch_size=1000, report=report)]
+    for line in report.skipped or []:
+        print(f"skipped: {line}")
+    return np.concatenate(batches)
+
+
+def _save_reconstructions(tokenizer: ConvTokenizer, images: np.ndarray, path: Path, device: str) -> None:
+    """Rows: images; decoded latents; decoded pooled latents (enlarged)."""
+    from PIL import Image
+
+    batch = torch.from_numpy(to_signed(images)).permute(0, 3, 1, 2).to(device)
+    latents = tokenizer.encode(batch)
+    coarse = F.interpolate(tokenizer.decode(F.avg_pool2d(latents, 2)), scale_factor=2, mode="nearest")
+    rows = [torch.cat(list(r), dim=2) for r in (batch, tokenizer.decode(latents), coarse)]
+    grid = ((torch.cat(rows, dim=1) + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy()
+    Image.fromarray(grid).resize((grid.shape[1] * 2, grid.shape[0] * 2), Image.Resampling.NEAREST).save(path)

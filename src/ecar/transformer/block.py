@@ -1,0 +1,121 @@
+"""The transformer block of trunk and head: adaLN-zero modulation, QK-normalised attention, SwiGLU.
+
+Shapes: B batch, N tokens, D width. Modulation is (B, G, 6 D): one row per group of tokens (stage), never per token.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from ecar.transformer.cache import StageCache
+from ecar.transformer.positions import rotate
+
+# On CPU the backward pass of scaled_dot_product_attention in bfloat16 takes several times as long as explicit
+# products while the score matrix is small (measured; it crosses over near this many keys).
+_EXPLICIT_BELOW = 512
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight over the last axis, computed in float32 (1910.07467)."""
+
+    def __init__(self, width: int, *, affine: bool = True) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width)) if affine else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-6)
+        return (normed if self.weight is None else normed * self.weight).to(x.dtype)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Softmax attention: q (B, heads, N, d), k and v (B, heads, M, d), mask (N, M) True where allowed."""
+    if q.device.type == "cpu" and k.shape[2] < _EXPLICIT_BELOW:
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+        if mask is not None:
+            scores = scores.masked_fill(~mask, float("-inf"))
+        return scores.softmax(-1).to(v.dtype) @ v
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with QK-RMSNorm and 2-D rotary positions: (B, N, D) -> (B, N, D)."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.to_qkv = nn.Linear(width, 3 * width, bias=False)
+        self.q_norm, self.k_norm = RMSNorm(width // heads), RMSNorm(width // heads)
+        self.to_out = nn.Linear(width, width)
+
+    def forward(
+        self, x: Tensor, angles: Tensor, mask: Tensor | None = None, cache: StageCache | None = None, layer: int = 0
+    ) -> Tensor:
+        q, k, v = rearrange(self.to_qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.heads)
+        q, k = rotate(self.q_norm(q), angles), rotate(self.k_norm(k), angles)
+        if cache is not None:
+            k, v = cache.append(layer, k, v)
+        return self.to_out(rearrange(attention(q, k, v, mask), "b h n d -> b n (h d)"))
+
+
+class SwiGLU(nn.Module):
+    """Gated feed-forward (2002.05202) with the parameters of a 4x perceptron: (B, N, D) -> (B, N, D)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        hidden = -(-8 * width // 3 // 32) * 32
+        self.w_in, self.w_out = nn.Linear(width, 2 * hidden), nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = self.w_in(x).chunk(2, dim=-1)
+        return self.w_out(F.silu(gate) * value)
+
+
+class Block(nn.Module):
+    """x + gate * attention(mod(norm(x))), then the same with the feed-forward. Starts as the identity (adaLN-zero)."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = RMSNorm(width, affine=False), RMSNorm(width, affine=False)
+        self.attention, self.mlp = Attention(width, heads), SwiGLU(width)
+        self.modulation = nn.Linear(width, 6 * width)
+        nn.init.zeros_(self.modulation.weight)
+        nn.init.zeros_(self.modulation.bias)
+
+    def forward(
+        self,
+        x: Tensor,
+        condition: Tensor,
+        angles: Tensor,
+        *,
+        groups: Tensor | None = None,
+        mask: Tensor | None = None,
+        cache: StageCache | None = None,
+        layer: int = 0,
+    ) -> Tensor:
+        """x (B, N, D), condition (B, G, D) already activated, groups (N,) the row of ``condition`` of each token."""
+        modulation = self.modulation(condition)  # (B, G, 6 D)
+        if groups is not None:
+            modulation = modulation[:, groups]  # (B, N, 6 D)
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation.chunk(6, dim=-1)
+        h = self.norm1(x) * (1 + scale1) + shift1
+        x = x + gate1 * self.attention(h, angles, mask, cache, layer)
+        h = self.norm2(x) * (1 + scale2) + shift2
+        return x + gate2 * self.mlp(h)
+
+
+def initialize(module: nn.Module) -> None:
+    """Xavier-uniform linears, zero biases, small embeddings; zero-initialised layers are set again by their owners."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.xavier_uniform_(part.weight)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+        elif isinstance(part, nn.Embedding):
+            nn.init.normal_(part.weight, std=0.02)
+    for part in module.modules():
+        if isinstance(part, Block):
+            nn.init.zeros_(part.modulation.weight)

@@ -1,0 +1,47 @@
+"""The key-value cache of the stage transformer: an object that the caller makes and passes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class StageCache:
+    """Keys and values of the stages done so far, one contiguous buffer per layer, allocated once.
+
+    Args:
+        layers: blocks of the transformer.
+        batch: rows.
+        heads, head_dim: attention sizes.
+        tokens: positions of all stages that will be appended.
+    """
+
+    def __init__(
+        self,
+        *,
+        layers: int,
+        batch: int,
+        heads: int,
+        head_dim: int,
+        tokens: int,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        shape = (layers, batch, heads, tokens, head_dim)
+        self._keys, self._values = (torch.empty(shape, device=device, dtype=dtype) for _ in range(2))
+        self.length = 0
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store k, v (B, heads, n, head_dim) behind what is there; all keys and values of the layer come back."""
+        end = self.length + k.shape[2]
+        self._keys[layer, :, :, self.length : end] = k
+        self._values[layer, :, :, self.length : end] = v
+        return self._keys[layer, :, :, :end], self._values[layer, :, :, :end]
+
+    def advance(self, tokens: int) -> None:
+        """Close a stage: the next ``append`` writes behind its tokens."""
+        self.length += tokens
+
+    def first_rows(self, rows: int) -> None:
+        """Keep the first ``rows`` of the batch (guidance ends: the unconditional half goes)."""
+        self._keys, self._values = self._keys[:, :rows], self._values[:, :rows]

@@ -1,0 +1,127 @@
+"""Model folders: ``config.json``, ``model.safetensors`` and ``tokenizer/``. Nothing here ever unpickles."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from ecar.config import ModelConfig
+from ecar.model import ECAR
+from ecar.tokenizers import Tokenizer, load_tokenizer
+
+BUNDLED = Path(__file__).parent / "bundled"
+DEFAULT_MODEL = "fashion"
+_FORMAT = 1
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+
+
+def bundled_models() -> list[str]:
+    """Names of the models inside the package."""
+    return sorted(p.parent.name for p in BUNDLED.glob("*/config.json"))
+
+
+def resolve_model(name: str | Path) -> Path:
+    """A bundled name, folder or Hub id -> local folder.
+
+    Raises:
+        ValueError: nothing of that name.
+    """
+    text = str(name)
+    if (BUNDLED / text / "config.json").exists() and "/" not in text:
+        return BUNDLED / text
+    path = Path(text).expanduser()
+    if path.is_file():
+        reason = "a pickle may run code and is never loaded" if path.suffix in _PICKLES else "not a model folder"
+        raise ValueError(f"{text}: {reason}; give the folder with config.json and model.safetensors")
+    if path.is_dir():
+        return path
+    if text.count("/") != 1 or text.startswith((".", "/", "~")):
+        raise ValueError(f"model {text!r} not found: no such folder; bundled models: {', '.join(bundled_models())}")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(text, allow_patterns=["*.json", "*.safetensors", "*.md"]))
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f"model {text!r}: no such folder, and the Hub answered: {reason}") from error
+
+
+def save_model(folder: Path, model: ECAR, tokenizer: Tokenizer, dtype: torch.dtype = torch.float32) -> None:
+    """Write a model folder; ``dtype`` is that of the stored weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: t.detach().to(dtype).contiguous().cpu() for name, t in model.state_dict().items()}
+    save_file(weights, folder / "model.safetensors")
+    record = {"format": _FORMAT, "library": "ecar", "model": model.config.to_json()}
+    (folder / "config.json").write_text(json.dumps(record, indent=2) + "\n")
+    tokenizer.save(folder / "tokenizer")
+
+
+def load_config(folder: Path) -> ModelConfig:
+    """The model configuration of a folder; ValueError says what is wrong with it."""
+    path = folder / "config.json"
+    if not path.exists():
+        raise ValueError(f"{folder}: no config.json there; a model folder has config.json and model.safetensors")
+    try:
+        record = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON ({error})") from None
+    if not isinstance(record, dict) or record.get("library") != "ecar" or "model" not in record:
+        raise ValueError(f"{path}: not the configuration of an ecar model")
+    if record.get("format") != _FORMAT:
+        raise ValueError(f"{path}: format {record.get('format')!r} is not {_FORMAT}; another version of ecar wrote it")
+    return ModelConfig.from_json(record["model"])
+
+
+def load_model(name: str | Path) -> tuple[ECAR, Tokenizer]:
+    """Model (float32, in evaluation mode) and tokenizer of a folder, bundled name or Hub id.
+
+    Raises:
+        ValueError: anything missing, damaged, of another shape, or a tokenizer that is not the model's own.
+    """
+    folder = resolve_model(name)
+    config = load_config(folder)
+    model = ECAR(config)
+    load_weights(model, folder / "model.safetensors")
+    tokenizer = load_tokenizer(folder / "tokenizer")
+    if config.tokenizer and tokenizer.fingerprint() != config.tokenizer:
+        raise ValueError(
+            f"{folder}: the model was trained on latents of tokenizer {config.tokenizer}, "
+            f"but the folder holds tokenizer {tokenizer.fingerprint()}"
+        )
+    return model.eval(), tokenizer.eval()
+
+
+def load_weights(module: nn.Module, path: Path) -> None:
+    """Fill ``module`` from a safetensors file, strictly: every key, every shape.
+
+    Raises:
+        ValueError: file missing (a pickle beside it is named, never read), damaged, or of another module.
+    """
+    if not path.exists():
+        pickles = [p.name for p in path.parent.glob("*") if p.suffix in _PICKLES] if path.parent.exists() else []
+        hint = f" ({pickles[0]} is a pickle and is never loaded: convert it to safetensors)" if pickles else ""
+        raise ValueError(f"{path}: missing weights{hint}")
+    try:
+        state = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path}: not a readable safetensors file ({error})") from None
+    own = module.state_dict()
+    missing, extra = sorted(set(own) - set(state)), sorted(set(state) - set(own))
+    if missing or extra:
+        raise ValueError(f"{path}: weights of another model; missing {_some(missing)}, unexpected {_some(extra)}")
+    for key, tensor in state.items():
+        if tensor.shape != own[key].shape:
+            raise ValueError(
+                f"{path}: weights of another shape: {key} is {tuple(tensor.shape)}, "
+                f"the configuration asks for {tuple(own[key].shape)}"
+            )
+    module.load_state_dict({key: tensor.to(own[key].dtype) for key, tensor in state.items()})
+
+
+def _some(keys: list[str]) -> str:
+    return f"{len(keys)}" + (f" (such as {keys[0]})" if keys else "")
