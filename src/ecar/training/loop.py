@@ -6,7 +6,6 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -97,6 +96,14 @@ def build_config(config: TrainConfig, table: LatentTable, tokenizer: Tokenizer) 
     )
 
 
+def compile_blocks(model: ECAR) -> None:
+    """torch.compile every block in place. All blocks share one graph per shape, so that starting takes a minute;
+    the whole loss as one graph takes several and runs no faster."""
+    torch._dynamo.config.recompile_limit = 64  # one graph per stage, row count and gradient mode
+    for block in (*model.transformer.blocks, *model.head.blocks):
+        block.compile(dynamic=False)
+
+
 class Trainer:
     """State of a run: model, average, optimizers, logs.
 
@@ -121,8 +128,8 @@ class Trainer:
             restore_training(found[0], model, self.ema, self.optimizers)
             self.step, self.skipped = int(found[1]["step"]), int(found[1]["skipped"])
             self.ema.updates = int(found[1]["ema_updates"])
-        losses: Callable[..., list[Tensor]] = stage_losses
-        self.losses = torch.compile(losses, dynamic=False) if config.compile else losses
+        if config.compile:
+            compile_blocks(model)
 
     def run(self) -> None:
         """From the step that the checkpoint left to ``max_steps``."""
@@ -168,7 +175,7 @@ class Trainer:
         z, labels, draws = draw_batch(config, self.table, self.model.plan, self.model.config.null_class, self.step)
         autocast = config.dtype == "bf16"
         with torch.autocast(torch.device(config.device).type, torch.bfloat16, enabled=autocast):
-            losses = self.losses(self.model, z, labels, draws, self.rows)
+            losses = stage_losses(self.model, z, labels, draws, self.rows)
         means = torch.stack([loss.mean() for loss in losses])
         weights = torch.tensor(config.stage_weight, device=means.device)
         for optimizer in self.optimizers:

@@ -97,14 +97,16 @@ class Block(nn.Module):
         layer: int = 0,
     ) -> Tensor:
         """x (B, N, D), condition (B, G, D) already activated, groups (N,) the row of ``condition`` of each token."""
-        modulation = self.modulation(condition)  # (B, G, 6 D)
-        if groups is not None:
-            modulation = modulation[:, groups]  # (B, N, 6 D)
-        shift1, scale1, gate1, shift2, scale2, gate2 = modulation.chunk(6, dim=-1)
-        h = self.norm1(x) * (1 + scale1) + shift1
-        x = x + gate1 * self.attention(h, angles, mask, cache, layer)
-        h = self.norm2(x) * (1 + scale2) + shift2
-        return x + gate2 * self.mlp(h)
+        # Modulation in float32: it is per group, so it costs little, and it keeps the residual stream precise.
+        with torch.autocast(x.device.type, enabled=False):
+            modulation = F.linear(condition.float(), self.modulation.weight.float(), self.modulation.bias.float())
+            if groups is not None:
+                modulation = modulation[:, groups]  # (B, N, 6 D)
+            shift1, scale1, gate1, shift2, scale2, gate2 = modulation.chunk(6, dim=-1)  # (B, G or N, D)
+        h = (self.norm1(x) * (1 + scale1) + shift1).to(x.dtype)
+        x = x + (gate1 * self.attention(h, angles, mask, cache, layer)).to(x.dtype)
+        h = (self.norm2(x) * (1 + scale2) + shift2).to(x.dtype)
+        return x + (gate2 * self.mlp(h)).to(x.dtype)
 
 
 def initialize(module: nn.Module) -> None:
