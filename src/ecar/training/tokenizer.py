@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ecar.config import TokenizerConfig
 from ecar.data.images import to_signed
 from ecar.data.source import ImageReport, iterate_images, load_source
 from ecar.features import EfficientNetLite0
@@ -35,60 +36,6 @@ from ecar.training.run import check_same_options, make_out
 
 _PERCEPTUAL_BLOCKS = (0, 2, 4)  # EfficientNet-Lite0 blocks at strides 2, 4 and 8
 _STATISTICS_MOMENTUM = 0.02
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokenizerConfig:
-    """Options of ``ecar tokenizer``."""
-
-    data: str
-    """Folder of images, parquet file or folder, or Hub data set id."""
-    out: str
-    """Folder to write: the tokenizer, log.jsonl, reconstructions.png. The same command again resumes."""
-    resolution: int = 32
-    """Side of the training images in pixels."""
-    channels: int = 4
-    """Latent channels."""
-    factor: int = 4
-    """Pixels per latent position, along each side; a power of two."""
-    widths: tuple[int, ...] = (32, 64, 128)
-    """Channels per level from the image side inwards; log2(factor) + 1 of them."""
-    depth: int = 2
-    """Residual blocks per decoder level."""
-    max_steps: int = 4000
-    """Optimizer steps."""
-    batch_size: int = 128
-    """Images per step."""
-    lr: float = 2e-3
-    """Peak learning rate of AdamW; 5% warm-up, cosine decay to 1%."""
-    perceptual: float = 0.5
-    """Weight of the perceptual term; 0 is off (and needs no EfficientNet weights)."""
-    scale_consistency: float = 0.5
-    """Weight of the pooled terms; 0 is off."""
-    scale_levels: int = 1
-    """How many poolings to ask consistency for: stages - 1."""
-    latent_noise: float = 0.1
-    """Standard deviation of the noise on unit-scale latents."""
-    max_images: int | None = None
-    """Use only the first images of the data."""
-    save_every: int = 500
-    """Steps between checkpoints."""
-    log_every: int = 50
-    """Steps between log lines."""
-    seed: int = 0
-    """Seed of weights, order and noise."""
-    device: str = "cpu"
-    """Device to train on."""
-    compile: bool = False
-    """torch.compile the loss: 1-2 minutes to start, then faster."""
-
-    def __post_init__(self) -> None:
-        for name in ("resolution", "channels", "max_steps", "batch_size", "save_every", "log_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        smallest = self.factor * 2 ** (self.scale_levels if self.scale_consistency else 0)
-        if self.resolution % smallest:
-            raise ValueError(f"resolution {self.resolution} does not divide by {smallest} (factor and pooling levels)")
 
 
 class TokenizerLoss:

@@ -1,0 +1,84 @@
+"""``ecar VERB ...``: finds the verb, runs it, turns wrong input into one line and exit code 2.
+
+Nothing heavy is imported before the verb is known: ``ecar --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+VERBS = {
+    "sample": "generate images from a model",
+    "train": "train a model on images (the same command again resumes)",
+    "tokenizer": "train the small convolutional autoencoder",
+    "encode": "encode a data set to latents once",
+    "info": "describe a model",
+}
+OK, FAILED, WRONG_INPUT = 0, 1, 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code (0 done, 1 failed, 2 wrong input)."""
+    args = list(sys.argv[1:] if arguments is None else arguments)
+    if not args or args[0] in ("-h", "--help"):
+        print(_help())
+        return OK if args else WRONG_INPUT
+    if args[0] == "--version":
+        from ecar import __version__
+
+        print(f"ecar {__version__}")
+        return OK
+    verb = args.pop(0)
+    if verb not in VERBS:
+        return _refuse(f"unknown command {verb!r}; choose one of {', '.join(VERBS)}")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    module = importlib.import_module(f"ecar.cli.{verb}")
+    try:
+        module.run(args)
+    except ValueError as error:
+        if os.environ.get("ECAR_TRACEBACK"):
+            raise
+        return _refuse(str(error))
+    except ImportError as error:
+        return _refuse(f"a package is missing ({error.name}); install it with: pip install 'ecar[all]'")
+    except KeyboardInterrupt:
+        print("ecar: interrupted", file=sys.stderr)
+        return FAILED
+    except (RuntimeError, OSError) as error:
+        if os.environ.get("ECAR_TRACEBACK"):
+            raise
+        print(f"ecar: {_one_line(str(error))}", file=sys.stderr)
+        return FAILED
+    return OK
+
+
+def _refuse(message: str) -> int:
+    print(f"ecar: {_one_line(message)}", file=sys.stderr)
+    return WRONG_INPUT
+
+
+def _one_line(message: str) -> str:
+    return " ".join(message.split())
+
+
+def _help() -> str:
+    lines = [f"  {verb:10} {text}" for verb, text in VERBS.items()]
+    return "\n".join(
+        [
+            "usage: ecar COMMAND [options]        (ecar COMMAND --help lists the options)",
+            "",
+            "Fast image generation with continuous autoregressive models.",
+            "",
+            *lines,
+            "",
+            "  --version  print the version",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,128 @@
+"""``ecar sample``: images from a model, as a grid (.png) or an array (.npz)."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, TypeVar
+
+import tyro
+
+from ecar.cli.options import output_file, parse
+
+Number = TypeVar("Number", int, float)
+
+@dataclass(frozen=True, kw_only=True)
+class SampleOptions:
+    """Generate images from a model."""
+
+    model: Annotated[str, tyro.conf.Positional] = "fashion"
+    """Bundled name, folder or Hub id."""
+    out: str = "samples.png"
+    """File to write: .png (grid, one row per class) or .npz (arr_0: N x H x W x 3 uint8, labels: N int64)."""
+    classes: str = "all"
+    """Class names or ids with commas between, `all`, or `none` (no class)."""
+    per_class: int = 8
+    """Images per class."""
+    seed: int = 0
+    """Seed of the first image; image i uses seed + i."""
+    steps: tuple[int, ...] | None = None
+    """Solver steps, one number or one per stage (8,8); default: the model's."""
+    guidance: tuple[float, ...] | None = None
+    """Guidance scale, one number (all stages but the last) or one per stage; 1 is off; default: the model's."""
+    solver: str | None = None
+    """euler, heun or ab2; default: the model's."""
+    guidance_on: str | None = None
+    """velocity or tokens; default: the model's."""
+    stages: str | None = None
+    """Also write a strip of the stages of the first images (.png)."""
+    gif: str | None = None
+    """Also write the grid growing stage by stage (.gif)."""
+    scale: int = 0
+    """Enlarge pictures this many times (nearest); 0 chooses 3 for images below 64 pixels, else 1. Not for .npz."""
+    batch_size: int = 64
+    """Images computed at once."""
+    device: str = "cpu"
+    """Device to sample on."""
+    dtype: str = "fp32"
+    """fp32 or bf16."""
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Parse, check every path, sample, write; prints one JSON object as the last line."""
+    options = parse(SampleOptions, arguments, "sample")
+    out = output_file(options.out, (".png", ".npz"))
+    stages_path = output_file(options.stages, (".png",)) if options.stages else None
+    gif_path = output_file(options.gif, (".gif",)) if options.gif else None
+    if options.per_class < 1 or options.scale < 0:
+        raise ValueError("--per-class must be at least 1 and --scale at least 0")
+    if options.dtype not in ("fp32", "bf16"):
+        raise ValueError(f"--dtype must be fp32 or bf16, got {options.dtype!r}")
+
+    import numpy as np
+    import torch
+
+    from ecar.sampling.pictures import grid, save_gif, save_png, strip
+    from ecar.sampling.pipeline import Pipeline
+
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[options.dtype]
+    pipe = Pipeline.from_pretrained(options.model, device=options.device, dtype=dtype)
+    labels = [label for label in _classes(options.classes, pipe) for _ in range(options.per_class)]
+    seeds = [options.seed + i for i in range(len(labels))]
+    start = time.perf_counter()
+    output = pipe(
+        labels,
+        seeds=seeds,
+        steps=_one_or_all(options.steps),
+        guidance=_one_or_all(options.guidance),
+        solver=options.solver,
+        guidance_on=options.guidance_on,
+        batch_size=options.batch_size,
+        return_stages=bool(stages_path or gif_path),
+    )
+    seconds = time.perf_counter() - start
+    record = {
+        "model": options.model,
+        "images": len(labels),
+        "seconds": round(seconds, 3),
+        "images_per_second": round(len(labels) / seconds, 2),
+        "seed": options.seed,
+        "labels": output.labels,
+        "settings": output.settings.to_json(),
+        "dtype": options.dtype,
+        "out": str(out),
+    }
+    scale = options.scale or (3 if output.images[0].width < 64 else 1)
+    if out.suffix.lower() == ".npz":
+        arrays = {"arr_0": np.stack([np.asarray(i) for i in output.images]), "labels": np.asarray(output.labels)}
+        np.savez(out, **arrays)
+    else:
+        columns = options.per_class if options.classes != "none" else None
+        save_png(grid(output.images, columns, scale=scale), out, {"ecar": json.dumps(record)})
+    if stages_path is not None:
+        rows = range(0, len(labels), max(1, options.per_class))
+        save_png(strip([[s[r] for r in rows] for s in output.stages], scale=scale), stages_path, {})
+    if gif_path is not None:
+        save_gif(output.stages, gif_path, options.per_class, scale=scale)
+    print(json.dumps(record))
+
+
+def _classes(text: str, pipe: object) -> list[int | str | None]:
+    from ecar.sampling.pipeline import Pipeline
+
+    assert isinstance(pipe, Pipeline)
+    count = pipe.model.config.num_classes
+    if text == "none" or (text == "all" and count == 0):
+        return [None]
+    if text == "all":
+        return list(range(count))
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise ValueError("--classes is empty; give names or ids, all, or none")
+    return [pipe.class_id(name) for name in names]
+
+
+def _one_or_all(values: tuple[Number, ...] | None) -> tuple[Number, ...] | Number | None:
+    return values[0] if values is not None and len(values) == 1 else values

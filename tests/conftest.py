@@ -1,0 +1,65 @@
+"""Small, seeded, offline, on CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ecar.config import ModelConfig, SamplingConfig, StageConfig
+from ecar.model import ECAR
+
+torch.set_num_threads(2)
+
+
+def tiny_config(**changes: object) -> ModelConfig:
+    """Three stages, not square, ten thousand weights."""
+    base = ModelConfig(
+        stages=StageConfig(sides=((2, 3), (4, 6), (8, 12)), ends=(0.7, 0.8, 1.0), rho=0.7),
+        channels=3,
+        width=16,
+        heads=2,
+        trunk_depth=2,
+        head_depth=2,
+        num_classes=3,
+        class_names=("cat", "dog", "Red bird"),
+        velocity_std=(1.1, 0.9, 1.0),
+        image_side=(8, 12),
+        sampling=SamplingConfig(steps=(3, 2, 2), guidance=(1.0, 1.0, 1.0)),
+    )
+    return base.replace(**changes)
+
+
+def random_model(config: ModelConfig, seed: int = 0) -> ECAR:
+    """A model whose zero-initialised layers are filled too, so that every path matters."""
+    torch.manual_seed(seed)
+    model = ECAR(config)
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.3 / parameter.shape[1] ** 0.5)
+        else:
+            torch.nn.init.normal_(parameter, std=0.1)
+    return model.eval()
+
+
+@pytest.fixture
+def model() -> ECAR:
+    return random_model(tiny_config())
+
+
+@pytest.fixture(scope="session")
+def digits_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Real data in milliseconds: scikit-learn's digits 0, 1 and 7 as PNG files in class subfolders."""
+    from sklearn.datasets import load_digits
+
+    folder = tmp_path_factory.mktemp("digits")
+    data = load_digits()
+    for name, digit in (("zero", 0), ("one", 1), ("seven", 7)):
+        (folder / name).mkdir()
+        for index, image in enumerate(data.images[data.target == digit][:40]):
+            pixels = np.clip(image * 16, 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).convert("RGB").save(folder / name / f"{index}.png")
+    return folder
