@@ -1,0 +1,171 @@
+"""The pipeline's promises: an image depends on its seed, label and settings alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import random_model, tiny_config
+
+from ecar.config import SamplingConfig
+from ecar.sampling.loop import sample_latents
+from ecar.sampling.noise import draw_noise
+from ecar.sampling.pictures import grid, strip, to_uint8
+from ecar.sampling.pipeline import Pipeline, StagePreview
+from ecar.tokenizers import PixelTokenizer
+from ecar.weights import load_model, save_model
+
+
+@pytest.fixture
+def pipe() -> Pipeline:
+    return Pipeline(random_model(tiny_config()), PixelTokenizer(factor=1))
+
+
+def settings(**changes: object) -> SamplingConfig:
+    values: dict[str, object] = {"steps": (3, 2, 2), "guidance": (1.0, 1.0, 1.0)}
+    return SamplingConfig(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def latents(pipe: Pipeline, labels: list[int], seeds: list[int], config: SamplingConfig) -> torch.Tensor:
+    noise = draw_noise(seeds, pipe.model.plan, pipe.model.config.channels)
+    return sample_latents(pipe.model, torch.tensor(labels), noise, config)
+
+
+@pytest.mark.parametrize("guidance", [(1.0, 1.0, 1.0), (2.0, 1.0, 1.0), (2.0, 1.5, 3.0), (1.0, 3.0, 1.0)])
+def test_an_image_is_the_same_alone_and_in_a_batch_of_eight(pipe: Pipeline, guidance: tuple[float, ...]) -> None:
+    labels, seeds = [0, 1, 2, 0, 1, 2, 0, 1], [5, 6, 7, 8, 9, 10, 11, 12]
+    together = latents(pipe, labels, seeds, settings(guidance=guidance))
+    for row in (0, 3, 7):
+        alone = latents(pipe, labels[row : row + 1], seeds[row : row + 1], settings(guidance=guidance))
+        assert torch.allclose(alone[0], together[row], atol=1e-4)
+
+
+def test_guidance_of_almost_one_is_continuous_with_off(pipe: Pipeline) -> None:
+    """The doubled batch and the plain one are two code paths of one function; rows must not be mixed up."""
+    off = latents(pipe, [0, 1, 2], [1, 2, 3], settings())
+    near = latents(pipe, [0, 1, 2], [1, 2, 3], settings(guidance=(1.0 + 1e-6, 1.0, 1.0)))
+    last = latents(pipe, [0, 1, 2], [1, 2, 3], settings(guidance=(1.0, 1.0, 1.0 + 1e-6)))
+    tokens = latents(pipe, [0, 1, 2], [1, 2, 3], settings(guidance=(1.0 + 1e-6,) * 3, guidance_on="tokens"))
+    for other in (near, last, tokens):
+        assert torch.allclose(off, other, atol=1e-3)
+
+
+def test_guidance_of_zero_ignores_the_class(pipe: Pipeline) -> None:
+    null = pipe.model.config.null_class
+    zero = latents(pipe, [0, 2], [1, 2], settings(guidance=(0.0, 0.0, 0.0)))
+    assert torch.allclose(zero, latents(pipe, [null, null], [1, 2], settings()), atol=1e-4)
+
+
+def test_other_seeds_and_other_labels_give_other_images(pipe: Pipeline) -> None:
+    x = latents(pipe, [0, 0, 1], [1, 2, 1], settings())
+    assert not torch.allclose(x[0], x[1]) and not torch.allclose(x[0], x[2])
+
+
+def test_stage_callback_gets_every_stage_in_order_and_sizes(pipe: Pipeline) -> None:
+    seen: list[StagePreview] = []
+    out = pipe(["cat", "dog"], seeds=[0, 1], on_stage=seen.append, return_stages=True)
+    assert [(p.stage, p.num_stages, p.images[0].size) for p in seen] == [(1, 3, (3, 2)), (2, 3, (6, 4)), (3, 3, (12, 8))]
+    assert [len(s) for s in out.stages] == [2, 2, 2]
+    assert np.array_equal(np.asarray(out.stages[-1][1]), np.asarray(out.images[1]))
+    assert strip(out.stages).size == (3 * 12, 2 * 8)
+    plain = pipe(["cat", "dog"], seeds=[0, 1])
+    assert np.array_equal(np.asarray(plain.images[1]), np.asarray(out.images[1]))  # looking does not disturb
+
+
+def test_batches_do_not_change_images(pipe: Pipeline) -> None:
+    whole, parts = (pipe([0, 1, 2, 0, 1], batch_size=b).images for b in (5, 2))
+    for a, b in zip(whole, parts, strict=True):
+        assert np.abs(np.asarray(a).astype(int) - np.asarray(b)).max() <= 1
+
+
+def test_class_names_are_found_by_name_id_and_spelling(pipe: Pipeline) -> None:
+    assert [pipe.class_id(x) for x in ("cat", "DOG", "red-bird", "Red bird", 1, "2", None)] == [0, 1, 2, 2, 1, 2, 3]
+
+
+def test_unknown_class_offers_the_nearest_names(pipe: Pipeline) -> None:
+    with pytest.raises(ValueError, match="did you mean Red bird"):
+        pipe.class_id("redbrd")
+    with pytest.raises(ValueError, match=r"0\.\.2"):
+        pipe.class_id(3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        ({"steps": (8, 8)}, "steps needs 3"),
+        ({"steps": 0}, "positive"),
+        ({"guidance": (1.0,)}, "guidance needs"),
+        ({"guidance": -1.0}, "0..100"),
+        ({"guidance": float("nan")}, "0..100"),
+        ({"solver": "magic"}, "unknown solver"),
+        ({"guidance_on": "pixels"}, "velocity or tokens"),
+        ({"seeds": [1]}, "2 labels but 1 seeds"),
+        ({"seeds": [1, -1]}, "seed must be"),
+        ({"batch_size": 0}, "batch_size"),
+    ],
+)
+def test_wrong_arguments_are_refused(pipe: Pipeline, arguments: dict[str, object], word: str) -> None:
+    with pytest.raises(ValueError, match=word):
+        pipe(["cat", "dog"], **arguments)  # type: ignore[arg-type]
+
+
+def test_guidance_without_classes_is_refused_not_ignored() -> None:
+    pipe = Pipeline(random_model(tiny_config(num_classes=0, class_names=())), PixelTokenizer(factor=1))
+    assert len(pipe(seeds=[0, 1]).images) == 2
+    with pytest.raises(ValueError, match="without labels"):
+        pipe(seeds=[0], guidance=2.0)
+
+
+def test_non_finite_images_are_an_error_not_a_black_picture() -> None:
+    with pytest.raises(ValueError, match="not finite"):
+        to_uint8(torch.full((1, 3, 2, 2), float("nan")))
+
+
+def test_grid_places_images_row_by_row(pipe: Pipeline) -> None:
+    images = pipe([0, 1, 2]).images
+    sheet = np.asarray(grid(images, 2))
+    assert sheet.shape == (16, 24, 3)
+    assert np.array_equal(sheet[8:, :12], np.asarray(images[2])) and not sheet[8:, 12:].any()
+
+
+def test_save_and_load_give_the_same_images(pipe: Pipeline, tmp_path: Path) -> None:
+    save_model(tmp_path, pipe.model, pipe.tokenizer)
+    again = Pipeline.from_pretrained(tmp_path)
+    assert again.model.config == pipe.model.config
+    assert np.array_equal(np.asarray(again(["dog"]).images[0]), np.asarray(pipe(["dog"]).images[0]))
+
+
+def test_model_refuses_the_latents_of_another_tokenizer() -> None:
+    model = random_model(tiny_config(tokenizer=PixelTokenizer(factor=1).fingerprint()))
+    Pipeline(model, PixelTokenizer(factor=1))
+    with pytest.raises(ValueError, match="reads latents of tokenizer"):
+        Pipeline(model, PixelTokenizer(factor=2))
+
+
+def test_damaged_folders_are_refused_with_the_reason(pipe: Pipeline, tmp_path: Path) -> None:
+    save_model(tmp_path, pipe.model, pipe.tokenizer)
+    weights, config = tmp_path / "model.safetensors", tmp_path / "config.json"
+    whole, record = weights.read_bytes(), json.loads(config.read_text())
+    weights.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="not a readable safetensors"):
+        load_model(tmp_path)
+    weights.unlink()
+    (tmp_path / "model.pt").write_bytes(b"\x80\x04.")
+    with pytest.raises(ValueError, match="missing weights.*pickle"):
+        load_model(tmp_path)
+    with pytest.raises(ValueError, match="never loaded"):
+        load_model(tmp_path / "model.pt")
+    weights.write_bytes(whole)
+    record["model"]["width"] = 32
+    config.write_text(json.dumps(record))
+    with pytest.raises(ValueError, match="another shape"):
+        load_model(tmp_path)
+    record["model"]["colour"] = 1
+    config.write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=r"unknown fields \['colour'\]"):
+        load_model(tmp_path)
+    with pytest.raises(ValueError, match="bundled models"):
+        load_model("no-such-model")

@@ -1,0 +1,124 @@
+"""Tokenizers: round trips, unit scale, refusal; diffusers' classes small and random."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ecar.tokenizers import ConvTokenizer, PixelTokenizer, Tokenizer, load_tokenizer
+
+
+def diffusers_autoencoder(name: str) -> Any:
+    diffusers = pytest.importorskip("diffusers")
+    torch.manual_seed(0)
+    if name == "AutoencoderTiny":
+        return diffusers.AutoencoderTiny(
+            encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8), num_encoder_blocks=(1, 1),
+            num_decoder_blocks=(1, 1), latent_channels=4,
+        )  # fmt: skip
+    if name == "AutoencoderDC":
+        return diffusers.AutoencoderDC(
+            latent_channels=4, attention_head_dim=8, encoder_block_types="ResBlock", decoder_block_types="ResBlock",
+            encoder_block_out_channels=(8, 16), decoder_block_out_channels=(8, 16), encoder_layers_per_block=(1, 1),
+            decoder_layers_per_block=(1, 1), encoder_qkv_multiscales=((), ()), decoder_qkv_multiscales=((), ()),
+            scaling_factor=0.5,
+        )  # fmt: skip
+    blocks: dict[str, Any] = {
+        "down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2,
+        "block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4, "latent_channels": 4,
+    }  # fmt: skip
+    if name == "AutoencoderKLFlux2":
+        return diffusers.AutoencoderKLFlux2(**blocks)
+    return diffusers.AutoencoderKL(**blocks, scaling_factor=0.25, shift_factor=0.1)
+
+
+DIFFUSERS = ["AutoencoderKL", "AutoencoderTiny", "AutoencoderDC", "AutoencoderKLFlux2"]
+
+
+def test_pixels_are_exact_in_both_directions_and_positions_are_kept() -> None:
+    x = torch.rand(2, 3, 8, 12) * 2 - 1
+    tokenizer = PixelTokenizer(factor=4)
+    z = tokenizer.encode(x)
+    assert z.shape == (2, 48, 2, 3) and torch.equal(tokenizer.decode(z), x)
+    assert torch.equal(z[0, :, 1, 2].view(3, 4, 4), x[0, :, 4:8, 8:12])
+
+
+@pytest.mark.parametrize("image_channels", [1, 3])
+def test_conv_shapes_at_any_side_that_divides_and_small_latents_decode(image_channels: int) -> None:
+    tokenizer = ConvTokenizer(image_channels=image_channels, widths=(4, 8, 8), depth=1)
+    z = tokenizer.encode(torch.rand(2, 3, 16, 24))
+    assert z.shape == (2, 4, 4, 6) and tokenizer.decode(z).shape == (2, 3, 16, 24)
+    assert tokenizer.decode(torch.nn.functional.avg_pool2d(z, 2)).shape == (2, 3, 8, 12)
+
+
+def test_measured_latents_have_unit_scale() -> None:
+    torch.manual_seed(0)
+    tokenizer = ConvTokenizer(widths=(4, 8, 8), depth=1)
+    images = torch.rand(64, 3, 16, 16) * 2 - 1
+    tokenizer.measure([tokenizer.encode_raw(part) for part in images.split(16)])
+    z = tokenizer.encode(images)
+    assert torch.allclose(z.mean((0, 2, 3)), torch.zeros(4), atol=1e-4)
+    assert torch.allclose(z.std((0, 2, 3)), torch.ones(4), atol=1e-3)
+
+
+@pytest.mark.parametrize("name", DIFFUSERS)
+def test_diffusers_autoencoders_round_trip_through_a_folder(name: str, tmp_path: Path) -> None:
+    """Loaded from diffusers' own folder, then from ours with measured statistics: the same latents."""
+    diffusers_autoencoder(name).save_pretrained(tmp_path / "theirs")
+    tokenizer = load_tokenizer(tmp_path / "theirs")
+    images = torch.rand(2, 3, 32, 48) * 2 - 1
+    raw = tokenizer.encode_raw(images)
+    tokenizer.measure([raw])
+    tokenizer.save(tmp_path / "ours")
+    again = load_tokenizer(tmp_path / "ours")
+    z = again.encode(images)
+    assert torch.equal(z, tokenizer.encode(images)) and again.fingerprint() == tokenizer.fingerprint()
+    assert z.shape == (2, tokenizer.channels, 32 // tokenizer.factor, 48 // tokenizer.factor)
+    assert again.decode(z).shape == images.shape
+
+
+def test_published_scale_and_shift_are_the_first_statistics() -> None:
+    from ecar.tokenizers.diffusers import DiffusersTokenizer
+
+    autoencoder = diffusers_autoencoder("AutoencoderKL")
+    tokenizer = DiffusersTokenizer(autoencoder)
+    images = torch.rand(1, 3, 16, 16)
+    published = (autoencoder.encode(images).latent_dist.mode() - 0.1) * 0.25
+    assert torch.allclose(tokenizer.encode(images), published, atol=1e-5)
+
+
+def test_fingerprint_tells_weights_and_statistics_apart() -> None:
+    torch.manual_seed(0)
+    a = ConvTokenizer(widths=(4, 8, 8), depth=1)
+    before = a.fingerprint()
+    assert before == a.fingerprint() != ConvTokenizer(widths=(4, 8, 8), depth=1).fingerprint()
+    a.mean += 1
+    assert a.fingerprint() != before
+
+
+def test_changed_weights_behind_an_old_description_are_refused(tmp_path: Path) -> None:
+    tokenizer = ConvTokenizer(widths=(4, 8, 8), depth=1)
+    tokenizer.save(tmp_path)
+    config = (tmp_path / "config.json").read_text()
+    tokenizer.mean += 1
+    tokenizer.save(tmp_path)
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(ValueError, match="fingerprint"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["pixels:x", "no-such-folder", "./missing/folder"])
+def test_unknown_tokenizers_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="tokenizer"):
+        load_tokenizer(name)
+
+
+def test_wrong_images_are_refused() -> None:
+    tokenizer: Tokenizer = PixelTokenizer(factor=4)
+    with pytest.raises(ValueError, match="does not divide"):
+        tokenizer.encode(torch.zeros(1, 3, 10, 8))
+    with pytest.raises(ValueError, match="shape"):
+        tokenizer.encode(torch.zeros(1, 1, 8, 8))
