@@ -69,7 +69,9 @@ class Extractor(nn.Module):
 
 def read(data: Path, split: str) -> tuple[Tensor, Tensor]:
     """Images (N, 3, 32, 32) uint8 and labels."""
-    batches = list(iterate_images(load_source(str(data / f"{split}.parquet")), 32, 32, batch_size=5000, report=ImageReport()))
+    batches = list(
+        iterate_images(load_source(str(data / f"{split}.parquet")), 32, 32, batch_size=5000, report=ImageReport())
+    )
     images = torch.from_numpy(np.concatenate([b[0] for b in batches])).permute(0, 3, 1, 2).contiguous()
     return images, torch.from_numpy(np.concatenate([b[1] for b in batches]))
 
@@ -125,7 +127,9 @@ def nearest(images: Tensor, reference: Tensor) -> Tensor:
     return (squared.min(1).values.clamp_min(0) / a.shape[1]).sqrt()
 
 
-def sample(pipe: Pipeline, count: int, guidance: float | None, steps: tuple[int, ...] | None) -> tuple[Tensor, Tensor, float]:
+def sample(
+    pipe: Pipeline, count: int, guidance: float | None, steps: tuple[int, ...] | None
+) -> tuple[Tensor, Tensor, float]:
     """Class-balanced samples (N, 3, 32, 32) uint8, labels, seconds."""
     labels = [i % 10 for i in range(count)]
     start = time.perf_counter()
@@ -141,7 +145,9 @@ def main() -> None:
     parser.add_argument("--num", type=int, default=10_000)
     parser.add_argument("--guidance", type=float, default=None, help="second run with guidance; default: none")
     parser.add_argument("--steps", type=int, nargs="+")
-    parser.add_argument("--classifier", type=Path, default=Path("classifier.safetensors"), help="trained once, kept here")
+    parser.add_argument(
+        "--classifier", type=Path, default=Path("classifier.safetensors"), help="trained once, kept here"
+    )
     parser.add_argument("--no-reconstruction", action="store_true")
     parser.add_argument("--skip-fd", action="store_true", help="classifier only")
     parser.add_argument("--out", type=Path, required=True)
@@ -180,12 +186,15 @@ def main() -> None:
     real = nearest(test[:1000], train)
     record["nearest_of_test_images_rms"] = {"median": float(real.median()), "min": float(real.min())}
     if not args.skip_fd:
-        sets["floor: training images"] = train[torch.randperm(len(train), generator=torch.Generator().manual_seed(0))][: args.num]
+        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
+        sets["floor: training images"] = train[order][: args.num]
         if not args.no_reconstruction:
             decoded = [pipe.tokenizer.decode(pipe.tokenizer.encode(signed(p))) for p in train[: args.num].split(500)]
             sets["reconstructions of training images"] = ((torch.cat(decoded) + 1) * 127.5).round().byte()
         for label, kind in (("FD-EffNetLite0", "effnet"), ("FD-classifier", "classifier")):
-            record[f"{label} at N={args.num} against test"] = frechet(Extractor(kind, classifier), test[: args.num], sets)
+            record[f"{label} at N={args.num} against test"] = frechet(
+                Extractor(kind, classifier), test[: args.num], sets
+            )
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(record, indent=1) + "\n")
     print(json.dumps(record))

@@ -244,7 +244,9 @@ class TrainConfig(JsonConfig):
         if len(share) != self.stages or len(weight) != self.stages:
             raise ValueError(f"stage_share and stage_weight need one entry per stage ({self.stages})")
         if share[0] != 1.0 or list(share) != sorted(share, reverse=True) or share[-1] <= 0:
-            raise ValueError(f"stage_share must start at 1 and not increase (a stage needs the ones before), got {share}")
+            raise ValueError(
+                f"stage_share must start at 1 and not increase (a stage needs the ones before), got {share}"
+            )
         if self.dtype not in ("bf16", "fp32"):
             raise ValueError(f"dtype must be bf16 or fp32, got {self.dtype!r}")
         if self.optimizer not in ("adamw", "muon"):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import torch
-from conftest import random_model, tiny_config
 
+from conftest import random_model, tiny_config
 from ecar.model import ECAR
 from ecar.transformer.positions import coordinates, rotary_angles, rotate
 

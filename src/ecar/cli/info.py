@@ -27,9 +27,7 @@ def run(arguments: Sequence[str]) -> None:
 
     folder = resolve_model(options.model)
     model, tokenizer = load_model(folder)
-    stages = [
-        {"side": s.side, "from": round(s.start, 4), "to": s.end, "tokens": s.tokens} for s in model.plan
-    ]
+    stages = [{"side": s.side, "from": round(s.start, 4), "to": s.end, "tokens": s.tokens} for s in model.plan]
     record = {
         "model": options.model,
         "folder": str(folder),

@@ -14,6 +14,7 @@ from ecar.cli.options import output_file, parse
 
 Number = TypeVar("Number", int, float)
 
+
 @dataclass(frozen=True, kw_only=True)
 class SampleOptions:
     """Generate images from a model."""
@@ -96,8 +97,8 @@ def run(arguments: Sequence[str]) -> None:
     }
     scale = options.scale or (3 if output.images[0].width < 64 else 1)
     if out.suffix.lower() == ".npz":
-        arrays = {"arr_0": np.stack([np.asarray(i) for i in output.images]), "labels": np.asarray(output.labels)}
-        np.savez(out, **arrays)
+        array = np.stack([np.asarray(i) for i in output.images])
+        np.savez(out, arr_0=array, labels=np.asarray(output.labels, np.int64))
     else:
         columns = options.per_class if options.classes != "none" else None
         save_png(grid(output.images, columns, scale=scale), out, {"ecar": json.dumps(record)})

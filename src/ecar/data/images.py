@@ -27,9 +27,9 @@ def decode_image(data: bytes) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data))
-            image.load()
-            image = ImageOps.exif_transpose(image)
+            opened = Image.open(io.BytesIO(data))
+            opened.load()
+            image: Image.Image = ImageOps.exif_transpose(opened)
     except Exception as error:  # Pillow raises many types for broken files: OSError, SyntaxError, struct.error, ...
         raise BadImageError(f"cannot be decoded ({type(error).__name__}: {error})") from error
     if image.mode in ("I;16", "I;16B", "I;16L", "I;16N", "I", "F"):

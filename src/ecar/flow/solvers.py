@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 from torch import Tensor
 
@@ -19,14 +20,14 @@ def uniform_grid(steps: int) -> list[float]:
 
 def euler(velocity: Velocity, x: Tensor, grid: Sequence[float]) -> Tensor:
     """First order; one evaluation a step. Exact where the velocity is constant along the path."""
-    for now, then in zip(grid, grid[1:], strict=False):
+    for now, then in pairwise(grid):
         x = x + (then - now) * velocity(x, now)
     return x
 
 
 def heun(velocity: Velocity, x: Tensor, grid: Sequence[float]) -> Tensor:
     """Second order; two evaluations a step, one in the last (its end point may be singular, as in 2206.00364)."""
-    for index, (now, then) in enumerate(zip(grid, grid[1:], strict=False)):
+    for index, (now, then) in enumerate(pairwise(grid)):
         v = velocity(x, now)
         ahead = x + (then - now) * v
         if index + 2 == len(grid) and len(grid) > 2:
@@ -38,7 +39,7 @@ def heun(velocity: Velocity, x: Tensor, grid: Sequence[float]) -> Tensor:
 def adams_bashforth2(velocity: Velocity, x: Tensor, grid: Sequence[float]) -> Tensor:
     """Second order, multistep: one evaluation a step, the last one remembered. The first step is Euler's."""
     before: tuple[Tensor, float] | None = None
-    for now, then in zip(grid, grid[1:], strict=False):
+    for now, then in pairwise(grid):
         v = velocity(x, now)
         direction = v
         if before is not None:

@@ -109,4 +109,3 @@ def stage_velocity(
         return v if copies == 1 else guide_halves(v, scale)
 
     return velocity
-

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from ecar.tokenizers.base import Tokenizer
 from ecar.tokenizers.conv import ConvTokenizer
 from ecar.tokenizers.pixels import PixelTokenizer
@@ -48,17 +50,19 @@ def _load_own(folder: Path, record: dict[str, Any]) -> Tokenizer:
     record = dict(record)
     kind, expected = record.pop("kind"), record.pop("fingerprint", None)
     tokenizer: Tokenizer
+    own: nn.Module
     if kind == "diffusers":
         from ecar.tokenizers.diffusers import DiffusersTokenizer
 
-        tokenizer = DiffusersTokenizer.load(str(folder / "autoencoder"), class_name=record["class_name"])
+        wrapped = DiffusersTokenizer.load(str(folder / "autoencoder"), class_name=record["class_name"])
+        tokenizer, own = wrapped, wrapped.statistics()
     elif kind == "conv":
-        tokenizer = ConvTokenizer(**{**record, "widths": tuple(record["widths"])})
+        tokenizer = own = ConvTokenizer(**{**record, "widths": tuple(record["widths"])})
     elif kind == "pixels":
-        tokenizer = PixelTokenizer(**record)
+        tokenizer = own = PixelTokenizer(**record)
     else:
         raise ValueError(f"{folder / 'config.json'}: unknown tokenizer kind {kind!r}")
-    load_weights(tokenizer if kind != "diffusers" else tokenizer.statistics(), folder / "tokenizer.safetensors")
+    load_weights(own, folder / "tokenizer.safetensors")
     if expected is not None and tokenizer.fingerprint() != expected:
         raise ValueError(f"{folder}: the weights are not those that config.json describes (fingerprint differs)")
     return tokenizer

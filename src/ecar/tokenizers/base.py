@@ -39,11 +39,11 @@ class Tokenizer(nn.Module):
 
     def encode_raw(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] -> raw latents (B, C, h, w)."""
-        raise TypeError(f"{type(self).__name__} does not define encode_raw")
+        raise TypeError(f"{type(self).__name__} cannot encode {tuple(images.shape)}: encode_raw is missing")
 
     def decode_raw(self, latents: Tensor) -> Tensor:
         """Raw latents (B, C, h, w) -> (B, 3, H, W), about [-1, 1]."""
-        raise TypeError(f"{type(self).__name__} does not define decode_raw")
+        raise TypeError(f"{type(self).__name__} cannot decode {tuple(latents.shape)}: decode_raw is missing")
 
     def config(self) -> dict[str, Any]:
         """Constructor arguments: JSON-able, enough to build the same module without its weights."""

@@ -46,7 +46,9 @@ def load_checkpoint(run: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | Non
     try:
         return load_file(found[-1] / "state.safetensors"), json.loads((found[-1] / "state.json").read_text())
     except (SafetensorError, ValueError, OSError) as error:
-        raise ValueError(f"{found[-1]}: damaged checkpoint ({error}); delete it to resume from the one before") from None
+        raise ValueError(
+            f"{found[-1]}: damaged checkpoint ({error}); delete it to resume from the one before"
+        ) from None
 
 
 def training_tensors(module: nn.Module, ema: EMA, optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:

@@ -24,11 +24,13 @@ from ecar.training.curves import LossCurves
 from ecar.training.draws import draw_batch
 from ecar.training.ema import EMA
 from ecar.training.log import RunLog
-from ecar.training.loss import stage_losses
+from ecar.training.distributed import World, check_divides, parallel
+from ecar.training.loss import StageLoss
 from ecar.training.optim import learning_rate, make_optimizers
-from ecar.training.run import check_out, save_final, save_samples
+from ecar.training.run import check_out, make_out, save_final, save_samples
 
 MAX_BAD_STEPS = 5
+_ALONE = World()
 _STATISTICS_IMAGES = 5000
 
 
@@ -43,13 +45,21 @@ def train(config: TrainConfig) -> Path:
         ValueError: bad options or data, or a run folder that holds a run with other options.
         NonFiniteLossError: ``MAX_BAD_STEPS`` steps in a row without a finite loss.
     """
-    out = check_out(config)
+    world = World.start(config.device)
+    config = dataclasses.replace(config, device=world.local_device(config.device))
+    out = make_out(config.out)
+    if world.rank == 0:
+        check_out(config, out)
+    world.barrier()
     table, tokenizer = load_table(config)
-    model_config = build_config(config, table, tokenizer)
     torch.manual_seed(config.seed)
-    trainer = Trainer(config, ECAR(model_config).to(config.device), table, tokenizer, out)
+    model = ECAR(build_config(config, table, tokenizer)).to(config.device)
+    trainer = Trainer(config, model, table, tokenizer, out, world)
     trainer.run()
-    return save_final(trainer.averaged(), tokenizer, config, out)
+    if world.rank == 0:
+        save_final(trainer.averaged(), tokenizer, config, out)
+    world.stop()
+    return out / "final"
 
 
 def load_table(config: TrainConfig) -> tuple[LatentTable, Tokenizer]:
@@ -113,14 +123,23 @@ class Trainer:
         table: latents in memory.
         tokenizer: decodes the sample grids.
         out: folder of the run.
+        world: this process among those of the run.
     """
 
     def __init__(
-        self, config: TrainConfig, model: ECAR, table: LatentTable, tokenizer: Tokenizer, out: Path
+        self,
+        config: TrainConfig,
+        model: ECAR,
+        table: LatentTable,
+        tokenizer: Tokenizer,
+        out: Path,
+        world: World = _ALONE,
     ) -> None:
         self.config, self.model, self.table, self.tokenizer, self.out = config, model, table, tokenizer, out
+        self.world = world
         self.ema, self.optimizers = EMA(model, config.ema), make_optimizers(model, config)
         self.rows = tuple(max(1, round(share * config.batch_size)) for share in config.stage_share)
+        check_divides(config.batch_size, self.rows, world.size)
         self.curves = LossCurves(len(model.plan))
         self.step = self.skipped = 0
         found = load_checkpoint(out)
@@ -130,15 +149,17 @@ class Trainer:
             self.ema.updates = int(found[1]["ema_updates"])
         if config.compile:
             compile_blocks(model)
+        self.losses = parallel(StageLoss(model), world)
 
     def run(self) -> None:
         """From the step that the checkpoint left to ``max_steps``."""
         config = self.config
-        log = RunLog(self.out, step=self.step, tensorboard=config.tensorboard)
-        if self.step == 0:
+        first = self.world.rank == 0
+        log = RunLog(self.out, step=self.step, tensorboard=config.tensorboard) if first else None
+        if self.step == 0 and first:
             print(f"{self.model.num_parameters():,} parameters, {len(self.table):,} images, rows {self.rows}")
         sums, steps, bad, start = torch.zeros(len(self.model.plan)), 0, 0, time.perf_counter()
-        bar = tqdm(total=config.max_steps, initial=self.step, desc="training", disable=None)
+        bar = tqdm(total=config.max_steps, initial=self.step, desc="training", disable=None if first else True)
         while self.step < config.max_steps:
             self.step += 1
             means = self.train_step()
@@ -152,7 +173,7 @@ class Trainer:
                     )
             else:
                 bad, sums, steps = 0, sums + means, steps + 1
-            if self.step % config.log_every == 0 and steps:
+            if self.step % config.log_every == 0 and steps and log is not None:
                 stage = {f"loss_{k + 1}": round(v, 5) for k, v in enumerate((sums / steps).tolist())}
                 total = sum(w * v for w, v in zip(config.stage_weight, stage.values(), strict=True))
                 log.write(
@@ -166,23 +187,26 @@ class Trainer:
                 )
                 bar.set_postfix(loss=f"{total:.4f}")
                 sums, steps = torch.zeros_like(sums), 0
-            self._at_intervals(log)
+            if log is not None:
+                self._at_intervals(log)
         bar.close()
 
     def train_step(self) -> Tensor | None:
         """One update; per-stage mean losses (S,), or None where the loss or gradient was not finite (no update)."""
         config = self.config
         z, labels, draws = draw_batch(config, self.table, self.model.plan, self.model.config.null_class, self.step)
-        autocast = config.dtype == "bf16"
+        z, labels, draws = self.world.rows(z), self.world.rows(labels), self.world.draws(draws)
+        rows, autocast = tuple(r // self.world.size for r in self.rows), config.dtype == "bf16"
         with torch.autocast(torch.device(config.device).type, torch.bfloat16, enabled=autocast):
-            losses = stage_losses(self.model, z, labels, draws, self.rows)
+            losses = self.losses(z, labels, draws, rows)
         means = torch.stack([loss.mean() for loss in losses])
         weights = torch.tensor(config.stage_weight, device=means.device)
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         (weights * means).sum().backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip, foreach=True)
-        if not math.isfinite(float(norm) + float(means.detach().sum())):
+        means = self.world.mean(means.detach())
+        if not math.isfinite(float(norm) + float(means.sum())):  # the same numbers, so the same answer, on every rank
             return None
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
@@ -190,8 +214,8 @@ class Trainer:
             optimizer.step()
         self.ema.update(self.model)
         for k, loss in enumerate(losses):
-            self.curves.add(k, draws.times[k, : self.rows[k]], loss)
-        return means.detach().cpu()
+            self.curves.add(k, draws.times[k, : rows[k]], loss)
+        return means.cpu()
 
     def averaged(self) -> ECAR:
         """A copy of the model with the averaged weights, in evaluation mode."""

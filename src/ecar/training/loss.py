@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ecar.model import ECAR
 from ecar.stages import end_point, interpolate, noises, pyramid
@@ -50,6 +50,17 @@ def stage_losses(model: ECAR, z: Tensor, labels: Tensor, draws: Draws, rows: tup
         error = (predicted - sample.velocity).float() / model.velocity_scale(stage)
         losses.append(error.square().mean((1, 2, 3)))
     return losses
+
+
+class StageLoss(nn.Module):
+    """``stage_losses`` as a module, the unit that DDP wraps."""
+
+    def __init__(self, model: ECAR) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, z: Tensor, labels: Tensor, draws: Draws, rows: tuple[int, ...]) -> list[Tensor]:
+        return stage_losses(self.model, z, labels, draws, rows)
 
 
 def token_maps(

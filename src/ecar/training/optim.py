@@ -13,7 +13,9 @@ def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.O
 
     Weight decay acts on matrices only.
     """
-    matrices, muon_matrices, vectors = [], [], []
+    matrices: list[nn.Parameter] = []
+    muon_matrices: list[nn.Parameter] = []
+    vectors: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         in_block = ".blocks." in name and "modulation" not in name
         if config.optimizer == "muon" and parameter.ndim == 2 and in_block:

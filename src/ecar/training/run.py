@@ -44,15 +44,15 @@ def check_same_options(path: Path, options: dict[str, object]) -> None:
         before = json.loads(path.read_text())
         changed = [f"{k} {before.get(k)} -> {v}" for k, v in now.items() if before.get(k) != v]
         if changed:
-            raise ValueError(f"{path.parent} holds a run with other options ({'; '.join(changed)}); choose another --out")
+            raise ValueError(
+                f"{path.parent} holds a run with other options ({'; '.join(changed)}); choose another --out"
+            )
     path.write_text(json.dumps(now, indent=2) + "\n")
 
 
-def check_out(config: TrainConfig) -> Path:
-    """The run's folder, writable and without a run of other options."""
-    out = make_out(config.out)
+def check_out(config: TrainConfig, out: Path) -> None:
+    """ValueError if the folder holds a run of other options; otherwise write down those of this one."""
     check_same_options(out / "train.json", {k: v for k, v in dataclasses.asdict(config).items() if k not in _FREE})
-    return out
 
 
 def save_samples(model: ECAR, tokenizer: Tokenizer, out: Path, step: int) -> Path:

