@@ -159,14 +159,17 @@ def main() -> None:
         classifier.load_state_dict(load_file(args.classifier))
         classifier.eval()
     else:
-        classifier = train_classifier(train, train_labels, epochs=4)
+        classifier = train_classifier(train, train_labels, epochs=6)
         save_file(classifier.state_dict(), args.classifier)
     pipe = Pipeline.from_pretrained(args.model)
     steps = tuple(args.steps) if args.steps else None
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     record: dict[str, object] = {
-        "model": args.model, "commit": commit, "num": args.num, "classifier_real_test": accuracy(classifier, test, test_labels)
-    }  # fmt: skip
+        "model": args.model,
+        "commit": commit,
+        "num": args.num,
+        "classifier_accuracy_on_real_test": accuracy(classifier, test, test_labels)[0],
+    }
     sets: dict[str, Tensor] = {}
     for name, guidance in (("unguided", 1.0), ("guided", args.guidance)):
         if guidance is None:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from conftest import random_model, tiny_config
 
+from conftest import random_model, tiny_config
 from ecar.config import SamplingConfig
 from ecar.sampling.loop import sample_latents
 from ecar.sampling.noise import draw_noise

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import random_model, tiny_config
 from PIL import Image
 
+from conftest import random_model, tiny_config
 from ecar.tokenizers import PixelTokenizer
 from ecar.weights import bundled_models, save_model
 
@@ -44,14 +44,27 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 def test_sample_writes_grid_strip_gif_and_a_png_that_can_be_made_again(model_folder: Path, tmp_path: Path) -> None:
-    arguments = ["sample", model_folder, "--classes", "dog,Red bird", "--per-class", "3", "--seed", "7", "--steps", "3,2,1"]
+    arguments = [
+        "sample",
+        model_folder,
+        "--classes",
+        "dog,Red bird",
+        "--per-class",
+        "3",
+        "--seed",
+        "7",
+        "--steps",
+        "3,2,1",
+    ]
     result = ecar(*arguments, "--out", tmp_path / "a.png", "--stages", tmp_path / "s.png", "--gif", tmp_path / "g.gif")
     assert result.returncode == 0, result.stderr
     record = json.loads(result.stdout.splitlines()[-1])
     assert record["labels"] == [1, 1, 1, 2, 2, 2] and record["settings"]["steps"] == [3, 2, 1]
     picture = Image.open(tmp_path / "a.png")
     assert picture.size == (3 * 12 * 3, 2 * 8 * 3)
-    assert Image.open(tmp_path / "s.png").size == (3 * 12 * 3, 2 * 8 * 3) and Image.open(tmp_path / "g.gif").n_frames == 3
+    assert (
+        Image.open(tmp_path / "s.png").size == (3 * 12 * 3, 2 * 8 * 3) and Image.open(tmp_path / "g.gif").n_frames == 3
+    )
     told = json.loads(picture.text["ecar"])  # type: ignore[attr-defined]
     again = ecar(
         "sample", told["model"], "--classes", ",".join(map(str, sorted(set(told["labels"])))), "--per-class", "3",
@@ -89,7 +102,7 @@ def wrong_inputs(model: Path, tmp: Path) -> list[tuple[list[object], str]]:
         ([*train, "--data", empty], "no images found"),
         ([*train, "--data", tmp / "missing"], "no such file or folder"),
         ([*train, "--data", empty, "--resolution", "30"], "does not divide"),
-        ([*train, "--data", empty, "--preset", "huge"], "no images found"),
+        ([*train, "--data", empty, "--preset", "huge"], "unknown preset 'huge'"),
         (["paint"], "unknown command"),
         (["info", tmp / "empty"], "no config.json"),
     ]
@@ -117,8 +130,8 @@ def test_wrong_input_as_a_process(model_folder: Path, tmp_path: Path) -> None:
 def test_a_killed_trainer_resumes_and_ends_as_if_nothing_happened(digits_folder: Path, tmp_path: Path) -> None:
     """SIGKILL at a random moment of a real process, then the same command again."""
     common = [
-        "train", "--data", digits_folder, "--tokenizer", "pixels:2", "--resolution", "8", "--width", "16", "--heads", "2",
-        "--trunk-depth", "1", "--head-depth", "1", "--batch-size", "8", "--save-every", "10", "--sample-every", "0",
+        "train", "--data", digits_folder, "--tokenizer", "pixels:2", "--resolution", "8", "--width", "16",
+        "--heads", "2", "--trunk-depth", "1", "--head-depth", "1", "--batch-size", "8", "--save-every", "10", "--sample-every", "0",
         "--log-every", "10", "--max-steps", "300", "--no-tensorboard",
     ]  # fmt: skip
     whole = ecar(*common, "--out", tmp_path / "whole")

@@ -86,6 +86,15 @@ def test_batches_do_not_change_images(pipe: Pipeline) -> None:
         assert np.abs(np.asarray(a).astype(int) - np.asarray(b)).max() <= 1
 
 
+def test_bfloat16_weights_draw_nearly_the_same_images(pipe: Pipeline, tmp_path: Path) -> None:
+    """--dtype bf16 once failed on positions made in float32."""
+    save_model(tmp_path, pipe.model, pipe.tokenizer)
+    exact = pipe([0, 1, 2]).images
+    rough = Pipeline.from_pretrained(tmp_path, dtype=torch.bfloat16)([0, 1, 2]).images
+    difference = [np.abs(np.asarray(a).astype(int) - np.asarray(b)).mean() for a, b in zip(exact, rough, strict=True)]
+    assert 0 < max(difference) < 8
+
+
 def test_class_names_are_found_by_name_id_and_spelling(pipe: Pipeline) -> None:
     assert [pipe.class_id(x) for x in ("cat", "DOG", "red-bird", "Red bird", 1, "2", None)] == [0, 1, 2, 2, 1, 2, 3]
 

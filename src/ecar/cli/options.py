@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -13,22 +13,28 @@ T = TypeVar("T")
 
 
 def parse(kind: type[T], arguments: Sequence[str], verb: str) -> T:
-    """A dataclass of options from the command line. Commas in lists of numbers work as well as blanks.
+    """A dataclass of options from the command line. In lists of numbers, commas work as well as blanks.
 
     Wrong flags end the process with exit code 2 and a message (tyro's); ValueError comes from the dataclass itself.
     """
-    return tyro.cli(kind, args=_split_lists(arguments), prog=f"ecar {verb}", config=(tyro.conf.OmitArgPrefixes,))
+    lists = {f"--{f.name.replace('_', '-')}" for f in dataclasses.fields(kind) if "tuple" in str(f.type)}  # type: ignore[arg-type]
+    return tyro.cli(kind, args=_split_lists(arguments, lists), prog=f"ecar {verb}", config=(tyro.conf.OmitArgPrefixes,))
 
 
-def _split_lists(arguments: Sequence[str]) -> list[str]:
-    """``--steps 8,8`` -> ``--steps 8 8``; only values that are lists of numbers are split."""
+def _split_lists(arguments: Sequence[str], lists: set[str]) -> list[str]:
+    """``--steps 8,8`` and ``--steps=8,8`` -> ``--steps 8 8``, for the flags in ``lists`` only."""
     result: list[str] = []
+    inside = False
     for argument in arguments:
-        flag, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
-        if re.fullmatch(r"-?[\d.]+(,-?[\d.]+)+", value):
-            result += ([flag] if equals else []) + value.split(",")
-        else:
-            result.append(argument)
+        if argument.startswith("--"):
+            flag, equals, value = argument.partition("=")
+            inside = flag.replace("_", "-") in lists
+            if not (inside and equals):
+                result.append(argument)
+                continue
+            result.append(flag)
+            argument = value
+        result += argument.split(",") if inside else [argument]
     return result
 
 

@@ -38,7 +38,7 @@ class FlowHead(nn.Module):
     def embed_tokens(self, stage: Stage, tokens: Tensor) -> Tensor:
         """M_k (B, n_k, D) -> what is added to the head's input; the same for every step of the stage."""
         features = fourier_features(stage.side, FOURIER_BANDS, tokens.device)
-        return self.token_in(tokens) + self.position_in(features)
+        return self.token_in(tokens) + self.position_in(features.to(self.position_in.weight.dtype))
 
     def forward(self, stage: Stage, x: Tensor, t: Tensor, embedded: Tensor, labels: Tensor) -> Tensor:
         """x (B, C, h, w), t (B,), embedded (B, n_k, D) from ``embed_tokens``, labels (B,) -> (B, C, h, w) float32."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ecar.training.loss import Draws
 
+
 @dataclass(frozen=True)
 class World:
     """This process among those of the run.

@@ -21,10 +21,10 @@ from ecar.stages import make_plan, pyramid, velocity_std
 from ecar.tokenizers import Tokenizer, load_tokenizer
 from ecar.training.checkpoint import load_checkpoint, restore_training, save_checkpoint, training_tensors
 from ecar.training.curves import LossCurves
+from ecar.training.distributed import World, check_divides, parallel
 from ecar.training.draws import draw_batch
 from ecar.training.ema import EMA
 from ecar.training.log import RunLog
-from ecar.training.distributed import World, check_divides, parallel
 from ecar.training.loss import StageLoss
 from ecar.training.optim import learning_rate, make_optimizers
 from ecar.training.run import check_out, make_out, save_final, save_samples
@@ -53,7 +53,7 @@ def train(config: TrainConfig) -> Path:
     world.barrier()
     table, tokenizer = load_table(config)
     torch.manual_seed(config.seed)
-    model = ECAR(build_config(config, table, tokenizer)).to(config.device)
+    model = ECAR(with_data(build_config(config, tokenizer), table)).to(config.device)
     trainer = Trainer(config, model, table, tokenizer, out, world)
     trainer.run()
     if world.rank == 0:
@@ -63,9 +63,10 @@ def train(config: TrainConfig) -> Path:
 
 
 def load_table(config: TrainConfig) -> tuple[LatentTable, Tokenizer]:
-    """The latents to train on: a cache as it is, or images encoded now."""
+    """The latents to train on: a cache as it is, or images encoded now, after every option has been checked."""
     if is_cache(config.data):
         table, tokenizer = load_latents(config.data)
+        build_config(config, tokenizer)
         if config.tokenizer != "pixels" and load_tokenizer(config.tokenizer).fingerprint() != table.tokenizer:
             raise ValueError(f"--data {config.data} holds latents of another tokenizer than --tokenizer")
         if table.image_side != config.image_side:
@@ -74,35 +75,44 @@ def load_table(config: TrainConfig) -> tuple[LatentTable, Tokenizer]:
             raise ValueError(f"--data {config.data} holds no mirrored images; encode with --flip")
         return table, tokenizer
     tokenizer = load_tokenizer(config.tokenizer)
-    # Before the slow part: sides that do not divide are an error now.
-    StageConfig.for_latent(tokenizer.latent_side(*config.image_side), config.stages, ends=config.ends, rho=config.rho)
+    build_config(config, tokenizer)
     source = load_source(config.data, max_images=config.max_images)
     return encode_source(source, tokenizer, config.image_side, flip=config.flip, device=config.device), tokenizer
 
 
-def build_config(config: TrainConfig, table: LatentTable, tokenizer: Tokenizer) -> ModelConfig:
-    """The model configuration that the options, the data and the tokenizer give."""
-    stages = StageConfig.for_latent(
-        tokenizer.latent_side(*config.image_side), config.stages, ends=config.ends, rho=config.rho
-    )
-    preset, plan = get_preset(config.preset), make_plan(stages)
-    maps = pyramid(table.latents[0, :_STATISTICS_IMAGES].float(), len(plan))
-    count = len(plan)
+def build_config(config: TrainConfig, tokenizer: Tokenizer) -> ModelConfig:
+    """The model that the options and the tokenizer ask for, without what only the data can tell.
+
+    Raises:
+        ValueError: sides that do not divide, an unknown preset, sizes that do not fit each other.
+    """
+    side, preset = tokenizer.latent_side(*config.image_side), get_preset(config.preset)
     return ModelConfig(
-        stages=stages,
+        stages=StageConfig.for_latent(side, config.stages, ends=config.ends, rho=config.rho),
         channels=tokenizer.channels,
         width=config.width or preset.width,
         heads=config.heads or preset.heads,
         trunk_depth=config.trunk_depth or preset.trunk_depth,
         head_depth=config.head_depth or preset.head_depth,
-        num_classes=len(table.class_names),
-        class_names=table.class_names,
         prediction=config.prediction,
         context_noise=config.context_noise,
+        image_side=config.image_side,
+        sampling=SamplingConfig(
+            steps=(16,) + (8,) * (config.stages - 1),
+            guidance=(1.0,) * config.stages,
+        ),
+    )
+
+
+def with_data(model: ModelConfig, table: LatentTable) -> ModelConfig:
+    """``model`` with the classes, the tokenizer and the velocity scales of the data."""
+    plan = make_plan(model.stages)
+    maps = pyramid(table.latents[0, :_STATISTICS_IMAGES].float(), len(plan))
+    return model.replace(
+        num_classes=len(table.class_names),
+        class_names=table.class_names,
         velocity_std=tuple(round(velocity_std(s, z), 6) for s, z in zip(plan, maps, strict=True)),
-        image_side=table.image_side,
         tokenizer=table.tokenizer,
-        sampling=SamplingConfig(steps=(16,) + (8,) * (count - 1), guidance=(1.0,) * count),
     )
 
 

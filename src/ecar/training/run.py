@@ -34,13 +34,13 @@ def make_out(out: str) -> Path:
 
 
 def check_same_options(path: Path, options: dict[str, object]) -> None:
-    """Write ``options`` to ``path``, or compare with what is there.
+    """Write ``options`` to ``path``, or compare with what is there once a checkpoint depends on it.
 
     Raises:
         ValueError: the run there has other options; each is named.
     """
     now = json.loads(json.dumps(options))
-    if path.exists():
+    if path.exists() and any(path.parent.glob("checkpoints/step_*")):
         before = json.loads(path.read_text())
         changed = [f"{k} {before.get(k)} -> {v}" for k, v in now.items() if before.get(k) != v]
         if changed:

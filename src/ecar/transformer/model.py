@@ -94,7 +94,9 @@ class StageTransformer(nn.Module):
 
     def _embed(self, stage: Stage, end_before: Tensor | None, labels: Tensor) -> Tensor:
         features = fourier_features(stage.side, FOURIER_BANDS, labels.device)
-        x = self.position_in(features) + self.stage_embedding.weight[stage.index]  # (n_k, D)
+        x = (
+            self.position_in(features.to(self.position_in.weight.dtype)) + self.stage_embedding.weight[stage.index]
+        )  # (n_k, D)
         x = x + self.class_embedding(labels)[:, None]  # (B, n_k, D)
         if end_before is not None:
             x = x + self.map_in(to_tokens(up(end_before)).to(self.map_in.weight.dtype))
