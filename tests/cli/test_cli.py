@@ -131,8 +131,8 @@ def test_a_killed_trainer_resumes_and_ends_as_if_nothing_happened(digits_folder:
     """SIGKILL at a random moment of a real process, then the same command again."""
     common = [
         "train", "--data", digits_folder, "--tokenizer", "pixels:2", "--resolution", "8", "--width", "16",
-        "--heads", "2", "--trunk-depth", "1", "--head-depth", "1", "--batch-size", "8", "--save-every", "10", "--sample-every", "0",
-        "--log-every", "10", "--max-steps", "300", "--no-tensorboard",
+        "--heads", "2", "--trunk-depth", "1", "--head-depth", "1", "--batch-size", "8", "--save-every", "10",
+        "--sample-every", "0", "--log-every", "10", "--max-steps", "300", "--no-tensorboard",
     ]  # fmt: skip
     whole = ecar(*common, "--out", tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr
