@@ -20,7 +20,7 @@ ALLOWED = {
     "flow": {"config", "stages", "transformer", "flow"},
     "model.py": {"config", "stages", "transformer", "flow"},
     "weights.py": {"config", "model", "tokenizers"},
-    "sampling": {"config", "stages", "flow", "model", "tokenizers", "weights", "sampling"},
+    "sampling": {"config", "devices", "stages", "flow", "model", "tokenizers", "weights", "sampling"},
     "data": {"config", "tokenizers", "data"},
 }
 

@@ -218,8 +218,8 @@ class TrainConfig(JsonConfig):
     """Autocast: bf16 or fp32. Loss and head output are always float32."""
     compile: bool = False
     """torch.compile the loss: a minute or two to start, then faster."""
-    device: str = "cpu"
-    """Device to train on."""
+    device: str = "auto"
+    """Device to train on: auto (cuda where there is one), cpu, cuda, mps."""
     seed: int = 0
     """Seed of weights, data order, noise and times."""
     max_images: int | None = None
@@ -302,8 +302,8 @@ class TokenizerConfig:
     """Steps between log lines."""
     seed: int = 0
     """Seed of weights, order and noise."""
-    device: str = "cpu"
-    """Device to train on."""
+    device: str = "auto"
+    """Device to train on: auto (cuda where there is one), cpu, cuda, mps."""
     compile: bool = False
     """torch.compile the loss: 1-2 minutes to start, then faster."""
 

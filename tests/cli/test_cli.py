@@ -104,6 +104,7 @@ def wrong_inputs(model: Path, tmp: Path) -> list[tuple[list[object], str]]:
         ([*train, "--data", empty, "--resolution", "30"], "does not divide"),
         ([*train, "--data", empty, "--preset", "huge"], "unknown preset 'huge'"),
         (["paint"], "unknown command"),
+        (["sample", model, "--device", "cuda:99", *out], "cannot be used here"),
         (["info", tmp / "empty"], "no config.json"),
     ]
 

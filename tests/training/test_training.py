@@ -82,6 +82,12 @@ def test_trained_model_samples_by_class_name_and_loss_falls(digits_folder: Path,
     assert sum(curves["count"][0]) == 60 * 8 and sum(curves["count"][1]) == 60 * 4  # half the rows in the last stage
 
 
+def test_unlabelled_images_train_an_unconditional_model(digits_folder: Path, tmp_path: Path) -> None:
+    final = loop.train(options(digits_folder / "one", tmp_path))
+    pipe = Pipeline.from_pretrained(final)
+    assert pipe.class_names == () and len(pipe(seeds=[1, 2]).images) == 2
+
+
 def test_a_run_of_other_options_is_not_continued(digits_folder: Path, tmp_path: Path) -> None:
     loop.train(options(digits_folder, tmp_path))
     with pytest.raises(ValueError, match=r"other options \(lr 0.001 -> 0.5\)"):

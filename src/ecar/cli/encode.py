@@ -27,8 +27,8 @@ class EncodeOptions:
     """Split of a data set that has several."""
     max_images: int | None = None
     """Use only the first images."""
-    device: str = "cpu"
-    """Device to encode on."""
+    device: str = "auto"
+    """auto (cuda where there is one), cpu, cuda, mps."""
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -38,15 +38,16 @@ def run(arguments: Sequence[str]) -> None:
         raise ValueError(f"--resolution takes one side, or height and width; got {options.resolution}")
     from ecar.data.latents import encode_source, save_latents
     from ecar.data.source import load_source
+    from ecar.devices import resolve_device
     from ecar.tokenizers import load_tokenizer
     from ecar.training.run import make_out
 
-    out = make_out(options.out)
+    out, device = make_out(options.out), resolve_device(options.device)
     tokenizer = load_tokenizer(options.tokenizer)
     side = (options.resolution[0], options.resolution[-1])
     tokenizer.latent_side(*side)
     source = load_source(options.data, split=options.split, max_images=options.max_images)
-    table = encode_source(source, tokenizer, side, flip=options.flip, device=options.device)
+    table = encode_source(source, tokenizer, side, flip=options.flip, device=device)
     save_latents(table, tokenizer, out)
     summary = {"cache": str(out), "images": len(table), "skipped": len(table.skipped), "tokenizer": table.tokenizer}
     print(json.dumps({**summary, "latent": list(table.latents.shape[2:]), "classes": len(table.class_names)}))

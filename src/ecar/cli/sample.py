@@ -45,8 +45,8 @@ class SampleOptions:
     """Enlarge pictures this many times (nearest); 0 chooses 3 for images below 64 pixels, else 1. Not for .npz."""
     batch_size: int = 64
     """Images computed at once."""
-    device: str = "cpu"
-    """Device to sample on."""
+    device: str = "auto"
+    """auto (cuda where there is one), cpu, cuda, mps."""
     dtype: str = "fp32"
     """fp32 or bf16."""
 
@@ -82,6 +82,7 @@ def run(arguments: Sequence[str]) -> None:
         guidance_on=options.guidance_on,
         batch_size=options.batch_size,
         return_stages=bool(stages_path or gif_path),
+        progress=True,
     )
     seconds = time.perf_counter() - start
     record = {

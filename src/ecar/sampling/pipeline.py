@@ -11,8 +11,10 @@ from typing import Self
 
 import torch
 from PIL import Image
+from tqdm.auto import tqdm
 
 from ecar.config import SamplingConfig
+from ecar.devices import resolve_device
 from ecar.model import ECAR
 from ecar.sampling.loop import StageResult, check_settings, sample_latents
 from ecar.sampling.noise import draw_noise
@@ -70,15 +72,16 @@ class Pipeline:
 
     @classmethod
     def from_pretrained(
-        cls, name: str | Path = "fashion", *, device: str = "cpu", dtype: torch.dtype = torch.float32
+        cls, name: str | Path = "fashion", *, device: str = "auto", dtype: torch.dtype = torch.float32
     ) -> Self:
-        """Load a bundled model, a folder or a Hub id.
+        """Load a bundled model, a folder or a Hub id; ``device`` may be auto.
 
         Raises:
-            ValueError: nothing there, or damaged; the message says what and where.
+            ValueError: nothing there, or damaged, or no such device; the message says what and where.
         """
         from ecar.weights import load_model
 
+        device = resolve_device(device)
         model, tokenizer = load_model(name)
         return cls(model.to(device, dtype), tokenizer.to(device), str(name))
 
@@ -157,6 +160,7 @@ class Pipeline:
         batch_size: int = 64,
         return_stages: bool = False,
         on_stage: Callable[[StagePreview], None] | None = None,
+        progress: bool = False,
     ) -> Output:
         """Generate one image per label.
 
@@ -171,6 +175,7 @@ class Pipeline:
             batch_size: images computed at once.
             return_stages: also decode a preview of each stage.
             on_stage: called with the previews of the first batch onwards, stage by stage.
+            progress: show a progress bar where there is a terminal.
 
         Raises:
             ValueError: unknown class, wrong counts or settings.
@@ -188,7 +193,8 @@ class Pipeline:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         images: list[Image.Image] = []
         stages: list[list[Image.Image]] = [[] for _ in self.model.plan] if return_stages else []
-        for first in range(0, len(ids), batch_size):
+        starts = range(0, len(ids), batch_size)
+        for first in tqdm(starts, desc="sampling", unit="batch", disable=None if progress else True):
             chunk = slice(first, first + batch_size)
             images += self._batch(ids[chunk], seeds[chunk], settings, stages, on_stage)
         return Output(images, stages, ids, seeds, settings)

@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from ecar.config import ModelConfig, SamplingConfig, StageConfig, TrainConfig
 from ecar.data.latents import LatentTable, encode_source, is_cache, load_latents
 from ecar.data.source import load_source
+from ecar.devices import resolve_device
 from ecar.model import ECAR
 from ecar.presets import get_preset
 from ecar.stages import make_plan, pyramid, velocity_std
@@ -45,8 +46,9 @@ def train(config: TrainConfig) -> Path:
         ValueError: bad options or data, or a run folder that holds a run with other options.
         NonFiniteLossError: ``MAX_BAD_STEPS`` steps in a row without a finite loss.
     """
-    world = World.start(config.device)
-    config = dataclasses.replace(config, device=world.local_device(config.device))
+    device = resolve_device(config.device)
+    world = World.start(device)
+    config = dataclasses.replace(config, device=world.local_device(device))
     out = make_out(config.out)
     if world.rank == 0:
         check_out(config, out)
@@ -196,6 +198,8 @@ class Trainer:
                     skipped=self.skipped,
                 )
                 bar.set_postfix(loss=f"{total:.4f}")
+                if bar.disable:  # no terminal: one plain line instead of the bar
+                    print(f"step {self.step} of {config.max_steps}: loss {total:.4f}", flush=True)
                 sums, steps = torch.zeros_like(sums), 0
             if log is not None:
                 self._at_intervals(log)

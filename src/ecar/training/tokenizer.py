@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -28,6 +28,7 @@ from tqdm.auto import tqdm
 from ecar.config import TokenizerConfig
 from ecar.data.images import to_signed
 from ecar.data.source import ImageReport, iterate_images, load_source
+from ecar.devices import resolve_device
 from ecar.features import EfficientNetLite0
 from ecar.tokenizers.conv import ConvTokenizer
 from ecar.training.checkpoint import load_checkpoint, restore_training, save_checkpoint, training_tensors
@@ -87,6 +88,7 @@ def train_tokenizer(config: TokenizerConfig) -> ConvTokenizer:
     Raises:
         ValueError: bad data, or an ``out`` folder of another configuration.
     """
+    config = replace(config, device=resolve_device(config.device))
     out = make_out(config.out)
     free = ("out", "device", "save_every", "log_every", "compile")
     check_same_options(out / "train.json", {k: v for k, v in asdict(config).items() if k not in free})
