@@ -58,7 +58,7 @@ def save_model(folder: Path, model: ECAR, tokenizer: Tokenizer, dtype: torch.dty
     save_file(weights, folder / "model.safetensors")
     record = {"format": _FORMAT, "library": "ecar", "model": model.config.to_json()}
     (folder / "config.json").write_text(json.dumps(record, indent=2) + "\n")
-    tokenizer.save(folder / "tokenizer")
+    tokenizer.save(folder / "tokenizer", dtype)
 
 
 def load_config(folder: Path) -> ModelConfig:

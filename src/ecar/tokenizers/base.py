@@ -101,13 +101,20 @@ class Tokenizer(nn.Module):
         self.mean.copy_(rows.mean(1))
         self.std.copy_(rows.std(1).clamp_min(1e-6))
 
-    def save(self, folder: str | Path) -> None:
-        """Write ``config.json`` and ``tokenizer.safetensors`` into ``folder``."""
+    def save(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
+        """Write ``config.json`` and ``tokenizer.safetensors`` into ``folder``; ``dtype`` is that of the stored weights.
+
+        Raises:
+            ValueError: the weights are not exact in ``dtype``: what is loaded would be another tokenizer.
+        """
         from safetensors.torch import save_file
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         weights = {name: t.detach().contiguous().cpu() for name, t in self.state_dict().items()}
-        save_file(weights, folder / "tokenizer.safetensors")
+        stored = {name: t.to(dtype) for name, t in weights.items()}
+        if any(not torch.equal(stored[name].to(t.dtype), t) for name, t in weights.items()):
+            raise ValueError(f"the weights are not exact in {dtype}; round them before (module.to({dtype}).float())")
+        save_file(stored, folder / "tokenizer.safetensors")
         record = {"kind": self.kind, **self.config(), "fingerprint": self.fingerprint()}
         (folder / "config.json").write_text(json.dumps(record, indent=2) + "\n")
