@@ -111,6 +111,7 @@ class Part(nn.Module):
 class ECAR(nn.Module):
     def __init__(self, config):
         super().__init__()
+        assert config["prediction"] == "v" and config["velocity_std"], "this file does v-prediction only"
         self.c, width = config, config["width"]
         self.sides = [tuple(s) for s in config["stages"]["sides"]]
         self.ends, self.rho = config["stages"]["ends"], config["stages"]["rho"]

@@ -6,6 +6,7 @@ import dataclasses
 import types
 import typing
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Self
 
 Side = tuple[int, int]
@@ -63,7 +64,7 @@ class StageConfig(JsonConfig):
             raise ValueError("sides: at least one stage is needed")
         if any(h < 1 or w < 1 for h, w in self.sides):
             raise ValueError(f"sides must be positive, got {self.sides}")
-        for (h, w), (h2, w2) in zip(self.sides, self.sides[1:], strict=False):
+        for (h, w), (h2, w2) in pairwise(self.sides):
             if (2 * h, 2 * w) != (h2, w2):
                 raise ValueError(f"sides: each stage must double the one before, got {h}x{w} then {h2}x{w2}")
         if len(self.ends) != len(self.sides):
@@ -72,6 +73,10 @@ class StageConfig(JsonConfig):
             raise ValueError(f"ends: every stage but the last ends in (0, 1), the last at 1; got {self.ends}")
         if not 0 <= self.rho <= 1:
             raise ValueError(f"rho must be in [0, 1], got {self.rho}")
+        for before, end in pairwise(self.ends):
+            start = self.rho * before / (2 * (1 - before) + self.rho * before)  # Eq. 4
+            if end <= start:
+                raise ValueError(f"ends: a stage that starts at {start:.3f} (after {before}) cannot end at {end}")
 
     @classmethod
     def for_latent(cls, side: Side, stages: int, *, ends: tuple[float, ...] | None = None, rho: float = 0.7) -> Self:
@@ -131,8 +136,9 @@ class ModelConfig(JsonConfig):
     """Default sampling settings."""
 
     def __post_init__(self) -> None:
-        if self.channels < 1 or self.width < 1 or self.trunk_depth < 1 or self.head_depth < 1:
-            raise ValueError("channels, width, trunk_depth and head_depth must be at least 1")
+        for name in ("channels", "width", "heads", "trunk_depth", "head_depth"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.width % self.heads or (self.width // self.heads) % 4:
             raise ValueError(f"width {self.width} / heads {self.heads} must be a multiple of 4")
         if self.num_classes < 0 or (self.class_names and len(self.class_names) != self.num_classes):
@@ -162,8 +168,9 @@ class TrainConfig(JsonConfig):
     """Folder of images (class subfolders give labels), parquet file or folder, Hub data set id, or a latent cache."""
     out: str
     """Folder of the run. The same command again resumes."""
-    tokenizer: str = "pixels"
-    """Tokenizer: pixels, pixels:FACTOR, a folder of `ecar tokenizer`, or a diffusers autoencoder (folder or Hub id)."""
+    tokenizer: str | None = None
+    """pixels (default), pixels:FACTOR, a folder of `ecar tokenizer`, or a diffusers autoencoder (folder or Hub id).
+    A latent cache brings its own."""
     preset: str = "ti"
     """Model size: nano, ti, s, b, l or xl."""
     resolution: tuple[int, ...] = (32,)
@@ -251,8 +258,15 @@ class TrainConfig(JsonConfig):
             raise ValueError(f"dtype must be bf16 or fp32, got {self.dtype!r}")
         if self.optimizer not in ("adamw", "muon"):
             raise ValueError(f"optimizer must be adamw or muon, got {self.optimizer!r}")
-        if not 0 <= self.label_dropout < 1:
-            raise ValueError(f"label_dropout must be in [0, 1), got {self.label_dropout}")
+        for name in ("label_dropout", "ema"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+        if not 0 <= self.uniform_t <= 1 or not 0 <= self.decay <= 1:
+            raise ValueError(f"uniform_t and decay must be in [0, 1], got {self.uniform_t} and {self.decay}")
+        if not (self.lr > 0 and self.clip > 0):
+            raise ValueError(f"lr and clip must be positive, got {self.lr} and {self.clip}")
+        if not 0 <= self.seed < 2**53:
+            raise ValueError(f"seed must be in 0..2^53-1, got {self.seed}")
         object.__setattr__(self, "stage_share", share)
         object.__setattr__(self, "stage_weight", weight)
 
@@ -311,6 +325,14 @@ class TokenizerConfig:
         for name in ("resolution", "channels", "max_steps", "batch_size", "save_every", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.factor < 2 or self.factor & (self.factor - 1):
+            raise ValueError(f"factor must be a power of two of at least 2, got {self.factor}")
+        if len(self.widths) != self.factor.bit_length():
+            raise ValueError(f"widths needs {self.factor.bit_length()} entries for factor {self.factor}: {self.widths}")
+        if self.scale_levels < 0 or self.scale_consistency < 0 or self.perceptual < 0 or self.lr <= 0:
+            raise ValueError("scale_levels, scale_consistency and perceptual must not be negative, lr must be positive")
+        if not 0 <= self.seed < 2**40:
+            raise ValueError(f"seed must be in 0..2^40-1, got {self.seed}")
         smallest = self.factor * 2 ** (self.scale_levels if self.scale_consistency else 0)
         if self.resolution % smallest:
             raise ValueError(f"resolution {self.resolution} does not divide by {smallest} (factor and pooling levels)")

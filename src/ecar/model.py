@@ -43,6 +43,11 @@ class ECAR(nn.Module):
             return velocity_from_data(stage, x.float(), raw, t)
         return raw * self.velocity_scale(stage)
 
+    def target(self, stage: Stage, x: Tensor, z: Tensor, velocity: Tensor, t: Tensor) -> Tensor:
+        """What ``velocity`` is compared with in training: v_k; under x-prediction the velocity that the true data
+        z_k give, so that the clamp near t = 1 acts on both sides and a perfect prediction has no loss."""
+        return velocity_from_data(stage, x, z, t) if self.config.prediction == "x" else velocity
+
     def velocity_scale(self, stage: Stage) -> float:
         """Standard deviation of the stage's velocity on the training data; 1 where it was not measured."""
         return self.config.velocity_std[stage.index] if self.config.velocity_std else 1.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -53,12 +54,13 @@ def resolve_model(name: str | Path) -> Path:
 
 def save_model(folder: Path, model: ECAR, tokenizer: Tokenizer, dtype: torch.dtype = torch.float32) -> None:
     """Write a model folder; ``dtype`` is that of the stored weights."""
-    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(folder / "tokenizer", dtype)  # first: it may refuse
     weights = {name: t.detach().to(dtype).contiguous().cpu() for name, t in model.state_dict().items()}
-    save_file(weights, folder / "model.safetensors")
+    temporary = folder / "model.safetensors.tmp"
+    save_file(weights, temporary)
+    temporary.replace(folder / "model.safetensors")
     record = {"format": _FORMAT, "library": "ecar", "model": model.config.to_json()}
     (folder / "config.json").write_text(json.dumps(record, indent=2) + "\n")
-    tokenizer.save(folder / "tokenizer", dtype)
 
 
 def load_config(folder: Path) -> ModelConfig:
@@ -75,6 +77,11 @@ def load_config(folder: Path) -> ModelConfig:
     if record.get("format") != _FORMAT:
         raise ValueError(f"{path}: format {record.get('format')!r} is not {_FORMAT}; another version of ecar wrote it")
     return ModelConfig.from_json(record["model"])
+
+
+def weights_fingerprint(name: str | Path) -> str:
+    """SHA-256 (16 hex digits) of the weights file of a model: says which model drew an image."""
+    return hashlib.sha256((resolve_model(name) / "model.safetensors").read_bytes()).hexdigest()[:16]
 
 
 def load_model(name: str | Path) -> tuple[ECAR, Tokenizer]:

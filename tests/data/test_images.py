@@ -104,6 +104,39 @@ def test_wrong_places_are_refused(tmp_path: Path) -> None:
         load_source(str(tmp_path))
 
 
+def test_folders_of_splits_are_not_taken_for_classes(tmp_path: Path) -> None:
+    for name in ("train", "test"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (4, 4)).save(tmp_path / name / "x.png")
+    with pytest.raises(ValueError, match="holds the splits test, train"):
+        load_source(str(tmp_path))
+
+
+def test_first_images_are_spread_over_the_classes(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for i in range(20):
+            Image.new("RGB", (4, 4)).save(tmp_path / name / f"{i}.png")
+    assert set(load_source(str(tmp_path), max_images=10).labels.tolist()) == {0, 1}
+
+
+def test_null_cells_are_skipped_and_splits_kept_apart(tmp_path: Path) -> None:
+    from datasets import Dataset, Features, Value
+    from datasets import Image as ImageFeature
+
+    cells = [{"bytes": encoded(Image.new("RGB", (4, 4))), "path": None}, None]
+    features = Features({"image": ImageFeature(), "label": Value("int64")})
+    for split, label in (("train", 7), ("test", 50_000)):
+        (tmp_path / split).mkdir()
+        table = Dataset.from_dict({"image": cells, "label": [label, label]}, features=features)
+        table.to_parquet(str(tmp_path / split / "0000.parquet"))
+    images, _, report, names = read_all(tmp_path)
+    assert len(images) == 1 and names == ("7",) and report.skipped == ["row 1: is empty"]
+    assert load_source(str(tmp_path), split="test").class_names == ("50000",)
+    with pytest.raises(ValueError, match="no parquet file of the split 'validation'"):
+        load_source(str(tmp_path), split="validation")
+
+
 def test_parquet_in_the_hub_layout_is_read_with_its_names(tmp_path: Path) -> None:
     from datasets import ClassLabel, Dataset, Features
     from datasets import Image as ImageFeature

@@ -99,6 +99,16 @@ def test_class_names_are_found_by_name_id_and_spelling(pipe: Pipeline) -> None:
     assert [pipe.class_id(x) for x in ("cat", "DOG", "red-bird", "Red bird", 1, "2", None)] == [0, 1, 2, 2, 1, 2, 3]
 
 
+def test_class_called_by_a_number_is_found_by_name_first() -> None:
+    """Folders named 1, 2, 3 once drew the class beside the one asked for."""
+    pipe = Pipeline(random_model(tiny_config(class_names=("1", "2", "C++"))), PixelTokenizer(factor=1))
+    assert [pipe.class_id(x) for x in ("1", "2", 1, np.int64(2), torch.tensor(0), "0", "c")] == [0, 1, 1, 2, 0, 0, 2]
+    pipe = Pipeline(random_model(tiny_config(class_names=("C", "C#", "c++"))), PixelTokenizer(factor=1))
+    assert pipe.class_id("C") == 0 and pipe.class_id("c++") == 2
+    with pytest.raises(ValueError, match="spell it exactly"):
+        pipe.class_id("c")
+
+
 def test_unknown_class_offers_the_nearest_names(pipe: Pipeline) -> None:
     with pytest.raises(ValueError, match="did you mean Red bird"):
         pipe.class_id("redbrd")

@@ -143,6 +143,7 @@ def test_full_noise_reuse_is_the_pyramidal_flow_level() -> None:
         ({"ends": (0.8, 0.9)}, "last at 1"),
         ({"ends": (1.0,)}, "one entry per stage"),
         ({"rho": 1.5}, "rho"),
+        ({"sides": ((2, 2), (4, 4), (8, 8)), "ends": (0.9, 0.3, 1.0)}, "cannot end at 0.3"),
     ],
 )
 def test_wrong_plans_are_refused(changes: dict[str, object], word: str) -> None:

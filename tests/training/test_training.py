@@ -123,17 +123,48 @@ def test_damaged_newest_checkpoint_is_named(digits_folder: Path, tmp_path: Path)
 def test_latent_cache_trains_as_images_do_and_refuses_a_changed_tokenizer(digits_folder: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     tokenizer = ConvTokenizer(factor=2, widths=(4, 8), depth=1)
+    tokenizer.measure([tokenizer.encode_raw(torch.rand(20, 3, 8, 8))])
     tokenizer.save(tmp_path / "tokenizer")
     table = encode_source(load_source(str(digits_folder)), tokenizer, (8, 8), flip=True)
     save_latents(table, tokenizer, tmp_path / "cache")
     common = {"max_steps": 2, "flip": True, "sample_every": 0}
     loop.train(options(digits_folder, tmp_path / "a", tokenizer=str(tmp_path / "tokenizer"), **common))
-    loop.train(options(tmp_path / "cache", tmp_path / "b", tokenizer="pixels", **common))
+    loop.train(options(tmp_path / "cache", tmp_path / "b", tokenizer=None, **common))
     assert [x["loss"] for x in lines(tmp_path / "a")] == [x["loss"] for x in lines(tmp_path / "b")]
     tokenizer.mean += 1
     tokenizer.save(tmp_path / "cache" / "tokenizer")
     with pytest.raises(ValueError, match="latents of tokenizer"):
         load_latents(str(tmp_path / "cache"))
+
+
+def test_options_about_a_cache_are_obeyed_not_ignored(digits_folder: Path, tmp_path: Path) -> None:
+    table = encode_source(load_source(str(digits_folder)), PixelTokenizer(factor=2), (8, 8), flip=True)
+    save_latents(table, PixelTokenizer(factor=2), tmp_path)  # statistics differ: refused below
+    with pytest.raises(ValueError, match="run ecar encode again"):
+        load_latents(str(tmp_path))
+    tokenizer = PixelTokenizer(factor=2)
+    save_latents(encode_source(load_source(str(digits_folder)), tokenizer, (8, 8), flip=True), tokenizer, tmp_path)
+    kept, _ = loop.load_table(options(tmp_path, tmp_path, tokenizer=None, max_images=7))
+    assert kept.latents.shape[:2] == (1, 7) and len(kept.labels) == 7  # not mirrored unless asked
+    with pytest.raises(ValueError, match="another tokenizer"):
+        loop.load_table(options(tmp_path, tmp_path, tokenizer="pixels:4"))
+
+
+def test_resume_on_changed_data_is_refused(tmp_path: Path, digits_folder: Path) -> None:
+    """Labels of renamed or added classes would be permuted over trained embeddings without a word."""
+    import shutil
+
+    shutil.copytree(digits_folder, tmp_path / "data")
+    loop.train(options(tmp_path / "data", tmp_path / "run"))
+    (tmp_path / "data" / "zero").rename(tmp_path / "data" / "null")
+    with pytest.raises(ValueError, match=r"the data changed since the checkpoint.*class_names"):
+        loop.train(options(tmp_path / "data", tmp_path / "run", max_steps=8))
+
+
+def test_pixel_latents_have_unit_scale(digits_folder: Path) -> None:
+    table = encode_source(load_source(str(digits_folder)), PixelTokenizer(factor=2), (8, 8), flip=False)
+    spread = table.latents.float().std((0, 1, 3, 4))
+    assert torch.allclose(spread[spread > 0.1], torch.ones_like(spread[spread > 0.1]), atol=0.02)
 
 
 def test_mirrored_latents_are_those_of_mirrored_images(digits_folder: Path) -> None:
@@ -171,7 +202,6 @@ def test_x_prediction_of_the_true_data_has_no_loss() -> None:
     model = random_model(config)
     z, labels = torch.randn(4, 3, 8, 12), torch.tensor([0, 1, 2, 3])
     d = draws(model.plan, 4)
-    d = Draws(d.noise, d.context, d.times * 0.8)
 
     class Oracle(torch.nn.Module):
         plan, embed_tokens = model.head.plan, model.head.embed_tokens
@@ -224,6 +254,10 @@ def test_learning_rate_warms_up_stays_and_falls_to_a_fiftieth() -> None:
         ({"dtype": "fp16"}, "bf16 or fp32"),
         ({"optimizer": "sgd"}, "adamw or muon"),
         ({"batch_size": 0}, "batch_size"),
+        ({"lr": -1.0}, "lr"),
+        ({"seed": -1}, "seed"),
+        ({"uniform_t": 5.0}, "uniform_t"),
+        ({"ema": 1.0}, "ema"),
         ({"resolution": (8, 8, 8)}, "resolution"),
     ],
 )

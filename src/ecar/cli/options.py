@@ -38,7 +38,7 @@ def _split_lists(arguments: Sequence[str], lists: set[str]) -> list[str]:
     return result
 
 
-def output_file(out: str, suffixes: Sequence[str]) -> Path:
+def output_file(out: str, suffixes: Sequence[str], flag: str = "--out") -> Path:
     """An output path, checked before work starts.
 
     Raises:
@@ -46,7 +46,7 @@ def output_file(out: str, suffixes: Sequence[str]) -> Path:
     """
     path = Path(out).expanduser()
     if path.suffix.lower() not in suffixes:
-        raise ValueError(f"--out {out}: the name must end in {' or '.join(suffixes)}")
+        raise ValueError(f"{flag} {out}: the name must end in {' or '.join(suffixes)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         existed = path.exists()
@@ -55,5 +55,5 @@ def output_file(out: str, suffixes: Sequence[str]) -> Path:
         if not existed:
             path.unlink()
     except OSError as error:
-        raise ValueError(f"{out}: cannot write there ({error.strerror})") from None
+        raise ValueError(f"{flag} {out}: cannot write there ({error.strerror})") from None
     return path

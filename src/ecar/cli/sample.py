@@ -6,11 +6,16 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import tyro
 
 from ecar.cli.options import output_file, parse
+
+if TYPE_CHECKING:
+    from ecar import Pipeline
+    from ecar.sampling.pipeline import Output
 
 Number = TypeVar("Number", int, float)
 
@@ -51,70 +56,92 @@ class SampleOptions:
     """fp32 or bf16."""
 
 
+@dataclass(frozen=True)
+class _Files:
+    """Paths to write, each checked."""
+
+    out: Path
+    """The images."""
+    stages: Path | None
+    """The strip of stages, if asked for."""
+    gif: Path | None
+    """The growing grid, if asked for."""
+
+
 def run(arguments: Sequence[str]) -> None:
     """Parse, check every path, sample, write; prints one JSON object as the last line."""
     options = parse(SampleOptions, arguments, "sample")
-    out = output_file(options.out, (".png", ".npz"))
-    stages_path = output_file(options.stages, (".png",)) if options.stages else None
-    gif_path = output_file(options.gif, (".gif",)) if options.gif else None
+    files = _Files(
+        output_file(options.out, (".png", ".npz")),
+        output_file(options.stages, (".png",), "--stages") if options.stages else None,
+        output_file(options.gif, (".gif",), "--gif") if options.gif else None,
+    )
     if options.per_class < 1 or options.scale < 0:
         raise ValueError("--per-class must be at least 1 and --scale at least 0")
     if options.dtype not in ("fp32", "bf16"):
         raise ValueError(f"--dtype must be fp32 or bf16, got {options.dtype!r}")
 
-    import numpy as np
     import torch
 
-    from ecar.sampling.pictures import grid, save_gif, save_png, strip
-    from ecar.sampling.pipeline import Pipeline
+    from ecar import Pipeline, __version__
+    from ecar.weights import weights_fingerprint
 
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[options.dtype]
     pipe = Pipeline.from_pretrained(options.model, device=options.device, dtype=dtype)
     labels = [label for label in _classes(options.classes, pipe) for _ in range(options.per_class)]
-    seeds = [options.seed + i for i in range(len(labels))]
     start = time.perf_counter()
     output = pipe(
         labels,
-        seeds=seeds,
+        seeds=range(options.seed, options.seed + len(labels)),
         steps=_one_or_all(options.steps),
         guidance=_one_or_all(options.guidance),
         solver=options.solver,
         guidance_on=options.guidance_on,
         batch_size=options.batch_size,
-        return_stages=bool(stages_path or gif_path),
+        return_stages=bool(files.stages or files.gif),
         progress=True,
     )
     seconds = time.perf_counter() - start
     record = {
         "model": options.model,
+        "weights": weights_fingerprint(options.model),
+        "ecar": __version__,
         "images": len(labels),
         "seconds": round(seconds, 3),
         "images_per_second": round(len(labels) / seconds, 2),
         "seed": options.seed,
-        "labels": output.labels,
+        "classes": options.classes,
+        "per_class": options.per_class,
         "settings": output.settings.to_json(),
         "dtype": options.dtype,
-        "out": str(out),
+        "out": str(files.out),
     }
-    scale = options.scale or (3 if output.images[0].width < 64 else 1)
-    if out.suffix.lower() == ".npz":
-        array = np.stack([np.asarray(i) for i in output.images])
-        np.savez(out, arr_0=array, labels=np.asarray(output.labels, np.int64))
-    else:
-        columns = options.per_class if options.classes != "none" else None
-        save_png(grid(output.images, columns, scale=scale), out, {"ecar": json.dumps(record)})
-    if stages_path is not None:
-        rows = range(0, len(labels), max(1, options.per_class))
-        save_png(strip([[s[r] for r in rows] for s in output.stages], scale=scale), stages_path, {})
-    if gif_path is not None:
-        save_gif(output.stages, gif_path, options.per_class, scale=scale)
+    _write(output, files, options, json.dumps(record))
     print(json.dumps(record))
 
 
-def _classes(text: str, pipe: object) -> list[int | str | None]:
-    from ecar.sampling.pipeline import Pipeline
+def _write(output: Output, files: _Files, options: SampleOptions, record: str) -> None:
+    """Write every file asked for; PNGs carry ``record``, from which they can be made again."""
+    import numpy as np
 
-    assert isinstance(pipe, Pipeline)
+    from ecar.sampling.pictures import grid, save_gif, save_png, strip
+
+    count, metadata = len(output.images), {"ecar": record}
+    columns = options.per_class if count > options.per_class else None  # one class: about square
+    scale = options.scale or (3 if output.images[0].width < 64 else 1)
+    if files.out.suffix.lower() == ".npz":
+        array = np.stack([np.asarray(image) for image in output.images])
+        np.savez(files.out, arr_0=array, labels=np.asarray(output.labels, np.int64))
+    else:
+        save_png(grid(output.images, columns, scale=scale), files.out, metadata)
+    if files.stages is not None:
+        first_of_class = range(0, count, options.per_class)
+        save_png(strip([[s[i] for i in first_of_class] for s in output.stages], scale=scale), files.stages, metadata)
+    if files.gif is not None:
+        save_gif(output.stages, files.gif, columns, scale=scale)
+
+
+def _classes(text: str, pipe: Pipeline) -> list[int | str | None]:
     count = pipe.model.config.num_classes
     if text == "none" or (text == "all" and count == 0):
         return [None]

@@ -8,8 +8,6 @@ import warnings
 import numpy as np
 from PIL import Image, ImageOps
 
-MAX_PIXELS = 178_956_970  # Pillow raises above this; below, but large, it only warns
-
 
 class BadImageError(ValueError):
     """An image that cannot be used; the message says why."""
@@ -22,16 +20,19 @@ def decode_image(data: bytes) -> Image.Image:
     are laid over white; of an animation the first frame is taken.
 
     Raises:
-        BadImageError: empty, truncated, not an image, or too large.
+        BadImageError: empty, truncated, not an image, not finite, or of more pixels than Pillow's limit (89 million).
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             opened = Image.open(io.BytesIO(data))
             opened.load()
-            image: Image.Image = ImageOps.exif_transpose(opened)
+            return _to_rgb(ImageOps.exif_transpose(opened))
     except Exception as error:  # Pillow raises many types for broken files: OSError, SyntaxError, struct.error, ...
         raise BadImageError(f"cannot be decoded ({type(error).__name__}: {error})") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("I;16", "I;16B", "I;16L", "I;16N", "I", "F"):
         return Image.fromarray(_to_8_bit(np.asarray(image), image.mode)).convert("RGB")
     if image.has_transparency_data:
@@ -41,12 +42,15 @@ def decode_image(data: bytes) -> Image.Image:
 
 
 def _to_8_bit(values: np.ndarray, mode: str) -> np.ndarray:
+    """16-bit and 32-bit whole numbers: 255 or 65535 is white, whichever holds them; beyond it, and for floats beyond
+    1, the largest value is."""
     wide = values.astype(np.float64)
-    if mode == "F":
-        top = 1.0 if wide.max(initial=0.0) <= 1.0 else 255.0
-    else:  # mode I holds 16-bit PNGs too; a small range in it means 8-bit values
-        top = 255.0 if mode == "I" and wide.max(initial=0.0) <= 255 else 65535.0
-    return np.round(np.clip(wide / top, 0, 1) * 255).astype(np.uint8)
+    if not np.isfinite(wide).all():
+        raise ValueError("pixels that are not finite")
+    top = float(wide.max(initial=0.0))
+    steps = (1.0, 255.0, 65535.0) if mode == "F" else (255.0, 65535.0) if mode == "I" else (65535.0,)
+    white = next((step for step in steps if top <= step), top)
+    return np.round(np.clip(wide / white, 0, 1) * 255).astype(np.uint8)
 
 
 def fit(image: Image.Image, height: int, width: int) -> np.ndarray:

@@ -50,7 +50,8 @@ class LatentTable:
 def encode_source(
     source: ImageSource, tokenizer: Tokenizer, side: Side, *, flip: bool, device: str = "cpu"
 ) -> LatentTable:
-    """Encode every image of ``source``. A diffusers tokenizer's statistics are measured on the way (in place).
+    """Encode every image of ``source``. Statistics that were not measured yet (pixels, a diffusers
+    autoencoder as published) are measured on the way, in place.
 
     Raises:
         ValueError: sides that do not divide, or bad data.
@@ -71,8 +72,8 @@ def encode_source(
         labels.append(torch.from_numpy(batch_labels))
     for line in report.skipped or []:
         print(f"skipped {line}", file=sys.stderr)
-    if tokenizer.kind == "diffusers":
-        tokenizer.measure(raw[:_MEASURE_BATCHES])
+    if not tokenizer.measured:
+        tokenizer.measure(raw[:: max(1, len(raw) // _MEASURE_BATCHES)])
     tokenizer.to("cpu")
     sets = [torch.cat([tokenizer.normalize(r).half() for r in part]) for part in (raw, mirrored) if part]
     return LatentTable(

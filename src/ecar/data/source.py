@@ -14,6 +14,7 @@ from ecar.data.images import BadImageError, decode_image, fit
 
 _IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".ppm"}
 _BAD_SHARE_LIMIT = 0.1
+_SPLITS = {"train", "training", "test", "val", "valid", "validation", "dev"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,11 +41,14 @@ class ImageSource:
     def read(self, index: int) -> bytes:
         """Encoded bytes of one row."""
         cell = self.table[index][self.image_column]
+        if cell is None or (cell["bytes"] is None and cell["path"] is None):
+            raise BadImageError("is empty")
         return cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes()
 
     def path(self, index: int) -> str:
         """Path of one row's file, or its row number, for messages."""
-        return str(self.table[index][self.image_column].get("path") or f"row {index}")
+        cell = self.table[index][self.image_column] or {}
+        return str(cell.get("path") or f"row {index}")
 
 
 @dataclass(kw_only=True)
@@ -62,8 +66,10 @@ def load_source(data: str, *, split: str = "train", max_images: int | None = Non
         ValueError: nothing there, no image column, or labels out of range.
     """
     table, names = _open(data, split)
-    if max_images is not None:
-        table = table.select(range(min(max_images, len(table))))
+    if max_images is not None and max_images < len(table):
+        # Not the first ones: folders are sorted by class.
+        chosen = np.random.default_rng(0).choice(len(table), max_images, replace=False)
+        table = table.select(np.sort(chosen))
     if len(table) == 0:
         raise ValueError(f"{data}: no images found")
     from datasets import ClassLabel, Image
@@ -77,14 +83,18 @@ def load_source(data: str, *, split: str = "train", max_images: int | None = Non
         return ImageSource(
             name=data, table=table, image_column=images[0], labels=np.zeros(len(table), np.int64), class_names=()
         )
-    feature, column = table.features[label_column], table[label_column]
+    feature, column = table.features[label_column], list(table[label_column])
+    if any(value is None for value in column):
+        raise ValueError(f"{data}: row {column.index(None)} has no label; remove such rows, or the label column")
+    if not all(isinstance(value, int | str) for value in column):
+        raise ValueError(f"{data}: column {label_column} holds {type(column[0]).__name__}, not class ids or names")
     if isinstance(feature, ClassLabel):
         names = tuple(feature.names)
-    elif isinstance(column[0], str):
-        names = tuple(sorted(set(column), key=natural_key))
-        column = [names.index(value) for value in column]
+    elif not names:  # ids or names as they come: the classes are the different values
+        values = sorted(set(column), key=lambda value: natural_key(str(value)))
+        names, places = tuple(str(v) for v in values), {v: i for i, v in enumerate(values)}
+        column = [places[value] for value in column]
     labels = np.asarray(column, dtype=np.int64)
-    names = names or tuple(str(i) for i in range(int(labels.max()) + 1))
     if labels.min() < 0 or labels.max() >= len(names):
         raise ValueError(f"{data}: label {labels.min()}..{labels.max()} outside the {len(names)} classes")
     return ImageSource(name=data, table=table, image_column=images[0], labels=labels, class_names=names)
@@ -139,8 +149,7 @@ def _open(data: str, split: str) -> tuple[Any, tuple[str, ...]]:
     if path.is_dir():
         parquet = sorted(path.rglob("*.parquet"))
         if parquet:
-            chosen = [p for p in parquet if p.name.startswith(split)] or parquet
-            return Dataset.from_parquet([str(p) for p in chosen]), ()
+            return Dataset.from_parquet([str(p) for p in _of_split(parquet, path, split)]), ()
         return _open_folder(path)
     if path.exists():
         raise ValueError(f"{data}: not a folder, a .parquet file or a Hub data set id")
@@ -150,6 +159,18 @@ def _open(data: str, split: str) -> tuple[Any, tuple[str, ...]]:
         return load_dataset(data, split=split), ()
     except Exception as error:
         raise ValueError(f"{data}: no such folder, and the Hub answered: {type(error).__name__}: {error}") from error
+
+
+def _of_split(files: list[Path], root: Path, split: str) -> list[Path]:
+    """The files of a split, by the names of files and folders; all of them where no name mentions any split."""
+
+    def parts(file: Path) -> set[str]:
+        return {word for part in file.relative_to(root).parts for word in re.split(r"[^a-z0-9]+", part.lower())}
+
+    chosen = [f for f in files if split.lower() in parts(f)]
+    if not chosen and any(parts(f) & _SPLITS for f in files):
+        raise ValueError(f"{root}: no parquet file of the split {split!r} among {', '.join(f.name for f in files[:5])}")
+    return chosen or files
 
 
 def _open_folder(path: Path) -> tuple[Any, tuple[str, ...]]:
@@ -168,6 +189,10 @@ def _open_folder(path: Path) -> tuple[Any, tuple[str, ...]]:
         loose = [p for p in files if p.parent == path]
         if loose:
             raise ValueError(f"{path}: has class subfolders and loose images (such as {loose[0].name}); move those")
+        if {top.lower() for top in tops} <= _SPLITS:
+            raise ValueError(
+                f"{path}: holds the splits {', '.join(sorted(tops))}, not classes; give one of those folders"
+            )
         names = tuple(sorted(tops, key=natural_key))
         rows["label"] = [names.index(p.relative_to(path).parts[0]) for p in files]
         features["label"] = Value("int64")

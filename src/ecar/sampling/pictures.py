@@ -51,7 +51,7 @@ def strip(stages: list[list[Image.Image]], *, scale: int = 1) -> Image.Image:
     return grid(cells, len(enlarged), scale=scale)
 
 
-def save_gif(stages: list[list[Image.Image]], path: Path, columns: int, *, scale: int = 1) -> None:
+def save_gif(stages: list[list[Image.Image]], path: Path, columns: int | None, *, scale: int = 1) -> None:
     """The grid growing stage by stage; the last frame stays longest."""
     frames = [grid(previews, columns, scale=scale) for previews in same_size(stages)]
     durations = [700] * (len(frames) - 1) + [2500]

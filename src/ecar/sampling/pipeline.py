@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,7 +69,7 @@ class Pipeline:
             raise ValueError(
                 f"the model reads latents of tokenizer {model.config.tokenizer}, not of {tokenizer.fingerprint()}"
             )
-        self.model, self.tokenizer, self.name = model.eval(), tokenizer.eval(), name
+        self.model, self.tokenizer, self.name = model.eval(), tokenizer.to(model.device).eval(), name
 
     @classmethod
     def from_pretrained(
@@ -91,26 +92,41 @@ class Pipeline:
         return self.model.config.class_names
 
     def class_id(self, label: Label) -> int:
-        """A name (case and separators do not matter), an id or None -> class id.
+        """A name, an id or None -> class id.
+
+        A string is a name first (exactly, then without regard to case and separators), then an id in digits: a class
+        that is called "7" is found by its name. Numbers (also numpy's) are ids.
 
         Raises:
-            ValueError: no such class; near names are offered.
+            ValueError: no such class, near names are offered; or a name that fits several.
         """
         config = self.model.config
         if label is None:
             return config.null_class
-        if isinstance(label, int) or label.strip().isdigit():
-            number = int(label)
-            if not 0 <= number < config.num_classes:
-                known = f"0..{config.num_classes - 1}" if config.num_classes else "none: it was trained without labels"
-                raise ValueError(f"unknown class {number}; the model's classes are {known}")
-            return number
-        names = {_plain(name): index for index, name in enumerate(config.class_names)}
-        if _plain(label) in names:
-            return names[_plain(label)]
-        near = [config.class_names[names[n]] for n in difflib.get_close_matches(_plain(label), names, 3, 0.4)]
+        if not isinstance(label, str):
+            return self._checked_id(operator.index(label))
+        if label in config.class_names:
+            return config.class_names.index(label)
+        names = [_plain(name) for name in config.class_names]
+        fitting = [index for index, name in enumerate(names) if name and name == _plain(label)]
+        if len(fitting) == 1:
+            return fitting[0]
+        if fitting:
+            raise ValueError(
+                f"class {label!r} fits {', '.join(config.class_names[i] for i in fitting)}; spell it exactly"
+            )
+        if label.strip().isdigit():
+            return self._checked_id(int(label))
+        near = [config.class_names[names.index(n)] for n in difflib.get_close_matches(_plain(label), names, 3, 0.4)]
         hint = f"did you mean {', '.join(near)}?" if near else f"classes: {_listed(config.class_names)}"
         raise ValueError(f"unknown class {label!r}; {hint}")
+
+    def _checked_id(self, number: int) -> int:
+        count = self.model.config.num_classes
+        if not 0 <= number < count:
+            known = f"0..{count - 1}" if count else "none: it was trained without labels"
+            raise ValueError(f"unknown class {number}; the model's classes are {known}")
+        return number
 
     def settings(
         self,
@@ -131,12 +147,14 @@ class Pipeline:
         base = self.model.config.sampling or SamplingConfig(steps=(8,) * stages, guidance=(1.0,) * stages)
         changes: dict[str, object] = {}
         if steps is not None:
-            changes["steps"] = (steps,) * stages if isinstance(steps, int) else tuple(steps)
+            changes["steps"] = (
+                tuple(map(int, steps)) if isinstance(steps, Sequence) else (operator.index(steps),) * stages
+            )
         if guidance is not None:
-            if isinstance(guidance, int | float):
-                changes["guidance"] = (float(guidance),) * max(1, stages - 1) + (1.0,) * (stages > 1)
-            else:
+            if isinstance(guidance, Sequence):
                 changes["guidance"] = tuple(float(g) for g in guidance)
+            else:
+                changes["guidance"] = (float(guidance),) * max(1, stages - 1) + (1.0,) * (stages > 1)
         if solver is not None:
             changes["solver"] = solver
         if guidance_on is not None:
@@ -187,7 +205,7 @@ class Pipeline:
         seeds = list(seeds) if seeds is not None else list(range(len(ids)))
         if len(seeds) != len(ids):
             raise ValueError(f"{len(ids)} labels but {len(seeds)} seeds; give one seed per image")
-        if not ids:
+        if len(ids) == 0:
             raise ValueError("no images asked for: labels and seeds are empty")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")

@@ -63,6 +63,7 @@ def _load_own(folder: Path, record: dict[str, Any]) -> Tokenizer:
     else:
         raise ValueError(f"{folder / 'config.json'}: unknown tokenizer kind {kind!r}")
     load_weights(own, folder / "tokenizer.safetensors")
+    tokenizer.measured = True
     if expected is not None and tokenizer.fingerprint() != expected:
         raise ValueError(f"{folder}: the weights are not those that config.json describes (fingerprint differs)")
     return tokenizer

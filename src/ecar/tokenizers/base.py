@@ -24,10 +24,12 @@ class Tokenizer(nn.Module):
         factor: image pixels per latent position, along each side.
         decodes_any_size: whether a pooled latent (half the side, a quarter...) decodes to a smaller image.
             A stage's preview relies on it.
+        measured: whether ``mean`` and ``std`` were measured on data; ``encode_source`` does it where they were not.
     """
 
     kind: str = ""
     decodes_any_size: bool = True
+    measured: bool = False
     mean: Tensor
     std: Tensor
 
@@ -100,6 +102,7 @@ class Tokenizer(nn.Module):
         rows = torch.cat([b.double().transpose(0, 1).flatten(1) for b in raw_batches], dim=1)
         self.mean.copy_(rows.mean(1))
         self.std.copy_(rows.std(1).clamp_min(1e-6))
+        self.measured = True
 
     def save(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
         """Write ``config.json`` and ``tokenizer.safetensors`` into ``folder``; ``dtype`` is that of the stored weights.
@@ -110,11 +113,11 @@ class Tokenizer(nn.Module):
         from safetensors.torch import save_file
 
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         weights = {name: t.detach().contiguous().cpu() for name, t in self.state_dict().items()}
         stored = {name: t.to(dtype) for name, t in weights.items()}
         if any(not torch.equal(stored[name].to(t.dtype), t) for name, t in weights.items()):
             raise ValueError(f"the weights are not exact in {dtype}; round them before (module.to({dtype}).float())")
+        folder.mkdir(parents=True, exist_ok=True)
         save_file(stored, folder / "tokenizer.safetensors")
         record = {"kind": self.kind, **self.config(), "fingerprint": self.fingerprint()}
         (folder / "config.json").write_text(json.dumps(record, indent=2) + "\n")

@@ -87,14 +87,14 @@ class DiffusersTokenizer(Tokenizer):
         """The part of the state that is not the autoencoder's own."""
         return Statistics(self)
 
-    def save(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
+    def save(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:  # noqa: ARG002
         """As ``Tokenizer.save``, with the autoencoder in diffusers' own layout and type under ``autoencoder/``."""
         from safetensors.torch import save_file
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.autoencoder.save_pretrained(folder / "autoencoder")
-        weights = {name: t.to(dtype).contiguous().cpu() for name, t in self.statistics().state_dict().items()}
+        weights = {name: t.contiguous().cpu() for name, t in self.statistics().state_dict().items()}
         save_file(weights, folder / "tokenizer.safetensors")
         record = {"kind": self.kind, **self.config(), "fingerprint": self.fingerprint()}
         (folder / "config.json").write_text(json.dumps(record, indent=2) + "\n")

@@ -29,6 +29,8 @@ class World:
         """Join the process group that torchrun describes in the environment; a world of one without it."""
         if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
             return cls()
+        if device == "cuda":
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         if not dist.is_initialized():
             dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
         return cls(dist.get_rank(), dist.get_world_size())
@@ -71,6 +73,8 @@ def check_divides(batch_size: int, rows: tuple[int, ...], size: int) -> None:
         raise ValueError(f"--batch-size {batch_size} (rows per stage {rows}) must divide by the {size} processes")
 
 
-def parallel(module: torch.nn.Module, world: World) -> torch.nn.Module:
-    """DDP around ``module`` where there are several processes."""
-    return torch.nn.parallel.DistributedDataParallel(module) if world.size > 1 else module
+def parallel(module: torch.nn.Module, world: World, *, stages: int) -> torch.nn.Module:
+    """DDP around ``module`` where there are several processes. A single stage leaves the map's input layer unused."""
+    if world.size == 1:
+        return module
+    return torch.nn.parallel.DistributedDataParallel(module, find_unused_parameters=stages == 1)

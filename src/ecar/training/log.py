@@ -21,10 +21,11 @@ class RunLog:
 
     def __init__(self, run: Path, *, step: int = 0, tensorboard: bool = True) -> None:
         self.path = run / "log.jsonl"
-        lines = self.path.read_text().splitlines() if self.path.exists() else []
-        kept = [line for line in lines if line.strip() and json.loads(line).get("step", 0) <= step]
-        self.path.write_text("".join(line + "\n" for line in kept) if step else "")
-        self.seconds_before = max((json.loads(line).get("seconds", 0.0) for line in kept), default=0.0) if step else 0.0
+        records = [r for r in _read(self.path) if r.get("step", 0) <= step] if step else []
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(r) + "\n" for r in records))
+        temporary.replace(self.path)
+        self.seconds_before = max((r.get("seconds", 0.0) for r in records), default=0.0)
         self.writer: Any = None
         if tensorboard:
             try:
@@ -53,6 +54,17 @@ class RunLog:
         except Exception as error:
             print(f"tensorboard failed and is off from here on: {error}", file=sys.stderr)
             self.writer = None
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    """The lines of a log; one torn by a crash is left out."""
+    records = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            print(f"{path}: a torn line was dropped", file=sys.stderr)
+    return records
 
 
 def _is_number(value: Any) -> bool:

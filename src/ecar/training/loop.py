@@ -28,7 +28,7 @@ from ecar.training.ema import EMA
 from ecar.training.log import RunLog
 from ecar.training.loss import StageLoss
 from ecar.training.optim import learning_rate, make_optimizers
-from ecar.training.run import check_out, make_out, save_final, save_samples
+from ecar.training.run import check_out, check_same_data, make_out, save_final, save_samples
 
 MAX_BAD_STEPS = 5
 _ALONE = World()
@@ -69,14 +69,19 @@ def load_table(config: TrainConfig) -> tuple[LatentTable, Tokenizer]:
     if is_cache(config.data):
         table, tokenizer = load_latents(config.data)
         build_config(config, tokenizer)
-        if config.tokenizer != "pixels" and load_tokenizer(config.tokenizer).fingerprint() != table.tokenizer:
-            raise ValueError(f"--data {config.data} holds latents of another tokenizer than --tokenizer")
+        if config.tokenizer is not None and load_tokenizer(config.tokenizer).fingerprint() != table.tokenizer:
+            raise ValueError(
+                f"--data {config.data} holds latents of another tokenizer than --tokenizer; "
+                "leave --tokenizer out: the cache has its own"
+            )
         if table.image_side != config.image_side:
             raise ValueError(f"--data {config.data} holds images of {table.image_side}, not {config.image_side}")
         if config.flip and table.latents.shape[0] == 1:
             raise ValueError(f"--data {config.data} holds no mirrored images; encode with --flip")
-        return table, tokenizer
-    tokenizer = load_tokenizer(config.tokenizer)
+        rows = slice(None, config.max_images)
+        latents = table.latents[: 2 if config.flip else 1, rows]
+        return dataclasses.replace(table, latents=latents, labels=table.labels[rows]), tokenizer
+    tokenizer = load_tokenizer(config.tokenizer or "pixels")
     build_config(config, tokenizer)
     source = load_source(config.data, max_images=config.max_images)
     return encode_source(source, tokenizer, config.image_side, flip=config.flip, device=config.device), tokenizer
@@ -92,10 +97,10 @@ def build_config(config: TrainConfig, tokenizer: Tokenizer) -> ModelConfig:
     return ModelConfig(
         stages=StageConfig.for_latent(side, config.stages, ends=config.ends, rho=config.rho),
         channels=tokenizer.channels,
-        width=config.width or preset.width,
-        heads=config.heads or preset.heads,
-        trunk_depth=config.trunk_depth or preset.trunk_depth,
-        head_depth=config.head_depth or preset.head_depth,
+        width=preset.width if config.width is None else config.width,
+        heads=preset.heads if config.heads is None else config.heads,
+        trunk_depth=preset.trunk_depth if config.trunk_depth is None else config.trunk_depth,
+        head_depth=preset.head_depth if config.head_depth is None else config.head_depth,
         prediction=config.prediction,
         context_noise=config.context_noise,
         image_side=config.image_side,
@@ -109,7 +114,8 @@ def build_config(config: TrainConfig, tokenizer: Tokenizer) -> ModelConfig:
 def with_data(model: ModelConfig, table: LatentTable) -> ModelConfig:
     """``model`` with the classes, the tokenizer and the velocity scales of the data."""
     plan = make_plan(model.stages)
-    maps = pyramid(table.latents[0, :_STATISTICS_IMAGES].float(), len(plan))
+    every = max(1, len(table) // _STATISTICS_IMAGES)  # spread out: folders are sorted by class
+    maps = pyramid(table.latents[0, ::every].float(), len(plan))
     return model.replace(
         num_classes=len(table.class_names),
         class_names=table.class_names,
@@ -156,12 +162,13 @@ class Trainer:
         self.step = self.skipped = 0
         found = load_checkpoint(out)
         if found is not None:
+            check_same_data(found[1], model.config, len(table))
             restore_training(found[0], model, self.ema, self.optimizers)
             self.step, self.skipped = int(found[1]["step"]), int(found[1]["skipped"])
             self.ema.updates = int(found[1]["ema_updates"])
         if config.compile:
             compile_blocks(model)
-        self.losses = parallel(StageLoss(model), world)
+        self.losses = parallel(StageLoss(model), world, stages=len(model.plan))
 
     def run(self) -> None:
         """From the step that the checkpoint left to ``max_steps``."""
@@ -180,8 +187,8 @@ class Trainer:
                 bad, self.skipped = bad + 1, self.skipped + 1
                 if bad >= MAX_BAD_STEPS:
                     raise NonFiniteLossError(
-                        f"{bad} steps in a row without a finite loss (the last: {self.step}); lower --lr or use "
-                        f"--dtype fp32, and run the command again: it resumes from the last checkpoint"
+                        f"{bad} steps in a row without a finite loss (the last: {self.step}); run the command again "
+                        f"with a lower --lr or --dtype fp32: it resumes from the last checkpoint"
                     )
             else:
                 bad, sums, steps = 0, sums + means, steps + 1
@@ -239,11 +246,17 @@ class Trainer:
 
     def _at_intervals(self, log: RunLog) -> None:
         config, last = self.config, self.step == self.config.max_steps
-        if config.sample_every and (self.step % config.sample_every == 0 or last):
-            path = save_samples(self.averaged(), self.tokenizer, self.out, self.step)
-            log.image("samples", path, self.step)
         if self.step % config.save_every == 0 or last:
             self.curves.save(self.out, self.step)
-            record = {"skipped": self.skipped, "ema_updates": self.ema.updates, "train": dataclasses.asdict(config)}
+            record = {
+                "skipped": self.skipped,
+                "ema_updates": self.ema.updates,
+                "train": dataclasses.asdict(config),
+                "model": self.model.config.to_json(),
+                "images": len(self.table),
+            }
             tensors = training_tensors(self.model, self.ema, self.optimizers)
             save_checkpoint(self.out, self.step, tensors, json.loads(json.dumps(record)))
+        if config.sample_every and (self.step % config.sample_every == 0 or last):  # after the checkpoint: it may fail
+            path = save_samples(self.averaged(), self.tokenizer, self.out, self.step)
+            log.image("samples", path, self.step)

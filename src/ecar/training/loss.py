@@ -44,10 +44,12 @@ def stage_losses(model: ECAR, z: Tensor, labels: Tensor, draws: Draws, rows: tup
     losses = []
     for stage, count in zip(model.plan, rows, strict=True):
         t = draws.times[stage.index, :count]
-        sample = interpolate(stage, maps[stage.index][:count], noise[stage.index][:count], t)
+        data = maps[stage.index][:count]
+        sample = interpolate(stage, data, noise[stage.index][:count], t)
         embedded = model.head.embed_tokens(stage, tokens[stage.index])
         predicted = model.velocity(stage, sample.x, t, embedded, labels[:count])
-        error = (predicted - sample.velocity).float() / model.velocity_scale(stage)
+        target = model.target(stage, sample.x, data, sample.velocity, t)
+        error = (predicted - target).float() / model.velocity_scale(stage)
         losses.append(error.square().mean((1, 2, 3)))
     return losses
 

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ecar import __version__
-from ecar.config import TrainConfig
+from ecar.config import ModelConfig, TrainConfig
 from ecar.model import ECAR
 from ecar.sampling.pictures import grid
 from ecar.sampling.pipeline import Pipeline
 from ecar.tokenizers import Tokenizer
 from ecar.weights import save_model
 
-# Options that may change when a run is resumed: they do not touch what is learned.
+# Options that may change when a run is resumed.
 _FREE = {"out", "device", "compile", "log_every", "sample_every", "save_every", "tensorboard", "max_steps"}
+_FREE |= {"lr", "clip", "dtype"}  # what a diverged run needs to change
 
 
 def make_out(out: str) -> Path:
@@ -25,9 +28,8 @@ def make_out(out: str) -> Path:
     folder = Path(out).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".write-test"
-        probe.touch()
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as error:
         raise ValueError(f"--out {out}: cannot write there ({error.strerror})") from None
     return folder
@@ -47,7 +49,22 @@ def check_same_options(path: Path, options: dict[str, object]) -> None:
             raise ValueError(
                 f"{path.parent} holds a run with other options ({'; '.join(changed)}); choose another --out"
             )
-    path.write_text(json.dumps(now, indent=2) + "\n")
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(now, indent=2) + "\n")
+    temporary.replace(path)
+
+
+def check_same_data(record: dict[str, Any], config: ModelConfig, images: int) -> None:
+    """ValueError if the data no longer give the model and the order that the checkpoint was trained with."""
+    if "model" not in record:
+        return
+    before, now = {**record["model"], "images": record["images"]}, {**config.to_json(), "images": images}
+    now = json.loads(json.dumps(now))
+    changed = [f"{k} {before.get(k)} -> {v}" for k, v in now.items() if before.get(k) != v]
+    if changed:
+        raise ValueError(
+            f"the data changed since the checkpoint ({'; '.join(changed)}); restore them, or choose another --out"
+        )
 
 
 def check_out(config: TrainConfig, out: Path) -> None:

@@ -90,6 +90,7 @@ def train_tokenizer(config: TokenizerConfig) -> ConvTokenizer:
     """
     config = replace(config, device=resolve_device(config.device))
     out = make_out(config.out)
+    config = replace(config, out=str(out))
     free = ("out", "device", "save_every", "log_every", "compile")
     check_same_options(out / "train.json", {k: v for k, v in asdict(config).items() if k not in free})
     images = _read_images(config)
@@ -197,8 +198,9 @@ def _update_statistics(tokenizer: ConvTokenizer, raw: Tensor, momentum: float) -
 def _measure(tokenizer: ConvTokenizer, images: np.ndarray, config: TokenizerConfig) -> None:
     """Exact statistics of the averaged encoder, over at most 20,000 images."""
     raw = []
-    for first in range(0, min(len(images), 20_000), 500):
-        batch = torch.from_numpy(to_signed(images[first : first + 500])).permute(0, 3, 1, 2).to(config.device)
+    spread = images[:: max(1, len(images) // 20_000)]  # folders are sorted by class
+    for first in range(0, len(spread), 500):
+        batch = torch.from_numpy(to_signed(spread[first : first + 500])).permute(0, 3, 1, 2).to(config.device)
         raw.append(tokenizer.encode_raw(batch).float().cpu())
     tokenizer.measure(raw)
 
@@ -219,7 +221,10 @@ def _save_reconstructions(tokenizer: ConvTokenizer, images: np.ndarray, path: Pa
 
     batch = torch.from_numpy(to_signed(images)).permute(0, 3, 1, 2).to(device)
     latents = tokenizer.encode(batch)
-    coarse = F.interpolate(tokenizer.decode(F.avg_pool2d(latents, 2)), scale_factor=2, mode="nearest")
-    rows = [torch.cat(list(r), dim=2) for r in (batch, tokenizer.decode(latents), coarse)]
+    pictures = [batch, tokenizer.decode(latents)]
+    if min(latents.shape[-2:]) > 1:
+        coarse = tokenizer.decode(F.avg_pool2d(latents, 2))
+        pictures.append(F.interpolate(coarse, size=batch.shape[-2:], mode="nearest"))
+    rows = [torch.cat(list(r), dim=2) for r in pictures]
     grid = ((torch.cat(rows, dim=1) + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy()
     Image.fromarray(grid).resize((grid.shape[1] * 2, grid.shape[0] * 2), Image.Resampling.NEAREST).save(path)
