@@ -1,7 +1,6 @@
 """Classifier accuracy and FD-classifier of a Fashion-MNIST model over steps, guidance and solver: one JSON line each.
 
-    python scripts/search_steps.py --data data/fashion --model fashion --num 2000 --out docs/results/fashion_steps.jsonl \\
-        --settings 4,2 8,4 16,8 8,4:2 16,8:2 8,4:1:heun
+    python scripts/search_steps.py --data data/fashion --out steps.jsonl --settings 4,2 8,4 16,8 8,4:2 8,4:1:heun
 
 A setting is STEPS[:GUIDANCE[:SOLVER]]. Few samples: good for choosing, not for reporting (see score_fashion.py).
 """
