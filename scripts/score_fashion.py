@@ -106,9 +106,8 @@ def accuracy(model: Classifier, images: Tensor, labels: Tensor) -> list[float]:
 
 @torch.no_grad()
 def frechet(extractor: Extractor, real: Tensor, others: dict[str, Tensor]) -> dict[str, float]:
-    """Distance of every set to ``real`` (float64, eigenvalues: torchmetrics)."""
+    """Distance of every set to ``real`` (torchmetrics: float64 sums, eigenvalues)."""
     metric = FrechetInceptionDistance(feature=extractor, reset_real_features=False, input_img_size=(3, 32, 32))
-    metric.set_dtype(torch.float64)
     for part in real.split(250):
         metric.update(part, real=True)
     result = {}
