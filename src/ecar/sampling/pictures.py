@@ -45,8 +45,10 @@ def same_size(stages: list[list[Image.Image]]) -> list[list[Image.Image]]:
 
 
 def strip(stages: list[list[Image.Image]], *, scale: int = 1) -> Image.Image:
-    """One row per image, one column per stage, coarse to fine."""
+    """Coarse to fine: a column per stage and a row per image, or the other way where images outnumber stages."""
     enlarged = same_size(stages)
+    if len(enlarged[0]) > len(enlarged):
+        return grid([preview for previews in enlarged for preview in previews], len(enlarged[0]), scale=scale)
     cells = [previews[row] for row in range(len(enlarged[0])) for previews in enlarged]
     return grid(cells, len(enlarged), scale=scale)
 

@@ -104,10 +104,7 @@ def build_config(config: TrainConfig, tokenizer: Tokenizer) -> ModelConfig:
         prediction=config.prediction,
         context_noise=config.context_noise,
         image_side=config.image_side,
-        sampling=SamplingConfig(
-            steps=(16,) + (8,) * (config.stages - 1),
-            guidance=(1.0,) * config.stages,
-        ),
+        sampling=SamplingConfig(steps=(8,) + (4,) * (config.stages - 1), guidance=(1.0,) * config.stages, solver="ab2"),
     )
 
 
