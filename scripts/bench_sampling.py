@@ -6,13 +6,13 @@ python scripts/bench_sampling.py --model fashion --threads 2 --out docs/results/
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import statistics
 import time
 from pathlib import Path
 
 import torch
+from results import write_result
 
 from ecar import Pipeline
 
@@ -64,10 +64,7 @@ def main() -> None:
         "model": args.model, "threads": args.threads, "device": args.device, "processor": platform.processor(),
         "torch": torch.__version__, "steps": steps, "rows": rows,
     }  # fmt: skip
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(record, indent=1) + "\n")
-    print(json.dumps(record))
+    write_result(record, args.out)
 
 
 if __name__ == "__main__":

@@ -6,13 +6,13 @@ python scripts/bench_training.py --preset nano --latent 4 8 8 --threads 1 --out 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from results import write_result
 
 from ecar.config import ModelConfig, StageConfig
 from ecar.model import ECAR
@@ -76,10 +76,7 @@ def main() -> None:
     ratios = {name: round(rate / rates["fp32"], 2) for name, rate in rates.items()}
     record = {"preset": args.preset, "threads": args.threads, "batch_size": args.batch_size, "torch": torch.__version__}
     record |= {"images_per_second": rates, "ratio_to_fp32": ratios}
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(record, indent=1) + "\n")
-    print(json.dumps(record))
+    write_result(record, args.out)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import time
 from pathlib import Path
@@ -21,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from results import write_result
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
@@ -97,6 +97,13 @@ def train_classifier(images: Tensor, labels: Tensor, epochs: int) -> Classifier:
     return model.eval()
 
 
+def load_classifier(path: Path) -> Classifier:
+    """The classifier that an earlier run trained."""
+    model = Classifier()
+    model.load_state_dict(load_file(path))
+    return model.eval()
+
+
 @torch.no_grad()
 def accuracy(model: Classifier, images: Tensor, labels: Tensor) -> list[float]:
     """Overall, then per class."""
@@ -127,12 +134,12 @@ def nearest(images: Tensor, reference: Tensor) -> Tensor:
 
 
 def sample(
-    pipe: Pipeline, count: int, guidance: float | None, steps: tuple[int, ...] | None
+    pipe: Pipeline, count: int, guidance: float | None, steps: tuple[int, ...] | None, solver: str | None = None
 ) -> tuple[Tensor, Tensor, float]:
     """Class-balanced samples (N, 3, 32, 32) uint8, labels, seconds."""
     labels = [i % 10 for i in range(count)]
     start = time.perf_counter()
-    output = pipe(labels, seeds=range(count), guidance=guidance, steps=steps, batch_size=250)
+    output = pipe(labels, seeds=range(count), guidance=guidance, steps=steps, solver=solver, batch_size=250)
     images = torch.from_numpy(np.stack([np.asarray(i) for i in output.images])).permute(0, 3, 1, 2).contiguous()
     return images, torch.tensor(labels), time.perf_counter() - start
 
@@ -154,9 +161,7 @@ def main() -> None:
     test, test_labels = read(args.data, "test")
     train, train_labels = read(args.data, "train")
     if args.classifier.exists():
-        classifier = Classifier()
-        classifier.load_state_dict(load_file(args.classifier))
-        classifier.eval()
+        classifier = load_classifier(args.classifier)
     else:
         classifier = train_classifier(train, train_labels, epochs=6)
         save_file(classifier.state_dict(), args.classifier)
@@ -197,9 +202,7 @@ def main() -> None:
             record[f"{label} at N={args.num} against test"] = frechet(
                 Extractor(kind, classifier), test[: args.num], sets
             )
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(record, indent=1) + "\n")
-    print(json.dumps(record))
+    write_result(record, args.out)
 
 
 if __name__ == "__main__":

@@ -9,13 +9,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from pathlib import Path
 
-import numpy as np
-import torch
-from safetensors.torch import load_file
-from score_fashion import Classifier, Extractor, accuracy, frechet, read
+from score_fashion import Extractor, accuracy, frechet, load_classifier, read, sample
 
 from ecar import Pipeline
 
@@ -29,31 +25,20 @@ def main() -> None:
     parser.add_argument("--settings", nargs="+", required=True)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    classifier = Classifier()
-    classifier.load_state_dict(load_file(args.classifier))
-    classifier.eval()
+    classifier = load_classifier(args.classifier)
     test, _ = read(args.data, "test")
     pipe = Pipeline.from_pretrained(args.model)
-    labels = [i % 10 for i in range(args.num)]
     for setting in args.settings:
         steps, guidance, solver = [*setting.split(":"), *["1", "euler"][setting.count(":") :]]
-        start = time.perf_counter()
-        output = pipe(
-            labels,
-            steps=tuple(int(s) for s in steps.split(",")),
-            guidance=float(guidance),
-            solver=solver,
-            batch_size=100,
-        )
-        seconds = time.perf_counter() - start
-        images = torch.from_numpy(np.stack([np.asarray(i) for i in output.images])).permute(0, 3, 1, 2).contiguous()
+        counts = tuple(int(s) for s in steps.split(","))
+        images, labels, seconds = sample(pipe, args.num, float(guidance), counts, solver)
         distance = frechet(Extractor("classifier", classifier), test, {"x": images})["x"]
         record = {
             "steps": steps,
             "guidance": float(guidance),
             "solver": solver,
             "num": args.num,
-            "classifier_accuracy": round(accuracy(classifier, images, torch.tensor(labels))[0], 4),
+            "classifier_accuracy": round(accuracy(classifier, images, labels)[0], 4),
             f"FD-classifier at N={args.num} against {len(test)} test images": distance,
             "seconds": round(seconds, 1),
         }

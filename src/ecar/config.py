@@ -48,6 +48,11 @@ def _restore(hint: Any, value: Any) -> Any:
     return value
 
 
+def start_level(end_before: float, rho: float) -> float:
+    """a_k from b_{k-1} (Eq. 4): the level at which the upsampled map, rescaled, has the noise share 1 - a_k."""
+    return rho * end_before / (2 * (1 - end_before) + rho * end_before)
+
+
 @dataclass(frozen=True, kw_only=True)
 class StageConfig(JsonConfig):
     """The stages, coarse to fine."""
@@ -74,7 +79,7 @@ class StageConfig(JsonConfig):
         if not 0 <= self.rho <= 1:
             raise ValueError(f"rho must be in [0, 1], got {self.rho}")
         for before, end in pairwise(self.ends):
-            start = self.rho * before / (2 * (1 - before) + self.rho * before)  # Eq. 4
+            start = start_level(before, self.rho)
             if end <= start:
                 raise ValueError(f"ends: a stage that starts at {start:.3f} (after {before}) cannot end at {end}")
 

@@ -229,8 +229,7 @@ class Pipeline:
         noise = draw_noise(seeds, model.plan, model.config.channels)
 
         def preview(result: StageResult) -> None:
-            z = result.z if self.tokenizer.decodes_any_size else _enlarge(result.z, model.plan[-1].side)
-            pictures = to_pil(self.tokenizer.decode(z))
+            pictures = to_pil(self.tokenizer.decode(result.z))
             if stages:
                 stages[result.stage.index].extend(pictures)
             if on_stage is not None:
@@ -239,10 +238,6 @@ class Pipeline:
         wanted = preview if stages or on_stage is not None else None
         latents = sample_latents(model, torch.tensor(ids, device=model.device), noise, settings, wanted)
         return to_pil(self.tokenizer.decode(latents))
-
-
-def _enlarge(z: torch.Tensor, side: tuple[int, int]) -> torch.Tensor:
-    return torch.nn.functional.interpolate(z, size=side, mode="nearest")
 
 
 def _plain(name: str) -> str:

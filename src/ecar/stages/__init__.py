@@ -1,5 +1,6 @@
 """Stages: plan, resizing, noise, path and jump (Eq. 1-5)."""
 
+from ecar.config import start_level
 from ecar.stages.path import (
     PathSample,
     data_from_end,
@@ -13,7 +14,7 @@ from ecar.stages.path import (
     velocity_from_data,
     velocity_std,
 )
-from ecar.stages.plan import Stage, make_plan, start_level
+from ecar.stages.plan import Stage, make_plan
 from ecar.stages.resize import down, low_band, pyramid, to_map, to_tokens, up
 
 __all__ = [

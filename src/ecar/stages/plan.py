@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ecar.config import Side, StageConfig
+from ecar.config import Side, StageConfig, start_level
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,11 +31,6 @@ class Stage:
     def tokens(self) -> int:
         """Positions of the map."""
         return self.side[0] * self.side[1]
-
-
-def start_level(end_before: float, rho: float) -> float:
-    """a_k from b_{k-1} (Eq. 4): the level at which the upsampled map, rescaled, has the noise share 1 - a_k."""
-    return rho * end_before / (2 * (1 - end_before) + rho * end_before)
 
 
 def make_plan(config: StageConfig) -> tuple[Stage, ...]:

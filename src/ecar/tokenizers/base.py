@@ -16,19 +16,17 @@ from torch import Tensor, nn
 
 
 class Tokenizer(nn.Module):
-    """Base class. Subclasses implement ``encode_raw``, ``decode_raw``, ``config`` and set ``kind``.
+    """Base class. A pooled latent (half the side, a quarter...) must decode to a smaller image: the previews of the
+    stages rely on it. Subclasses implement ``encode_raw``, ``decode_raw``, ``config`` and set ``kind``.
 
     Attributes:
         kind: name of the family, the key under which ``load_tokenizer`` finds the class.
         channels: C, channels of a latent map.
         factor: image pixels per latent position, along each side.
-        decodes_any_size: whether a pooled latent (half the side, a quarter...) decodes to a smaller image.
-            A stage's preview relies on it.
         measured: whether ``mean`` and ``std`` were measured on data; ``encode_source`` does it where they were not.
     """
 
     kind: str = ""
-    decodes_any_size: bool = True
     measured: bool = False
     mean: Tensor
     std: Tensor
