@@ -10,6 +10,7 @@ from itertools import pairwise
 from typing import Any, Self
 
 Side = tuple[int, int]
+MODEL_KINDS = ("ecar", "dit")
 
 
 class JsonConfig:
@@ -115,12 +116,16 @@ class ModelConfig(JsonConfig):
     """The stage plan."""
     channels: int
     """Channels of the latent."""
+    kind: str = "ecar"
+    """ecar, or dit: the baseline, a single stage."""
+    patch: int = 1
+    """Side of the patches that become tokens (dit only)."""
     width: int = 128
     """Width of trunk and head."""
     heads: int = 4
     """Attention heads; width / heads must be a multiple of 4 (2-D rotary embedding)."""
     trunk_depth: int = 2
-    """Blocks of the stage transformer."""
+    """Blocks of the stage transformer; 0 for dit, which has none."""
     head_depth: int = 5
     """Blocks of the flow head."""
     num_classes: int = 0
@@ -141,9 +146,17 @@ class ModelConfig(JsonConfig):
     """Default sampling settings."""
 
     def __post_init__(self) -> None:
-        for name in ("channels", "width", "heads", "trunk_depth", "head_depth"):
+        if self.kind not in MODEL_KINDS:
+            raise ValueError(f"kind must be one of {', '.join(MODEL_KINDS)}, got {self.kind!r}")
+        for name in ("channels", "patch", "width", "heads", "head_depth"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.kind == "ecar" and (self.trunk_depth < 1 or self.patch != 1):
+            raise ValueError(
+                f"ecar needs a trunk_depth of at least 1 and patch 1, got {self.trunk_depth}, {self.patch}"
+            )
+        if self.kind == "dit" and (self.trunk_depth != 0 or self.prediction != "v"):
+            raise ValueError(f"dit needs trunk_depth 0 and prediction v, got {self.trunk_depth}, {self.prediction!r}")
         if self.width % self.heads or (self.width // self.heads) % 4:
             raise ValueError(f"width {self.width} / heads {self.heads} must be a multiple of 4")
         if self.num_classes < 0 or (self.class_names and len(self.class_names) != self.num_classes):
@@ -176,12 +189,14 @@ class TrainConfig(JsonConfig):
     tokenizer: str | None = None
     """pixels (default), pixels:FACTOR, a folder of `ecar tokenizer`, or a diffusers autoencoder (folder or Hub id).
     A latent cache brings its own."""
+    model: str = "ecar"
+    """ecar, or dit: the baseline (diffusers' DiT under single-scale flow matching, trunk + head blocks deep)."""
     preset: str = "ti"
     """Model size: nano, ti, s, b, l or xl."""
     resolution: tuple[int, ...] = (32,)
     """Side of the images in pixels, or height and width."""
-    stages: int = 2
-    """Number of stages, coarse to fine."""
+    stages: int | None = None
+    """Number of stages, coarse to fine; default 2, and 1 for dit."""
     ends: tuple[float, ...] | None = None
     """b_k per stage; default 0.8 for every stage but the last, which ends at 1."""
     rho: float = 0.7
@@ -246,15 +261,21 @@ class TrainConfig(JsonConfig):
     """Also log to TensorBoard where it is installed."""
 
     def __post_init__(self) -> None:
+        if self.model not in MODEL_KINDS:
+            raise ValueError(f"model must be one of {', '.join(MODEL_KINDS)}, got {self.model!r}")
+        stages = (1 if self.model == "dit" else 2) if self.stages is None else self.stages
+        if self.model == "dit" and (stages != 1 or self.prediction != "v" or self.trunk_depth):
+            raise ValueError("dit has one stage, no trunk and predicts velocities; leave out those options")
+        object.__setattr__(self, "stages", stages)
         for name in ("stages", "max_steps", "batch_size", "log_every", "save_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if len(self.resolution) not in (1, 2) or min(self.resolution) < 1:
             raise ValueError(f"resolution takes one side, or height and width; got {self.resolution}")
-        share = self.stage_share or (1.0,) + (0.5,) * (self.stages - 1)
-        weight = self.stage_weight or (1.0,) * self.stages
-        if len(share) != self.stages or len(weight) != self.stages:
-            raise ValueError(f"stage_share and stage_weight need one entry per stage ({self.stages})")
+        share = self.stage_share or (1.0,) + (0.5,) * (stages - 1)
+        weight = self.stage_weight or (1.0,) * stages
+        if len(share) != stages or len(weight) != stages:
+            raise ValueError(f"stage_share and stage_weight need one entry per stage ({stages})")
         if share[0] != 1.0 or list(share) != sorted(share, reverse=True) or share[-1] <= 0:
             raise ValueError(
                 f"stage_share must start at 1 and not increase (a stage needs the ones before), got {share}"
@@ -274,6 +295,12 @@ class TrainConfig(JsonConfig):
             raise ValueError(f"seed must be in 0..2^53-1, got {self.seed}")
         object.__setattr__(self, "stage_share", share)
         object.__setattr__(self, "stage_weight", weight)
+
+    @property
+    def num_stages(self) -> int:
+        """``stages`` with its default filled in."""
+        assert self.stages is not None
+        return self.stages
 
     @property
     def image_side(self) -> Side:
@@ -323,8 +350,6 @@ class TokenizerConfig:
     """Seed of weights, order and noise."""
     device: str = "auto"
     """Device to train on: auto (cuda where there is one), cpu, cuda, mps."""
-    compile: bool = False
-    """torch.compile the loss: 1-2 minutes to start, then faster."""
 
     def __post_init__(self) -> None:
         for name in ("resolution", "channels", "max_steps", "batch_size", "save_every", "log_every"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -11,19 +13,23 @@ from ecar.stages import Stage, make_plan, velocity_from_data
 from ecar.transformer import StageTransformer
 
 
-class ECAR(nn.Module):
-    """p(image | class) = prod_k p(y_k | y_<k, class): the transformer gives M_k, the head the velocity of stage k.
+class StageModel(nn.Module):
+    """p(image | class) = prod_k p(y_k | y_<k, class): ``transformer`` gives M_k, ``head`` the velocity of stage k.
 
     Args:
         config: sizes, stage plan, class table, prediction.
+        transformer: ``StageTransformer``, or what takes its place.
+        head: ``FlowHead``, or what takes its place.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    transformer: Any
+    head: Any
+
+    def __init__(self, config: ModelConfig, transformer: nn.Module, head: nn.Module) -> None:
         super().__init__()
         self.config = config
         self.plan = make_plan(config.stages)
-        self.transformer = StageTransformer(config)
-        self.head = FlowHead(config)
+        self.transformer, self.head = transformer, head
 
     def velocity(self, stage: Stage, x: Tensor, t: Tensor, embedded: Tensor, labels: Tensor) -> Tensor:
         """Velocity v_k at x_k^t, in units of the map (not normalised).
@@ -55,13 +61,32 @@ class ECAR(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """Type of the weights."""
-        return self.head.map_in.weight.dtype
+        return next(self.parameters()).dtype
 
     @property
     def device(self) -> torch.device:
         """Device of the weights."""
-        return self.head.map_in.weight.device
+        return next(self.parameters()).device
 
     def num_parameters(self) -> int:
         """Number of weights."""
         return sum(p.numel() for p in self.parameters())
+
+
+class ECAR(StageModel):
+    """The method itself: a block-causal transformer over stages and a flow head with joint attention."""
+
+    transformer: StageTransformer
+    head: FlowHead
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config, StageTransformer(config), FlowHead(config))
+
+
+def build_model(config: ModelConfig) -> StageModel:
+    """The network that ``config.kind`` names, with fresh weights."""
+    if config.kind == "dit":
+        from ecar.baselines.dit import DiT
+
+        return DiT(config)
+    return ECAR(config)

@@ -17,6 +17,11 @@ class Preset:
     trunk_depth: int
     head_depth: int
 
+    @property
+    def depth(self) -> int:
+        """All blocks; DiT's depth."""
+        return self.trunk_depth + self.head_depth
+
 
 #                      width       heads      trunk           head
 PRESETS: dict[str, Preset] = {

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ecar.config import ModelConfig
-from ecar.model import ECAR
+from ecar.model import StageModel, build_model
 from ecar.tokenizers import Tokenizer, load_tokenizer
 
 BUNDLED = Path(__file__).parent / "bundled"
@@ -52,7 +52,7 @@ def resolve_model(name: str | Path) -> Path:
         raise ValueError(f"model {text!r}: no such folder, and the Hub answered: {reason}") from error
 
 
-def save_model(folder: Path, model: ECAR, tokenizer: Tokenizer, dtype: torch.dtype = torch.float32) -> None:
+def save_model(folder: Path, model: StageModel, tokenizer: Tokenizer, dtype: torch.dtype = torch.float32) -> None:
     """Write a model folder; ``dtype`` is that of the stored weights."""
     tokenizer.save(folder / "tokenizer", dtype)  # first: it may refuse
     weights = {name: t.detach().to(dtype).contiguous().cpu() for name, t in model.state_dict().items()}
@@ -84,7 +84,7 @@ def weights_fingerprint(name: str | Path) -> str:
     return hashlib.sha256((resolve_model(name) / "model.safetensors").read_bytes()).hexdigest()[:16]
 
 
-def load_model(name: str | Path) -> tuple[ECAR, Tokenizer]:
+def load_model(name: str | Path) -> tuple[StageModel, Tokenizer]:
     """Model (float32, in evaluation mode) and tokenizer of a folder, bundled name or Hub id.
 
     Raises:
@@ -92,7 +92,7 @@ def load_model(name: str | Path) -> tuple[ECAR, Tokenizer]:
     """
     folder = resolve_model(name)
     config = load_config(folder)
-    model = ECAR(config)
+    model = build_model(config)
     load_weights(model, folder / "model.safetensors")
     tokenizer = load_tokenizer(folder / "tokenizer")
     if config.tokenizer and tokenizer.fingerprint() != config.tokenizer:

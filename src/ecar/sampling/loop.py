@@ -11,7 +11,7 @@ from torch import Tensor
 from ecar.config import SamplingConfig
 from ecar.flow.guidance import guide_halves
 from ecar.flow.solvers import Velocity, get_solver, uniform_grid
-from ecar.model import ECAR
+from ecar.model import StageModel
 from ecar.sampling.noise import StageNoise
 from ecar.stages import Stage, data_from_end, jump
 
@@ -43,7 +43,7 @@ def check_settings(settings: SamplingConfig, stages: int) -> None:
 
 @torch.no_grad()
 def sample_latents(
-    model: ECAR,
+    model: StageModel,
     labels: Tensor,
     noise: list[StageNoise],
     settings: SamplingConfig,
@@ -90,7 +90,7 @@ def sample_latents(
 
 
 def stage_velocity(
-    model: ECAR, stage: Stage, tokens: Tensor, rows: Tensor, batch: int, scale: float, guidance_on: str
+    model: StageModel, stage: Stage, tokens: Tensor, rows: Tensor, batch: int, scale: float, guidance_on: str
 ) -> Velocity:
     """The guided velocity of one stage as a function of (x, t).
 

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from ecar.config import SamplingConfig
 from ecar.devices import resolve_device
-from ecar.model import ECAR
+from ecar.model import StageModel
 from ecar.sampling.loop import StageResult, check_settings, sample_latents
 from ecar.sampling.noise import draw_noise
 from ecar.sampling.pictures import to_pil
@@ -64,7 +64,7 @@ class Pipeline:
         (32, 32)
     """
 
-    def __init__(self, model: ECAR, tokenizer: Tokenizer, name: str = "") -> None:
+    def __init__(self, model: StageModel, tokenizer: Tokenizer, name: str = "") -> None:
         if model.config.tokenizer and model.config.tokenizer != tokenizer.fingerprint():
             raise ValueError(
                 f"the model reads latents of tokenizer {model.config.tokenizer}, not of {tokenizer.fingerprint()}"
@@ -161,6 +161,8 @@ class Pipeline:
             changes["guidance_on"] = guidance_on
         result = dataclasses.replace(base, **changes)  # type: ignore[arg-type]
         check_settings(result, stages)
+        if self.model.config.kind == "dit" and result.guidance_on == "tokens":
+            raise ValueError("guidance_on tokens needs a token map, and a dit model has none; use velocity")
         if self.model.config.num_classes == 0 and any(g != 1 for g in result.guidance):
             raise ValueError("guidance needs classes, and this model was trained without labels")
         return result

@@ -16,7 +16,7 @@ from ecar.config import ModelConfig, SamplingConfig, StageConfig, TrainConfig
 from ecar.data.latents import LatentTable, encode_source, is_cache, load_latents
 from ecar.data.source import load_source
 from ecar.devices import resolve_device
-from ecar.model import ECAR
+from ecar.model import StageModel, build_model
 from ecar.presets import get_preset
 from ecar.stages import make_plan, pyramid, velocity_std
 from ecar.tokenizers import Tokenizer, load_tokenizer
@@ -55,7 +55,7 @@ def train(config: TrainConfig) -> Path:
     world.barrier()
     table, tokenizer = load_table(config)
     torch.manual_seed(config.seed)
-    model = ECAR(with_data(build_config(config, tokenizer), table)).to(config.device)
+    model = build_model(with_data(build_config(config, tokenizer), table)).to(config.device)
     trainer = Trainer(config, model, table, tokenizer, out, world)
     trainer.run()
     if world.rank == 0:
@@ -94,17 +94,22 @@ def build_config(config: TrainConfig, tokenizer: Tokenizer) -> ModelConfig:
         ValueError: sides that do not divide, an unknown preset, sizes that do not fit each other.
     """
     side, preset = tokenizer.latent_side(*config.image_side), get_preset(config.preset)
+    stages, dit = config.num_stages, config.model == "dit"
+    trunk = 0 if dit else preset.trunk_depth
     return ModelConfig(
-        stages=StageConfig.for_latent(side, config.stages, ends=config.ends, rho=config.rho),
+        kind=config.model,
+        stages=StageConfig.for_latent(side, stages, ends=config.ends, rho=config.rho),
         channels=tokenizer.channels,
         width=preset.width if config.width is None else config.width,
         heads=preset.heads if config.heads is None else config.heads,
-        trunk_depth=preset.trunk_depth if config.trunk_depth is None else config.trunk_depth,
-        head_depth=preset.head_depth if config.head_depth is None else config.head_depth,
+        trunk_depth=trunk if config.trunk_depth is None else config.trunk_depth,
+        head_depth=preset.depth - trunk if config.head_depth is None else config.head_depth,
         prediction=config.prediction,
-        context_noise=config.context_noise,
+        context_noise=0.0 if dit else config.context_noise,
         image_side=config.image_side,
-        sampling=SamplingConfig(steps=(8,) + (4,) * (config.stages - 1), guidance=(1.0,) * config.stages, solver="ab2"),
+        sampling=SamplingConfig(
+            steps=(25,) if stages == 1 else (8,) + (4,) * (stages - 1), guidance=(1.0,) * stages, solver="ab2"
+        ),
     )
 
 
@@ -121,7 +126,7 @@ def with_data(model: ModelConfig, table: LatentTable) -> ModelConfig:
     )
 
 
-def compile_blocks(model: ECAR) -> None:
+def compile_blocks(model: StageModel) -> None:
     """torch.compile every block in place. All blocks share one graph per shape, so that starting takes a minute;
     the whole loss as one graph takes several and runs no faster."""
     torch._dynamo.config.recompile_limit = 64  # one graph per stage, row count and gradient mode
@@ -144,7 +149,7 @@ class Trainer:
     def __init__(
         self,
         config: TrainConfig,
-        model: ECAR,
+        model: StageModel,
         table: LatentTable,
         tokenizer: Tokenizer,
         out: Path,
@@ -235,9 +240,9 @@ class Trainer:
             self.curves.add(k, draws.times[k, : rows[k]], loss)
         return means.cpu()
 
-    def averaged(self) -> ECAR:
+    def averaged(self) -> StageModel:
         """A copy of the model with the averaged weights, in evaluation mode."""
-        model = ECAR(self.model.config).to(self.config.device)
+        model = build_model(self.model.config).to(self.config.device)
         self.ema.copy_to(model)
         return model.eval()
 

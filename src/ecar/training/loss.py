@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ecar.model import ECAR
+from ecar.model import StageModel
 from ecar.stages import end_point, interpolate, noises, pyramid
 
 
@@ -26,7 +26,7 @@ class Draws:
     times: Tensor
 
 
-def stage_losses(model: ECAR, z: Tensor, labels: Tensor, draws: Draws, rows: tuple[int, ...]) -> list[Tensor]:
+def stage_losses(model: StageModel, z: Tensor, labels: Tensor, draws: Draws, rows: tuple[int, ...]) -> list[Tensor]:
     """Loss of each image at each stage it trains.
 
     Args:
@@ -57,7 +57,7 @@ def stage_losses(model: ECAR, z: Tensor, labels: Tensor, draws: Draws, rows: tup
 class StageLoss(nn.Module):
     """``stage_losses`` as a module, the unit that DDP wraps."""
 
-    def __init__(self, model: ECAR) -> None:
+    def __init__(self, model: StageModel) -> None:
         super().__init__()
         self.model = model
 
@@ -66,7 +66,7 @@ class StageLoss(nn.Module):
 
 
 def token_maps(
-    model: ECAR, maps: list[Tensor], noise: list[Tensor], labels: Tensor, draws: Draws, rows: tuple[int, ...]
+    model: StageModel, maps: list[Tensor], noise: list[Tensor], labels: Tensor, draws: Draws, rows: tuple[int, ...]
 ) -> list[Tensor]:
     """M_k for the first rows[k] images, from the real y_<k with context noise.
 

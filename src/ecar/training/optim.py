@@ -17,7 +17,8 @@ def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.O
     muon_matrices: list[nn.Parameter] = []
     vectors: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
-        in_block = ".blocks." in name and "modulation" not in name
+        # Embeddings and modulation are not hidden matrices; "norm1." is where diffusers' DiT keeps them.
+        in_block = "blocks." in name and "modulation" not in name and ".norm1." not in name
         if config.optimizer == "muon" and parameter.ndim == 2 and in_block:
             muon_matrices.append(parameter)
         else:

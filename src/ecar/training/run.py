@@ -12,7 +12,7 @@ import torch
 
 from ecar import __version__
 from ecar.config import ModelConfig, TrainConfig
-from ecar.model import ECAR
+from ecar.model import StageModel
 from ecar.sampling.pictures import grid
 from ecar.sampling.pipeline import Pipeline
 from ecar.tokenizers import Tokenizer
@@ -35,15 +35,18 @@ def make_out(out: str) -> Path:
     return folder
 
 
-def check_same_options(path: Path, options: dict[str, object]) -> None:
+def check_same_options(path: Path, options: dict[str, object], defaults: dict[str, object] | None = None) -> None:
     """Write ``options`` to ``path``, or compare with what is there once a checkpoint depends on it.
+
+    Args:
+        defaults: what an option that is newer than the run there stood for.
 
     Raises:
         ValueError: the run there has other options; each is named.
     """
     now = json.loads(json.dumps(options))
     if path.exists() and any(path.parent.glob("checkpoints/step_*")):
-        before = json.loads(path.read_text())
+        before = {**(defaults or {}), **json.loads(path.read_text())}
         changed = [f"{k} {before.get(k)} -> {v}" for k, v in now.items() if before.get(k) != v]
         if changed:
             raise ValueError(
@@ -58,8 +61,9 @@ def check_same_data(record: dict[str, Any], config: ModelConfig, images: int) ->
     """ValueError if the data no longer give the model and the order that the checkpoint was trained with."""
     if "model" not in record:
         return
-    before, now = {**record["model"], "images": record["images"]}, {**config.to_json(), "images": images}
-    now = json.loads(json.dumps(now))
+    model = ModelConfig.from_json(record["model"]).to_json()  # fields that are newer than the checkpoint: defaults
+    before, now = {**model, "images": record["images"]}, {**config.to_json(), "images": images}
+    before, now = json.loads(json.dumps(before)), json.loads(json.dumps(now))
     changed = [f"{k} {before.get(k)} -> {v}" for k, v in now.items() if before.get(k) != v]
     if changed:
         raise ValueError(
@@ -69,10 +73,11 @@ def check_same_data(record: dict[str, Any], config: ModelConfig, images: int) ->
 
 def check_out(config: TrainConfig, out: Path) -> None:
     """ValueError if the folder holds a run of other options; otherwise write down those of this one."""
-    check_same_options(out / "train.json", {k: v for k, v in dataclasses.asdict(config).items() if k not in _FREE})
+    options = {k: v for k, v in dataclasses.asdict(config).items() if k not in _FREE}
+    check_same_options(out / "train.json", options, {"model": "ecar"})
 
 
-def save_samples(model: ECAR, tokenizer: Tokenizer, out: Path, step: int) -> Path:
+def save_samples(model: StageModel, tokenizer: Tokenizer, out: Path, step: int) -> Path:
     """A grid of fixed seeds, one row per class (at most ten), as ``samples/step_N.png``."""
     classes = min(model.config.num_classes, 10)
     columns = 8
@@ -85,7 +90,7 @@ def save_samples(model: ECAR, tokenizer: Tokenizer, out: Path, step: int) -> Pat
     return path
 
 
-def save_final(model: ECAR, tokenizer: Tokenizer, config: TrainConfig, out: Path) -> Path:
+def save_final(model: StageModel, tokenizer: Tokenizer, config: TrainConfig, out: Path) -> Path:
     """``out/final``: the averaged weights as a model folder, with a card of how they were made."""
     final = out / "final"
     save_model(final, model, tokenizer, torch.float32)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TypeVar
@@ -91,7 +90,7 @@ def train_tokenizer(config: TokenizerConfig) -> ConvTokenizer:
     config = replace(config, device=resolve_device(config.device))
     out = make_out(config.out)
     config = replace(config, out=str(out))
-    free = ("out", "device", "save_every", "log_every", "compile")
+    free = ("out", "device", "save_every", "log_every")
     check_same_options(out / "train.json", {k: v for k, v in asdict(config).items() if k not in free})
     images = _read_images(config)
     grey = bool((images == images[..., :1]).all())
@@ -130,7 +129,6 @@ def _run_steps(
     log: RunLog,
 ) -> None:
     tokenizer = loss.tokenizer
-    compute: Callable[..., tuple[dict[str, Tensor], Tensor]] = torch.compile(loss) if config.compile else loss
     sums: dict[str, Tensor] = {}
     start = time.perf_counter()
     for now in tqdm(range(step + 1, config.max_steps + 1), initial=step, total=config.max_steps, disable=None):
@@ -138,7 +136,7 @@ def _run_steps(
             group["lr"] = config.lr * _cosine(now, config.max_steps)
         batch, noise = _draw(config, images, now)
         with torch.autocast(torch.device(config.device).type, torch.bfloat16):
-            terms, raw = compute(batch, noise)
+            terms, raw = loss(batch, noise)
         total = loss.total(terms)
         optimizer.zero_grad(set_to_none=True)
         total.backward()

@@ -1,0 +1,1 @@
+"""Systems to compare with, trained and sampled by the same code."""
