@@ -23,6 +23,8 @@ ALLOWED = {
     "weights.py": {"config", "model", "tokenizers"},
     "sampling": {"config", "devices", "stages", "flow", "model", "tokenizers", "weights", "sampling"},
     "data": {"config", "tokenizers", "data"},
+    "benchmark": {"config", "sampling", "benchmark"},
+    "evaluation": {"config", "data", "features", "sampling", "evaluation"},
 }
 
 

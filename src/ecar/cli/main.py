@@ -15,6 +15,7 @@ VERBS = {
     "train": "train a model on images (the same command again resumes)",
     "tokenizer": "train the small convolutional autoencoder",
     "encode": "encode a data set to latents once",
+    "evaluate": "judge samples against real images",
     "info": "describe a model",
 }
 OK, FAILED, WRONG_INPUT = 0, 1, 2

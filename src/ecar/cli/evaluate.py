@@ -1,0 +1,266 @@
+"""``ecar evaluate``: how good a model's samples are, against real images."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ecar.cli.options import output_file, parse
+
+if TYPE_CHECKING:
+    import torch
+
+    from ecar import Pipeline
+    from ecar.evaluation.classifier import Classifier
+    from ecar.evaluation.extractors import Extractor
+    from ecar.evaluation.reference import Reference
+    from ecar.evaluation.samples import Samples
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions:
+    """Judge a model, or a file of samples, against real images."""
+
+    data: str
+    """Reference: image folder, parquet, Hub data set, or an .npz with mu and sigma (ADM)."""
+    model: str | None = None
+    """Bundled name, folder or Hub id to sample from."""
+    samples: str | None = None
+    """Or samples to read: .npz with arr_0 (N x H x W x 3 uint8) and, for the classifier, labels."""
+    out: str = "eval.json"
+    """File to write (.json). Samples go to the folder of that name + .samples, from which the command resumes."""
+    num: int = 10_000
+    """Images to judge, balanced over the classes."""
+    extractor: str = "efficientnet-lite0"
+    """efficientnet-lite0 (offline), inception (FID) or dinov2."""
+    weights: str | None = None
+    """Weights of the extractor: a file, or a folder or Hub id for dinov2; default: its own."""
+    split: str = "test"
+    """Split of a Hub data set or parquet folder to compare with."""
+    reference_num: int | None = None
+    """Use only so many reference images (a seeded choice)."""
+    classifier: str | None = None
+    """Also report classifier accuracy: a .safetensors file, made from --train-data where it does not exist."""
+    train_data: str | None = None
+    """Real training images: train the classifier, and give the floor and the tokenizer's reconstructions."""
+    classifier_epochs: int = 8
+    """Passes over the training images."""
+    classifier_flip: bool = False
+    """Mirror training images of the classifier."""
+    steps: tuple[int, ...] | None = None
+    """Solver steps per stage; default: the model's."""
+    guidance: tuple[float, ...] | None = None
+    """Guidance scale, one number or one per stage; default: the model's."""
+    solver: str | None = None
+    """euler, heun or ab2; default: the model's."""
+    guidance_on: str | None = None
+    """velocity or tokens; default: the model's."""
+    seed: int = 0
+    """Seed of image 0; image i uses seed + i."""
+    batch_size: int = 250
+    """Images computed at once."""
+    device: str = "auto"
+    """auto (cuda where there is one), cpu, cuda, mps."""
+    dtype: str = "fp32"
+    """fp32 or bf16."""
+    allow_small: bool = False
+    """Accept fewer images than the extractor has features; the record says so."""
+    cache: str = "~/.cache/ecar"
+    """Folder of reference features, by fingerprint."""
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Parse, check, sample or read, measure, write; prints one JSON object as the last line."""
+    options = parse(EvaluateOptions, arguments, "evaluate")
+    out = output_file(options.out, (".json",))
+    _check(options)
+    from ecar import __version__
+    from ecar.devices import resolve_device
+    from ecar.evaluation.evaluate import check_count, judge, measure
+    from ecar.evaluation.extractors import get_extractor
+
+    device = resolve_device(options.device)
+    extractor = get_extractor(options.extractor, weights=options.weights, device=device)
+    check_count(options.num, extractor, options.allow_small)
+    record: dict[str, object] = {"ecar": __version__, "commit": _commit(), "command": asdict(options)}
+    pipe = _pipeline(options, device)
+    samples = _read(options) if pipe is None else None
+    height, width = pipe.model.config.image_side if pipe else _side(samples)
+    reference = _reference(options, extractor, height, width)
+    train = _train_images(options, reference, height, width)
+    classifier = _classifier(options, reference, train)
+    if pipe is not None:
+        samples, about = _sample(options, pipe, out)
+        record |= about
+    assert samples is not None
+    record["samples"] = {"fingerprint": samples.fingerprint(), "file": options.samples}
+    record["reference"] = {"name": reference.name, "num": reference.count, "fingerprint": reference.fingerprint}
+    record["extractor"] = {"name": extractor.name, "fingerprint": extractor.fingerprint}
+    record["metrics"] = measure(samples, reference, extractor)
+    if classifier is not None:
+        record["classifier"] = {"file": options.classifier, **judge(samples, reference, classifier)}
+    if train is not None:
+        record |= _lines(options, train[0], reference, extractor, pipe)
+        record |= _nearest(samples.images, reference, train[0])
+    out.write_text(json.dumps(record, indent=2) + "\n")
+    print(json.dumps(record))
+
+
+def _check(options: EvaluateOptions) -> None:
+    if (options.model is None) == (options.samples is None):
+        raise ValueError("give --model or --samples, one of them")
+    if options.dtype not in ("fp32", "bf16"):
+        raise ValueError(f"--dtype must be fp32 or bf16, got {options.dtype!r}")
+    if options.batch_size < 1 or options.classifier_epochs < 1:
+        raise ValueError("--batch-size and --classifier-epochs must be at least 1")
+    if options.classifier is not None:
+        output_file(options.classifier, (".safetensors",), "--classifier")
+        if not Path(options.classifier).exists() and options.train_data is None:
+            raise ValueError(f"--classifier {options.classifier} does not exist: give --train-data to train it")
+        if options.data.endswith(".npz"):
+            raise ValueError("--classifier needs a labelled data set as --data, not statistics")
+
+
+def _pipeline(options: EvaluateOptions, device: str) -> Pipeline | None:
+    """The model's pipeline, its settings checked; None where samples are read."""
+    if options.model is None:
+        return None
+    import torch
+
+    from ecar import Pipeline
+
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[options.dtype]
+    pipe = Pipeline.from_pretrained(options.model, device=device, dtype=dtype)
+    _settings(options, pipe)
+    return pipe
+
+
+def _settings(options: EvaluateOptions, pipe: Pipeline):  # type: ignore[no-untyped-def]
+    steps = options.steps[0] if options.steps and len(options.steps) == 1 else options.steps
+    guidance = options.guidance[0] if options.guidance and len(options.guidance) == 1 else options.guidance
+    return pipe.settings(steps, guidance, options.solver, options.guidance_on)
+
+
+def _read(options: EvaluateOptions) -> Samples:
+    from ecar.evaluation.samples import first, read_samples
+
+    assert options.samples is not None
+    return first(read_samples(Path(options.samples).expanduser()), options.num)
+
+
+def _side(samples: Samples | None) -> tuple[int, int]:
+    assert samples is not None
+    return samples.images.shape[2], samples.images.shape[3]
+
+
+def _sample(options: EvaluateOptions, pipe: Pipeline, out: Path) -> tuple[Samples, dict[str, object]]:
+    from ecar.benchmark.flops import sampling_flops
+    from ecar.evaluation.samples import make_samples, write_samples
+    from ecar.weights import weights_fingerprint
+
+    assert options.model is not None
+    settings = _settings(options, pipe)
+    about: dict[str, object] = {
+        "model": options.model,
+        "weights": weights_fingerprint(options.model),
+        "kind": pipe.model.config.kind,
+        "parameters": pipe.model.num_parameters(),
+        "dtype": options.dtype,
+    }
+    folder = out.with_suffix(".samples")
+    samples = make_samples(
+        pipe, options.num, seed=options.seed, settings=settings, folder=folder, record=about, batch=options.batch_size
+    )
+    write_samples(folder / "samples.npz", samples)
+    about |= {"settings": settings.to_json(), "seed": options.seed, "seconds": round(samples.seconds, 2)}
+    about["seconds_per_image"] = round(samples.seconds / options.num, 6)
+    return samples, about | {"flops_per_image": sampling_flops(pipe, settings)}
+
+
+def _reference(options: EvaluateOptions, extractor: Extractor, height: int, width: int) -> Reference:
+    from ecar.evaluation.reference import read_images, reference_from_images, reference_from_statistics
+
+    if options.data.endswith(".npz"):
+        return reference_from_statistics(Path(options.data).expanduser(), extractor)
+    images, labels, names = read_images(options.data, options.split, height, width, options.reference_num)
+    return reference_from_images(options.data, images, labels, names, extractor, Path(options.cache).expanduser())
+
+
+def _train_images(
+    options: EvaluateOptions, reference: Reference, height: int, width: int
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    if options.train_data is None:
+        return None
+    from ecar.evaluation.reference import read_images
+
+    images, labels, names = read_images(options.train_data, "train", height, width, None)
+    if reference.class_names and names != reference.class_names:
+        raise ValueError(
+            f"--train-data {options.train_data} has classes {names[:5]}, --data {reference.class_names[:5]}"
+        )
+    return images, labels
+
+
+def _classifier(
+    options: EvaluateOptions, reference: Reference, train: tuple[torch.Tensor, torch.Tensor] | None
+) -> Classifier | None:
+    if options.classifier is None:
+        return None
+    from ecar.evaluation.classifier import load_classifier, save_classifier, train_classifier
+
+    path, classes = Path(options.classifier).expanduser(), len(reference.class_names)
+    if path.exists():
+        return load_classifier(path, classes)
+    assert train is not None
+    epochs, flip = options.classifier_epochs, options.classifier_flip
+    model = train_classifier(*train, classes, epochs=epochs, flip=flip)
+    save_classifier(model, path, {"train_data": options.train_data, "epochs": epochs, "flip": flip})
+    return model
+
+
+def _lines(
+    options: EvaluateOptions, train: torch.Tensor, reference: Reference, extractor: Extractor, pipe: Pipeline | None
+) -> dict[str, object]:
+    """The floor (training images), and what the tokenizer's reconstructions of them score."""
+    import torch
+
+    from ecar.evaluation.evaluate import floor, measure
+    from ecar.evaluation.samples import Samples
+
+    num = min(options.num, len(train))
+    record: dict[str, object] = {"floor: training images": floor(train, num, reference, extractor)}
+    if pipe is not None:
+        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
+        decoded = []
+        with torch.no_grad():
+            for part in train[order[:num]].split(500):
+                latents = pipe.tokenizer.encode((part.float() / 127.5 - 1).to(pipe.model.device))
+                decoded.append(((pipe.tokenizer.decode(latents).float().clamp(-1, 1) + 1) * 127.5).round().byte().cpu())
+        rebuilt = Samples(torch.cat(decoded), None)
+        record["tokenizer's reconstructions of training images"] = measure(rebuilt, reference, extractor)
+    return record
+
+
+def _nearest(images: torch.Tensor, reference: Reference, train: torch.Tensor) -> dict[str, object]:
+    """Does the model copy? Distance to the closest training image, beside that of real images it never saw."""
+    from ecar.evaluation.metrics import nearest_distance
+
+    sets = {"samples": images, "reference": reference.images}
+    found = {name: nearest_distance(x[:1000], train) for name, x in sets.items() if x is not None}
+    quartiles = {n: {"median": round(float(d.median()), 4), "min": round(float(d.min()), 4)} for n, d in found.items()}
+    return {"nearest training image (RMS of pixels in [0, 1], first 1000)": quartiles}
+
+
+def _commit() -> str | None:
+    """The commit of a source checkout, with + where files differ; None for an installed package."""
+    here = Path(__file__).parent
+    try:
+        head = subprocess.run(["git", "-C", here, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+        state = subprocess.run(["git", "-C", here, "status", "--porcelain", "-uno"], capture_output=True, text=True)
+    except OSError:
+        return None
+    return head.stdout.strip() + ("+" if state.stdout.strip() else "") if head.returncode == 0 else None

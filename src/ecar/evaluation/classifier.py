@@ -1,0 +1,127 @@
+"""An independent judge: a small convolutional classifier, trained on real images only."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+
+class Classifier(nn.Module):
+    """(B, 3, H, W) in [-1, 1] -> logits (B, K): four residual stages of convolutions, mean over positions."""
+
+    def __init__(self, num_classes: int, width: int = 32) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [_conv(3, width)]
+        for level in range(3):
+            channels = width * 2**level
+            layers += [_Residual(channels), nn.MaxPool2d(2), _conv(channels, 2 * channels)]
+        self.body = nn.Sequential(*layers, _Residual(8 * width))
+        self.out = nn.Linear(8 * width, num_classes)
+
+    def features(self, images: Tensor) -> Tensor:
+        """What the last layer reads, (B, 8 width)."""
+        return self.body(images.contiguous(memory_format=torch.channels_last)).mean((2, 3))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.out(self.features(images))
+
+
+class _Residual(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(_conv(channels, channels), _conv(channels, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.body(x)
+
+
+def _conv(channels: int, out: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(channels, out, 3, padding=1, bias=False), nn.BatchNorm2d(out), nn.ReLU())
+
+
+def train_classifier(
+    images: Tensor, labels: Tensor, num_classes: int, *, epochs: int = 8, flip: bool = False, seed: int = 0
+) -> Classifier:
+    """Train on real images (N, 3, H, W) uint8 with shifts of up to an eighth of the side, mirrored if asked for."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Classifier(num_classes)
+    generator = torch.Generator().manual_seed(seed)
+    batch_size = min(256, len(images))
+    steps = max(1, epochs * len(images) // batch_size)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, weight_decay=0.02)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps, pct_start=0.2)
+    for _ in tqdm(range(steps), desc="classifier", disable=None):
+        rows = torch.randint(len(images), (batch_size,), generator=generator)
+        batch = _shifted(images[rows], generator)
+        if flip and torch.rand((), generator=generator) < 0.5:
+            batch = batch.flip(-1)
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = model(_signed(batch))
+        loss = F.cross_entropy(logits.float(), labels[rows], label_smoothing=0.05)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    return model.eval()
+
+
+@torch.no_grad()
+def predict(model: Classifier, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Class (N,) and features (N, D) of images (N, 3, H, W) uint8."""
+    features = torch.cat([model.features(_signed(part)) for part in images.split(500)])
+    return model.out(features).argmax(1), features
+
+
+def accuracy(predicted: Tensor, labels: Tensor, num_classes: int) -> tuple[float, list[float | None]]:
+    """Share of images that are recognised as the class asked for: overall, and per class (None: no such image)."""
+    right = (predicted == labels).double()
+    each = [float(right[labels == c].mean()) if bool((labels == c).any()) else None for c in range(num_classes)]
+    return float(right.mean()), each
+
+
+def save_classifier(model: Classifier, path: Path, record: dict[str, object]) -> None:
+    """Weights and how they were made, as safetensors."""
+    temporary = path.with_name(path.name + ".tmp")
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, temporary, {"ecar": json.dumps(record)})
+    temporary.replace(path)
+
+
+def load_classifier(path: Path, num_classes: int) -> Classifier:
+    """The classifier in a file.
+
+    Raises:
+        ValueError: not such a file, or another number of classes.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            json.loads((file.metadata() or {})["ecar"])
+        state = load_file(path)
+        outputs, channels = state["out.weight"].shape
+        model = Classifier(outputs, channels // 8)
+        model.load_state_dict(state)
+    except Exception as error:
+        raise ValueError(f"--classifier {path}: not a classifier of ecar evaluate ({type(error).__name__})") from error
+    if outputs != num_classes:
+        raise ValueError(f"--classifier {path}: knows {outputs} classes, the reference has {num_classes}")
+    return model.eval()
+
+
+def _shifted(images: Tensor, generator: torch.Generator) -> Tensor:
+    """The batch moved by one random shift, edges repeated."""
+    height, width = images.shape[-2:]
+    reach = min(height, width) // 8
+    dy, dx = torch.randint(0, 2 * reach + 1, (2,), generator=generator).tolist()
+    padded = F.pad(images.float(), (reach,) * 4, mode="replicate")
+    return padded[:, :, dy : dy + height, dx : dx + width]
+
+
+def _signed(images: Tensor) -> Tensor:
+    return images.float() / 127.5 - 1

@@ -1,0 +1,82 @@
+"""Samples and reference -> one record of named figures."""
+
+from __future__ import annotations
+
+import torch
+
+from ecar.evaluation.classifier import Classifier, accuracy, predict
+from ecar.evaluation.extractors import DISTANCE_NAMES, Extractor, extract
+from ecar.evaluation.metrics import Gaussian, frechet_distance, inception_score, kernel_distance, neighbour_scores
+from ecar.evaluation.reference import Reference
+from ecar.evaluation.samples import Samples
+
+_NEIGHBOUR_IMAGES = 10_000
+
+
+def check_count(num: int, extractor: Extractor, allow_small: bool) -> None:
+    """ValueError for too few images: below the number of features a covariance is singular, and the Frechet distance
+    is mostly bias. ``allow_small`` accepts it, and the record says so."""
+    if num < 2:
+        raise ValueError(f"--num must be at least 2, got {num}")
+    if num <= extractor.num_features and not allow_small:
+        raise ValueError(
+            f"--num {num} is no more than the {extractor.num_features} features of {extractor.name}: the Frechet "
+            "distance would be mostly bias; take more images, or say --allow-small (KID has no such bias)"
+        )
+
+
+def measure(samples: Samples, reference: Reference, extractor: Extractor) -> dict[str, object]:
+    """Every figure that extractor and reference allow; keys say extractor and N."""
+    features, probabilities = extract(extractor, samples.images)
+    count, against = len(features), f"{reference.count} real" if reference.count else "given statistics"
+    distance, suffix = DISTANCE_NAMES[extractor.name], extractor.name
+    record: dict[str, object] = {
+        distance: round(frechet_distance(Gaussian.of(features), reference.gaussian), 4),
+        "num": count,
+        "against": against,
+        "biased_small_sample": count <= extractor.num_features,
+    }
+    if reference.features is not None:
+        mean, std = kernel_distance(reference.features, features)
+        record[f"KID x 1000 ({suffix})"] = round(1000 * mean, 4)
+        record[f"KID x 1000 std over subsets ({suffix})"] = round(1000 * std, 4)
+        limit = min(_NEIGHBOUR_IMAGES, count, len(reference.features))
+        scores = neighbour_scores(reference.features[:limit], features[:limit])
+        record |= {f"{name} ({suffix}, {limit} a side)": round(value, 4) for name, value in scores.items()}
+    if probabilities is not None:
+        score, spread = inception_score(probabilities)
+        record |= {"IS": round(score, 4), "IS std over splits": round(spread, 4)}
+    return record
+
+
+def judge(samples: Samples, reference: Reference, classifier: Classifier) -> dict[str, object]:
+    """Classifier accuracy on samples and on the real images, and the Frechet distance of its own features.
+
+    Raises:
+        ValueError: samples without labels, or a reference that is no data set.
+    """
+    if samples.labels is None:
+        raise ValueError("classifier accuracy needs to know which class was asked for: the samples have no labels")
+    if reference.images is None or reference.labels is None or not reference.class_names:
+        raise ValueError("classifier accuracy needs a labelled data set as --data, not statistics")
+    if int(samples.labels.min()) < 0 or int(samples.labels.max()) >= len(reference.class_names):
+        raise ValueError(f"the samples have labels outside the {len(reference.class_names)} classes of the reference")
+    names = reference.class_names
+    found, features = predict(classifier, samples.images)
+    real_found, real_features = predict(classifier, reference.images)
+    overall, each = accuracy(found, samples.labels, len(names))
+    distance = frechet_distance(Gaussian.of(features), Gaussian.of(real_features))
+    return {
+        "classifier_accuracy": round(overall, 4),
+        "classifier_accuracy_per_class": {
+            n: None if a is None else round(a, 4) for n, a in zip(names, each, strict=True)
+        },
+        "classifier_accuracy_on_real": round(accuracy(real_found, reference.labels, len(names))[0], 4),
+        "FD-classifier": round(distance, 4),
+    }
+
+
+def floor(train: torch.Tensor, num: int, reference: Reference, extractor: Extractor) -> dict[str, object]:
+    """What ``num`` real training images score: the floor of every figure."""
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
+    return measure(Samples(train[order[:num]], None), reference, extractor)

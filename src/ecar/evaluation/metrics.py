@@ -1,0 +1,119 @@
+"""Distances and scores between sets of features. Float64; (N, D) tensors on one device."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """Mean (D,) and covariance (D, D), float64, of features; all that the Frechet distance needs."""
+
+    mean: Tensor
+    covariance: Tensor
+
+    @classmethod
+    def of(cls, features: Tensor) -> Gaussian:
+        """Mean and unbiased covariance of features (N, D).
+
+        Raises:
+            ValueError: fewer than two rows, or values that are not finite.
+        """
+        if len(features) < 2:
+            raise ValueError(f"a covariance needs at least 2 images, got {len(features)}")
+        x = features.double()
+        if not torch.isfinite(x).all():
+            raise ValueError("features are not finite; are the images all right?")
+        return cls(x.mean(0), torch.cov(x.T))
+
+
+def frechet_distance(a: Gaussian, b: Gaussian) -> float:
+    """|mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)) (1706.08500), the root's trace from eigenvalues.
+
+    Raises:
+        ValueError: different numbers of features.
+    """
+    if a.mean.shape != b.mean.shape:
+        raise ValueError(f"features of {len(a.mean)} and {len(b.mean)} numbers cannot be compared")
+    cross = torch.linalg.eigvals(a.covariance @ b.covariance).sqrt().real.sum()
+    trace = a.covariance.trace() + b.covariance.trace()
+    return float((a.mean - b.mean).square().sum() + trace - 2 * cross)
+
+
+def kernel_distance(real: Tensor, fake: Tensor, *, subsets: int = 100, subset_size: int = 1000) -> tuple[float, float]:
+    """KID (1801.01401): mean and standard deviation over subsets of the unbiased MMD with a cubic kernel.
+
+    torchmetrics draws the subsets from the global generator: it is forked and seeded here.
+    """
+    from torchmetrics.image.kid import KernelInceptionDistance
+
+    size = min(subset_size, len(real), len(fake))
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.manual_seed(0)
+        metric = KernelInceptionDistance(feature=nn.Identity(), subsets=subsets, subset_size=size)
+        metric.update(real.double(), real=True)
+        metric.update(fake.double(), real=False)
+        mean, std = metric.compute()
+    return float(mean), float(std)
+
+
+def inception_score(probabilities: Tensor, splits: int = 10) -> tuple[float, float]:
+    """exp E KL(p(y|x) | p(y)) (1606.03498): mean and standard deviation over splits in the order of the images."""
+    scores = []
+    for part in probabilities.double().clamp_min(1e-16).chunk(min(splits, len(probabilities))):
+        marginal = part.mean(0, keepdim=True)
+        scores.append((part * (part.log() - marginal.log())).sum(1).mean().exp())
+    values = torch.stack(scores)
+    return float(values.mean()), float(values.std(correction=0))
+
+
+def neighbour_scores(real: Tensor, fake: Tensor, *, neighbours: int = 5) -> dict[str, float]:
+    """Precision and recall (1904.06991), density and coverage (2002.09797), by k nearest neighbours.
+
+    With B(x) the ball around x that reaches its k-th nearest neighbour in its own set:
+    precision is the share of fake in any real ball, recall the share of real in any fake ball, density the number
+    of real balls around a fake one divided by k, coverage the share of real balls that hold a fake one.
+
+    Raises:
+        ValueError: a set of no more than ``neighbours`` images.
+    """
+    if min(len(real), len(fake)) <= neighbours:
+        raise ValueError(f"{neighbours} neighbours need more than {neighbours} images on either side")
+    real, fake = real.double(), fake.double()
+    real_radius, fake_radius = _radius(real, neighbours), _radius(fake, neighbours)
+    hits, near_fake = torch.zeros(len(fake), dtype=torch.float64), torch.full((len(real),), torch.inf)
+    recalled = torch.zeros(len(real), dtype=torch.bool)
+    for first in range(0, len(fake), 1000):
+        rows = slice(first, first + 1000)
+        distance = torch.cdist(fake[rows], real)  # (rows, N_real)
+        hits[rows] = (distance <= real_radius).sum(1).double()
+        near_fake = torch.minimum(near_fake, distance.min(0).values)
+        recalled |= (distance <= fake_radius[rows, None]).any(0)
+    return {
+        "precision": float((hits > 0).double().mean()),
+        "recall": float(recalled.double().mean()),
+        "density": float(hits.mean() / neighbours),
+        "coverage": float((near_fake <= real_radius).double().mean()),
+    }
+
+
+def _radius(x: Tensor, neighbours: int) -> Tensor:
+    """Distance of each row to its k-th nearest other row; the row itself is the smallest of k + 1."""
+    parts = [torch.cdist(p, x).kthvalue(neighbours + 1, dim=1).values for p in x.split(1000)]
+    return torch.cat(parts)
+
+
+def nearest_distance(images: Tensor, reference: Tensor) -> Tensor:
+    """RMS difference (N,) of images (N, 3, H, W) uint8, scaled to [0, 1], to the closest one in ``reference``."""
+    a, size = images.flatten(1).float() / 255, images[0].numel()
+    best = torch.full((len(a),), torch.inf)
+    for part in reference.split(5000):
+        b = part.flatten(1).float() / 255
+        squared = a.square().sum(1, keepdim=True) + b.square().sum(1) - 2 * a @ b.T
+        best = torch.minimum(best, squared.min(1).values)
+    return (best.clamp_min(0) / size).sqrt()

@@ -1,0 +1,82 @@
+"""The real images to compare with: a data set, or the mean and covariance of an ADM reference file."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ecar.data.source import ImageReport, iterate_images, load_source
+from ecar.evaluation.extractors import Extractor, extract
+from ecar.evaluation.metrics import Gaussian
+from ecar.evaluation.samples import read_npz
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Statistics of the real images, and where they are known the features (N, D), images and labels themselves."""
+
+    name: str
+    gaussian: Gaussian
+    count: int | None = None
+    features: Tensor | None = None
+    images: Tensor | None = None
+    labels: Tensor | None = None
+    class_names: tuple[str, ...] = ()
+    fingerprint: str = ""
+
+
+def read_images(
+    data: str, split: str, height: int, width: int, num: int | None
+) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+    """Images (N, 3, H, W) uint8, labels (N,) and class names of a data set; ``num`` takes a seeded choice."""
+    source = load_source(data, split=split, max_images=num)
+    batches = list(iterate_images(source, height, width, batch_size=1000, report=ImageReport()))
+    images = torch.from_numpy(np.concatenate([b[0] for b in batches])).permute(0, 3, 1, 2).contiguous()
+    return images, torch.from_numpy(np.concatenate([b[1] for b in batches])), source.class_names
+
+
+def reference_from_images(
+    name: str, images: Tensor, labels: Tensor, class_names: tuple[str, ...], extractor: Extractor, cache: Path
+) -> Reference:
+    """Features of real images, kept in ``cache`` under a fingerprint of pixels and extractor."""
+    digest = hashlib.sha256(images.numpy().data)
+    digest.update(f"{extractor.name} {extractor.fingerprint} {tuple(images.shape)}".encode())
+    fingerprint = digest.hexdigest()[:16]
+    path = cache / f"{extractor.name}_{fingerprint}.safetensors"
+    if path.exists():
+        features = load_file(path)["features"]
+    else:
+        features = extract(extractor, images)[0]
+        cache.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(path.name + ".tmp")
+        save_file({"features": features.contiguous()}, temporary)
+        temporary.replace(path)
+    return Reference(name, Gaussian.of(features), len(images), features, images, labels, class_names, fingerprint)
+
+
+def reference_from_statistics(path: Path, extractor: Extractor) -> Reference:
+    """An ADM reference file: ``mu`` (D,) and ``sigma`` (D, D) of Inception features.
+
+    Raises:
+        ValueError: wrong keys or shapes, or statistics of another number of features than the extractor's.
+    """
+    arrays = read_npz(path)
+    if "mu" not in arrays or "sigma" not in arrays:
+        raise ValueError(f"{path}: no mu and sigma among {sorted(arrays)}; expected an ADM reference file")
+    mu, sigma = arrays["mu"], arrays["sigma"]
+    if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)) or mu.dtype.kind != "f" or sigma.dtype.kind != "f":
+        raise ValueError(f"{path}: mu is {mu.shape} and sigma {sigma.shape}, expected D and D x D real numbers")
+    if len(mu) != extractor.num_features:
+        raise ValueError(
+            f"{path}: statistics of {len(mu)} features, but {extractor.name} has {extractor.num_features}; "
+            "choose the extractor that they were made with (--extractor inception for ADM's files)"
+        )
+    gaussian = Gaussian(torch.from_numpy(mu).double(), torch.from_numpy(sigma).double())
+    fingerprint = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    return Reference(str(path), gaussian, fingerprint=fingerprint)

@@ -1,0 +1,170 @@
+"""Samples to be judged: made from a model, resumable per image id, or read from a file.
+
+Image i of N has class i mod K and seed ``seed + i``, so that every prefix is balanced and no image depends on how the
+work was cut into batches.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+import zipfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ecar.config import SamplingConfig
+from ecar.sampling.pipeline import Pipeline
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Images (N, 3, H, W) uint8, labels (N,) int64 or None, and the seconds that making them took (0: read)."""
+
+    images: Tensor
+    labels: Tensor | None
+    seconds: float = 0.0
+
+    def fingerprint(self) -> str:
+        """SHA-256 (16 hex digits) of the pixels."""
+        return hashlib.sha256(self.images.contiguous().numpy().data).hexdigest()[:16]
+
+
+def make_samples(
+    pipe: Pipeline,
+    num: int,
+    *,
+    seed: int,
+    settings: SamplingConfig,
+    folder: Path,
+    record: dict[str, object],
+    batch: int,
+) -> Samples:
+    """Sample ``num`` images into ``folder``, a file per batch; what is there already is not made again.
+
+    Args:
+        record: everything that decides what the images are; a folder made with another record is refused.
+        batch: images per file and forward pass.
+
+    Raises:
+        ValueError: the folder holds other samples, or its files have images missing, doubled or damaged.
+    """
+    record = json.loads(json.dumps({**record, "seed": seed, "settings": settings.to_json(), "batch": batch}))
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "samples.json"
+    if path.exists():
+        before = json.loads(path.read_text())
+        changed = [f"{k} {before.get(k)} -> {v}" for k, v in record.items() if before.get(k) != v]
+        if changed:
+            raise ValueError(f"{folder} holds other samples ({'; '.join(changed)}); delete it or choose another --out")
+    elif any(folder.glob("ids_*.npz")):
+        raise ValueError(f"{folder} holds samples without samples.json; delete it or choose another --out")
+    else:
+        _write_text(path, json.dumps(record, indent=2) + "\n")
+    classes = max(1, pipe.model.config.num_classes)
+    for first in tqdm(range(0, num, batch), desc="sampling", disable=None):
+        ids = range(first, min(first + batch, num))
+        file = folder / f"ids_{first:08d}.npz"
+        if file.exists() and len(read_npz(file)["ids"]) >= len(ids):
+            continue
+        labels = [i % classes if pipe.model.config.num_classes else None for i in ids]
+        start = time.perf_counter()
+        output = pipe(
+            labels, seeds=[seed + i for i in ids], batch_size=batch, steps=settings.steps, guidance=settings.guidance,
+            solver=settings.solver, guidance_on=settings.guidance_on,
+        )  # fmt: skip
+        seconds = time.perf_counter() - start
+        images = np.stack([np.asarray(image) for image in output.images])
+        _write_npz(file, images=images, labels=np.asarray(output.labels), ids=np.asarray(ids), seconds=seconds)
+    return collect(folder, num)
+
+
+def collect(folder: Path, num: int) -> Samples:
+    """The samples of ids 0 .. num - 1 in ``folder``.
+
+    Raises:
+        ValueError: ids missing or doubled.
+    """
+    parts = [read_npz(file) for file in sorted(folder.glob("ids_*.npz"))]
+    ids = np.concatenate([p["ids"] for p in parts]) if parts else np.zeros(0, np.int64)
+    values, counts = np.unique(ids, return_counts=True)
+    if (counts > 1).any():
+        raise ValueError(f"{folder}: image {values[counts > 1][0]} is there twice; delete one of the files")
+    missing = np.setdiff1d(np.arange(num), values)
+    if len(missing):
+        raise ValueError(f"{folder}: {len(missing)} of {num} images are missing, the first is {missing[0]}")
+    order = np.argsort(ids)[np.sort(ids) < num]
+    images = np.concatenate([p["images"] for p in parts])[order]
+    labels = np.concatenate([p["labels"] for p in parts])[order]
+    seconds = sum(float(p["seconds"]) for p in parts if p["ids"][0] < num)
+    return Samples(_to_tensor(images), torch.from_numpy(labels.astype(np.int64)), seconds)
+
+
+def read_samples(path: Path) -> Samples:
+    """Samples from an ``.npz`` in ADM's format: ``arr_0`` (N, H, W, 3) uint8, and ``labels`` (N,) where known.
+
+    Raises:
+        ValueError: wrong keys, shapes, types or labels.
+    """
+    arrays = read_npz(path)
+    if "arr_0" not in arrays:
+        raise ValueError(
+            f"{path}: no arr_0 among {sorted(arrays)}; expected images N x H x W x 3 uint8 under that name"
+        )
+    images = arrays["arr_0"]
+    if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8 or len(images) == 0:
+        raise ValueError(f"{path}: arr_0 is {images.shape} {images.dtype}, expected N x H x W x 3 uint8")
+    labels = arrays.get("labels")
+    if labels is not None and (labels.shape != (len(images),) or labels.dtype.kind not in "iu"):
+        raise ValueError(f"{path}: labels are {labels.shape} {labels.dtype}, expected {len(images)} integers")
+    known = None if labels is None else torch.from_numpy(labels.astype(np.int64))
+    return Samples(_to_tensor(images), known)
+
+
+def write_samples(path: Path, samples: Samples) -> None:
+    """``arr_0`` (and ``labels``), as ADM's evaluator and ``read_samples`` read them."""
+    arrays = {"arr_0": samples.images.permute(0, 2, 3, 1).contiguous().numpy()}
+    if samples.labels is not None:
+        arrays["labels"] = samples.labels.numpy()
+    _write_npz(path, **arrays)
+
+
+def first(samples: Samples, num: int) -> Samples:
+    """The first ``num`` samples; ValueError if there are fewer."""
+    if len(samples.images) < num:
+        raise ValueError(f"--num {num}: there are only {len(samples.images)} images")
+    labels = None if samples.labels is None else samples.labels[:num]
+    return replace(samples, images=samples.images[:num], labels=labels)
+
+
+def _to_tensor(images: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+
+
+def read_npz(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a file, never unpickled; ValueError if it is none."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if not hasattr(file, "files"):
+                raise ValueError("a single array")
+            return {name: file[name] for name in file.files}
+    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+        raise ValueError(f"{path}: not a readable .npz file ({error})") from None
+
+
+def _write_npz(path: Path, **arrays: object) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+    temporary.replace(path)
+
+
+def _write_text(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    temporary.replace(path)

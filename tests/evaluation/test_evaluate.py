@@ -1,0 +1,208 @@
+"""``ecar evaluate`` as a user runs it, on real digits, and everything that it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ecar.cli.main import main
+from ecar.config import TrainConfig
+from ecar.evaluation.classifier import Classifier, accuracy, load_classifier, predict, save_classifier, train_classifier
+from ecar.evaluation.evaluate import check_count
+from ecar.evaluation.extractors import Dinov2Extractor, EfficientNetExtractor, get_extractor
+from ecar.evaluation.metrics import Gaussian, frechet_distance
+from ecar.evaluation.reference import read_images, reference_from_statistics
+from ecar.evaluation.samples import Samples, collect, make_samples, read_samples, write_samples
+from ecar.sampling.pipeline import Pipeline
+from ecar.training import loop
+
+
+@pytest.fixture(scope="module")
+def trained(digits_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = TrainConfig(
+        data=str(digits_folder), out=str(tmp_path_factory.mktemp("run")), tokenizer="pixels:2", resolution=(8,),
+        width=16, heads=2, trunk_depth=1, head_depth=1, max_steps=2, batch_size=8, sample_every=0, tensorboard=False,
+        dtype="fp32", device="cpu",
+    )  # fmt: skip
+    return loop.train(config)
+
+
+def noise_images(count: int, side: int = 8) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8, generator=generator)
+
+
+def test_command_writes_named_figures_with_their_settings_and_resumes(
+    trained: Path, digits_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, cache = tmp_path / "eval.json", tmp_path / "cache"
+    command = ["evaluate", "--model", str(trained), "--data", str(digits_folder), "--num", "24", "--allow-small"]
+    command += ["--out", str(out), "--cache", str(cache), "--batch-size", "9", "--guidance", "1.5", "--device", "cpu"]
+    command += ["--classifier", str(tmp_path / "judge.safetensors"), "--train-data", str(digits_folder)]
+    assert main([*command, "--classifier-epochs", "2"]) == 0
+    first = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert first == json.loads(out.read_text())
+    assert first["metrics"]["num"] == 24 and first["metrics"]["biased_small_sample"] is True
+    assert first["metrics"]["FD-EffNetLite0"] > 0 and first["settings"]["guidance"] == [1.5, 1.0]
+    assert set(first["classifier"]["classifier_accuracy_per_class"]) == {"zero", "one", "seven"}
+    assert first["flops_per_image"]["model"] > 0
+    floor, rebuilt = first["floor: training images"], first["tokenizer's reconstructions of training images"]
+    assert floor["FD-EffNetLite0"] == pytest.approx(rebuilt["FD-EffNetLite0"], rel=0.05)  # pixels are kept
+    with np.load(tmp_path / "eval.samples" / "samples.npz") as file:  # the format of ADM's evaluator
+        assert file["arr_0"].shape == (24, 8, 8, 3) and file["arr_0"].dtype == np.uint8
+        assert np.bincount(file["labels"]).tolist() == [8, 8, 8]
+    (tmp_path / "eval.samples" / "ids_00000009.npz").unlink()
+    assert main(command) == 0
+    second = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert second["metrics"] == first["metrics"] and second["samples"] == first["samples"]
+    assert main([*command, "--seed", "7"]) == 2
+    assert "other samples (seed 0 -> 7" in capsys.readouterr().err
+
+
+def test_samples_file_scores_as_the_model_it_came_from(trained: Path, digits_folder: Path, tmp_path: Path) -> None:
+    def evaluate(*source: str) -> dict[str, object]:
+        out = tmp_path / f"{source[0][2:]}.json"
+        command = ["evaluate", *source, "--data", str(digits_folder), "--num", "12", "--allow-small", "--out", str(out)]
+        assert main([*command, "--cache", str(tmp_path), "--device", "cpu"]) == 0
+        return json.loads(out.read_text())["metrics"]
+
+    from_model = evaluate("--model", str(trained))
+    assert evaluate("--samples", str(tmp_path / "model.samples" / "samples.npz")) == from_model
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        ([], "--model or --samples"),
+        (["--model", "fashion", "--samples", "x.npz"], "one of them"),
+        (["--samples", "missing.npz", "--allow-small"], "missing.npz"),
+        (["--model", "fashion", "--num", "100"], "mostly bias"),
+        (["--model", "fashion", "--extractor", "vgg"], "unknown extractor"),
+        (["--model", "fashion", "--classifier", "none.safetensors"], "--train-data"),
+        (["--model", "fashion", "--steps", "1,2,3"], "steps"),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_code_2(
+    arguments: list[str], word: str, digits_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    assert main(["evaluate", "--data", str(digits_folder), *arguments]) == 2
+    message = capsys.readouterr().err.strip()
+    assert word in message and "\n" not in message
+
+
+def test_missing_and_doubled_images_are_refused(trained: Path, tmp_path: Path) -> None:
+    pipe = Pipeline.from_pretrained(trained, device="cpu")
+    make_samples(pipe, 6, seed=0, settings=pipe.settings(1), folder=tmp_path, record={}, batch=3)
+    with pytest.raises(ValueError, match="1 of 7 images are missing, the first is 6"):
+        collect(tmp_path, 7)
+    (tmp_path / "ids_00000009.npz").write_bytes((tmp_path / "ids_00000003.npz").read_bytes())
+    with pytest.raises(ValueError, match="image 3 is there twice"):
+        collect(tmp_path, 6)
+
+
+def test_samples_do_not_depend_on_batches(trained: Path, tmp_path: Path) -> None:
+    pipe = Pipeline.from_pretrained(trained, device="cpu")
+    settings = pipe.settings(2)
+    sets = [
+        make_samples(pipe, 7, seed=3, settings=settings, folder=tmp_path / str(b), record={}, batch=b) for b in (7, 2)
+    ]
+    assert (sets[0].images.int() - sets[1].images.int()).abs().max() <= 1  # rounding of the last bit
+
+
+@pytest.mark.parametrize(
+    ("arrays", "word"),
+    [
+        ({"images": np.zeros((2, 4, 4, 3), np.uint8)}, "no arr_0"),
+        ({"arr_0": np.zeros((2, 4, 4, 3), np.float32)}, "float32"),
+        ({"arr_0": np.zeros((2, 3, 4, 4), np.uint8)}, "expected N x H x W x 3"),
+        ({"arr_0": np.zeros((2, 4, 4, 3), np.uint8), "labels": np.zeros(3, np.int64)}, "labels"),
+        ({"arr_0": np.array([{"a": 1}], dtype=object)}, "not a readable"),
+    ],
+)
+def test_wrong_samples_files_are_refused(arrays: dict[str, np.ndarray], word: str, tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", **arrays)
+    with pytest.raises(ValueError, match=word):
+        read_samples(tmp_path / "x.npz")
+
+
+def test_samples_survive_writing(tmp_path: Path) -> None:
+    samples = Samples(noise_images(5), torch.arange(5))
+    write_samples(tmp_path / "x.npz", samples)
+    back = read_samples(tmp_path / "x.npz")
+    assert torch.equal(back.images, samples.images) and back.labels is not None
+    assert back.labels.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_statistics_file_is_read_and_checked(tmp_path: Path) -> None:
+    class Small:
+        name, fingerprint, num_features = "inception", "", 3
+
+    x = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
+    exact = Gaussian.of(x)
+    np.savez(tmp_path / "ref.npz", mu=exact.mean.numpy(), sigma=exact.covariance.numpy())
+    reference = reference_from_statistics(tmp_path / "ref.npz", Small())  # type: ignore[arg-type]
+    assert frechet_distance(reference.gaussian, exact) == pytest.approx(0, abs=1e-8)
+    np.savez(tmp_path / "ref.npz", mu=np.zeros(4), sigma=np.eye(4))
+    with pytest.raises(ValueError, match="4 features, but inception has 3"):
+        reference_from_statistics(tmp_path / "ref.npz", Small())  # type: ignore[arg-type]
+    np.savez(tmp_path / "ref.npz", mu=np.zeros(3), sigma=np.eye(4))
+    with pytest.raises(ValueError, match="sigma"):
+        reference_from_statistics(tmp_path / "ref.npz", Small())  # type: ignore[arg-type]
+
+
+def test_too_few_images_need_saying_so() -> None:
+    extractor = get_extractor("efficientnet-lite0")
+    with pytest.raises(ValueError, match="allow-small"):
+        check_count(1280, extractor, False)
+    check_count(1281, extractor, False)
+    check_count(2, extractor, True)
+
+
+def test_extractor_sees_an_image_alone_as_in_a_batch() -> None:
+    extractor = EfficientNetExtractor()
+    images = noise_images(4, 32)
+    together, alone = extractor(images)[0], extractor(images[2:3])[0]
+    assert together.shape == (4, 1280)
+    assert torch.allclose(together[2], alone[0], atol=0.05 * float(together.std()))
+
+
+def test_dinov2_folder_is_loaded_and_other_folders_are_refused(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+    torch.manual_seed(0)
+    transformers.Dinov2Model(transformers.Dinov2Config(**sizes)).save_pretrained(tmp_path / "dino")
+    extractor = get_extractor("dinov2", weights=str(tmp_path / "dino"))
+    features, probabilities = extractor(noise_images(3))
+    assert features.shape == (3, 16) == (3, extractor.num_features) and probabilities is None
+    assert extractor.fingerprint == Dinov2Extractor(str(tmp_path / "dino")).fingerprint
+    with pytest.raises(ValueError, match="dinov2 weights"):
+        get_extractor("dinov2", weights=str(tmp_path))
+
+
+def test_classifier_learns_real_digits_and_survives_saving(digits_folder: Path, tmp_path: Path) -> None:
+    images, labels, names = read_images(str(digits_folder), "train", 8, 8, None)
+    model = train_classifier(images, labels, len(names), epochs=40)
+    found, _ = predict(model, images)
+    assert accuracy(found, labels, 3)[0] > 0.95
+    save_classifier(model, tmp_path / "c.safetensors", {})
+    assert torch.equal(predict(load_classifier(tmp_path / "c.safetensors", 3), images)[0], found)
+    with pytest.raises(ValueError, match="knows 3 classes, the reference has 10"):
+        load_classifier(tmp_path / "c.safetensors", 10)
+    (tmp_path / "x.safetensors").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match="not a classifier"):
+        load_classifier(tmp_path / "x.safetensors", 3)
+
+
+def test_accuracy_counts_each_class_and_names_absent_ones() -> None:
+    overall, each = accuracy(torch.tensor([0, 1, 1]), torch.tensor([0, 0, 1]), 3)
+    assert overall == pytest.approx(2 / 3) and each == [0.5, 1.0, None]
+
+
+def test_classifier_takes_any_side() -> None:
+    assert Classifier(4)(torch.zeros(2, 3, 24, 40)).shape == (2, 4)
