@@ -193,3 +193,13 @@ def test_damaged_folders_are_refused_with_the_reason(pipe: Pipeline, tmp_path: P
         load_model(tmp_path)
     with pytest.raises(ValueError, match="bundled models"):
         load_model("no-such-model")
+
+
+def test_known_stages_continue_as_if_they_had_been_sampled() -> None:
+    model = random_model(tiny_config())
+    noise, labels = draw_noise([1, 2], model.plan, 3), torch.tensor([0, 2])
+    guided = settings(guidance=(2.0, 1.0, 1.0))
+    ends: list[torch.Tensor] = []
+    whole = sample_latents(model, labels, noise, guided, lambda result: ends.append(result.y))
+    for count in (1, 2):
+        assert torch.allclose(sample_latents(model, labels, noise, guided, known=ends[:count]), whole, atol=1e-5)

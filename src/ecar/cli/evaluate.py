@@ -80,7 +80,7 @@ def run(arguments: Sequence[str]) -> None:
     _check(options)
     from ecar import __version__
     from ecar.devices import resolve_device
-    from ecar.evaluation.evaluate import check_count, judge, measure
+    from ecar.evaluation.evaluate import Judge, check_count, measure
     from ecar.evaluation.extractors import get_extractor
 
     device = resolve_device(options.device)
@@ -102,7 +102,7 @@ def run(arguments: Sequence[str]) -> None:
     record["extractor"] = {"name": extractor.name, "fingerprint": extractor.fingerprint}
     record["metrics"] = measure(samples, reference, extractor)
     if classifier is not None:
-        record["classifier"] = {"file": options.classifier, **judge(samples, reference, classifier)}
+        record["classifier"] = {"file": options.classifier, **Judge(classifier, reference)(samples)}
     if train is not None:
         record |= _lines(options, train[0], reference, extractor, pipe)
         record |= _nearest(samples.images, reference, train[0])
@@ -229,18 +229,13 @@ def _lines(
     import torch
 
     from ecar.evaluation.evaluate import floor, measure
-    from ecar.evaluation.samples import Samples
+    from ecar.evaluation.samples import reconstruct
 
     num = min(options.num, len(train))
     record: dict[str, object] = {"floor: training images": floor(train, num, reference, extractor)}
     if pipe is not None:
         order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
-        decoded = []
-        with torch.no_grad():
-            for part in train[order[:num]].split(500):
-                latents = pipe.tokenizer.encode((part.float() / 127.5 - 1).to(pipe.model.device))
-                decoded.append(((pipe.tokenizer.decode(latents).float().clamp(-1, 1) + 1) * 127.5).round().byte().cpu())
-        rebuilt = Samples(torch.cat(decoded), None)
+        rebuilt = reconstruct(pipe, train[order[:num]])
         record["tokenizer's reconstructions of training images"] = measure(rebuilt, reference, extractor)
     return record
 

@@ -49,31 +49,39 @@ def measure(samples: Samples, reference: Reference, extractor: Extractor) -> dic
     return record
 
 
-def judge(samples: Samples, reference: Reference, classifier: Classifier) -> dict[str, object]:
-    """Classifier accuracy on samples and on the real images, and the Frechet distance of its own features.
+class Judge:
+    """A classifier's figures about samples, beside its figures about the real images.
 
     Raises:
-        ValueError: samples without labels, or a reference that is no data set.
+        ValueError: a reference that is no labelled data set.
     """
-    if samples.labels is None:
-        raise ValueError("classifier accuracy needs to know which class was asked for: the samples have no labels")
-    if reference.images is None or reference.labels is None or not reference.class_names:
-        raise ValueError("classifier accuracy needs a labelled data set as --data, not statistics")
-    if int(samples.labels.min()) < 0 or int(samples.labels.max()) >= len(reference.class_names):
-        raise ValueError(f"the samples have labels outside the {len(reference.class_names)} classes of the reference")
-    names = reference.class_names
-    found, features = predict(classifier, samples.images)
-    real_found, real_features = predict(classifier, reference.images)
-    overall, each = accuracy(found, samples.labels, len(names))
-    distance = frechet_distance(Gaussian.of(features), Gaussian.of(real_features))
-    return {
-        "classifier_accuracy": round(overall, 4),
-        "classifier_accuracy_per_class": {
-            n: None if a is None else round(a, 4) for n, a in zip(names, each, strict=True)
-        },
-        "classifier_accuracy_on_real": round(accuracy(real_found, reference.labels, len(names))[0], 4),
-        "FD-classifier": round(distance, 4),
-    }
+
+    def __init__(self, classifier: Classifier, reference: Reference) -> None:
+        if reference.images is None or reference.labels is None or not reference.class_names:
+            raise ValueError("classifier accuracy needs a labelled data set as --data, not statistics")
+        self.classifier, self.names = classifier, reference.class_names
+        found, features = predict(classifier, reference.images)
+        self.real, self.real_accuracy = Gaussian.of(features), accuracy(found, reference.labels, len(self.names))[0]
+
+    def __call__(self, samples: Samples) -> dict[str, object]:
+        """Share of the samples recognised as the class asked for, and the Frechet distance of the judge's features.
+
+        Raises:
+            ValueError: samples without labels, or with labels that the reference does not have.
+        """
+        if samples.labels is None:
+            raise ValueError("classifier accuracy needs to know which class was asked for: the samples have no labels")
+        if int(samples.labels.min()) < 0 or int(samples.labels.max()) >= len(self.names):
+            raise ValueError(f"the samples have labels outside the {len(self.names)} classes of the reference")
+        found, features = predict(self.classifier, samples.images)
+        overall, each = accuracy(found, samples.labels, len(self.names))
+        per_class = {n: None if a is None else round(a, 4) for n, a in zip(self.names, each, strict=True)}
+        return {
+            "classifier_accuracy": round(overall, 4),
+            "classifier_accuracy_per_class": per_class,
+            "classifier_accuracy_on_real": round(self.real_accuracy, 4),
+            "FD-classifier": round(frechet_distance(Gaussian.of(features), self.real), 4),
+        }
 
 
 def floor(train: torch.Tensor, num: int, reference: Reference, extractor: Extractor) -> dict[str, object]:

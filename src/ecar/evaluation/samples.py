@@ -19,6 +19,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ecar.config import SamplingConfig
+from ecar.sampling.pictures import to_uint8
 from ecar.sampling.pipeline import Pipeline
 
 
@@ -140,6 +141,21 @@ def first(samples: Samples, num: int) -> Samples:
         raise ValueError(f"--num {num}: there are only {len(samples.images)} images")
     labels = None if samples.labels is None else samples.labels[:num]
     return replace(samples, images=samples.images[:num], labels=labels)
+
+
+def from_decoded(images: Tensor) -> Tensor:
+    """A tokenizer's output (B, 3, H, W) in [-1, 1] -> uint8, rounded as in every picture that is written."""
+    return _to_tensor(to_uint8(images.float()))
+
+
+@torch.no_grad()
+def reconstruct(pipe: Pipeline, images: Tensor) -> Samples:
+    """Images (N, 3, H, W) uint8 through encoder and decoder: no model can do better than its tokenizer."""
+    parts = []
+    for part in images.split(250):
+        latents = pipe.tokenizer.encode((part.float() / 127.5 - 1).to(pipe.model.device))
+        parts.append(from_decoded(pipe.tokenizer.decode(latents)))
+    return Samples(torch.cat(parts), None)
 
 
 def _to_tensor(images: np.ndarray) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -48,6 +48,7 @@ def sample_latents(
     noise: list[StageNoise],
     settings: SamplingConfig,
     on_stage: StageCallback | None = None,
+    known: Sequence[Tensor] = (),
 ) -> Tensor:
     """Sample unit-scale latents.
 
@@ -57,6 +58,7 @@ def sample_latents(
         noise: per stage, see ``draw_noise``.
         settings: steps, guidance and solver per stage.
         on_stage: called after each stage.
+        known: y_1 .. y_j, each (B, C, h_k, w_k): these stages are taken as given instead of sampled.
 
     Returns:
         (B, C, h_S, w_S), float32.
@@ -80,6 +82,9 @@ def sample_latents(
             x = jump(stage, y, x)
         tokens = model.transformer.step(stage, context, rows, cache)  # M_k
         scale = settings.guidance[stage.index]
+        if stage.index < len(known):
+            y = known[stage.index]
+            continue
         velocity = stage_velocity(model, stage, tokens, rows, batch, scale, settings.guidance_on)
         y = solver(velocity, x, uniform_grid(settings.steps[stage.index]))
         if on_stage is not None:

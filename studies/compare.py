@@ -1,0 +1,136 @@
+"""Two sets of curves (studies/curve.py) side by side: a plot, a table, and what follows from them, by rule.
+
+    python studies/compare.py --ecar ecar_seed0.jsonl --dit dit_seed0.jsonl --out docs/results/study --name cifar10
+
+Several files a side are seeds: figures are their mean, with the standard deviation where there are three or more.
+For each metric: DiT's best at any setting; the cheapest ECAR setting that is no worse; and whether every DiT setting
+has an ECAR setting that costs no more and is no worse (then ECAR's curve lies below DiT's).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+# metric -> is a smaller value better
+METRICS = {
+    "FD-EffNetLite0": True,
+    "KID x 1000 (efficientnet-lite0)": True,
+    "FD-classifier": True,
+    "classifier_accuracy": False,
+}
+
+
+def read(files: list[Path]) -> dict[str, dict[str, Any]]:
+    """setting -> metrics (means over files), FLOPs and seconds per image."""
+    lines = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    result: dict[str, dict[str, Any]] = {}
+    for setting in dict.fromkeys(line["setting"] for line in lines):
+        group = [line for line in lines if line["setting"] == setting]
+        point: dict[str, Any] = {"seeds": len(group)}
+        for metric in METRICS:
+            values = [line[metric] for line in group]
+            point[metric] = mean(values)
+            if len(values) > 2:
+                point[f"{metric} std"] = stdev(values)
+        if "flops" in group[0]:
+            point["gflops"] = round(group[0]["flops"]["total"] / 1e9, 3)
+            point["seconds"] = round(mean(line["seconds_per_image"] for line in group), 5)
+            point["guided"] = any(g != 1 for g in group[0]["sampling"]["guidance"])
+        result[setting] = point
+    return result
+
+
+def conclusions(ecar: dict[str, Any], dit: dict[str, Any], metric: str, guided: bool | None) -> dict[str, Any] | None:
+    """The comparison in one metric, over guided or unguided settings (None: all)."""
+
+    def chosen(points: dict[str, Any]) -> dict[str, Any]:
+        free = {k: v for k, v in points.items() if "gflops" in v and "teacher" not in k}
+        return free if guided is None else {k: v for k, v in free.items() if v["guided"] == guided}
+
+    ours, theirs, sign = chosen(ecar), chosen(dit), 1 if METRICS[metric] else -1
+    if not ours or not theirs:
+        return None
+    best = min(theirs, key=lambda k: sign * theirs[k][metric])
+    good = {k: v for k, v in ours.items() if sign * v[metric] <= sign * theirs[best][metric]}
+    cheapest = min(good, key=lambda k: good[k]["gflops"], default=None)
+    beaten = {
+        cost: [
+            k for k, v in theirs.items()
+            if any(sign * p[metric] <= sign * v[metric] and p[cost] <= v[cost] for p in ours.values())
+        ]
+        for cost in ("gflops", "seconds")
+    }  # fmt: skip
+    ours_best = min(ours, key=lambda k: sign * ours[k][metric])
+    record: dict[str, Any] = {
+        "dit_best": {"setting": best, **theirs[best]},
+        "ecar_best": {"setting": ours_best, **ours[ours_best]},
+        "cheapest_ecar_no_worse_than_dit_best": {"setting": cheapest, **ours[cheapest]} if cheapest else None,
+        "dit_settings": list(theirs),
+        "dit_settings_beaten_at_no_more_flops": beaten["gflops"],
+        "dit_settings_beaten_at_no_more_seconds": beaten["seconds"],
+        "ecar_curve_lies_below": len(beaten["gflops"]) == len(theirs),
+    }
+    if cheapest is not None:
+        record["flops_ratio_to_dit"] = {
+            k: round(v["gflops"] / ours[cheapest]["gflops"], 1) for k, v in theirs.items() if ":" not in k
+        }
+    return record
+
+
+def plot(ecar: dict[str, Any], dit: dict[str, Any], path: Path, title: str) -> None:
+    figure, axes = plt.subplots(1, len(METRICS), figsize=(5 * len(METRICS), 4.2))
+    for axis, metric in zip(axes, METRICS, strict=True):
+        for points, colour, label in ((dit, "tab:red", "DiT"), (ecar, "tab:blue", "ECAR")):
+            for guided, style in ((False, "o-"), (True, "s--")):
+                line = [p for k, p in points.items() if p.get("guided") is guided and "teacher" not in k]
+                line.sort(key=lambda p: p["gflops"])
+                if line:
+                    x, y = [p["gflops"] for p in line], [p[metric] for p in line]
+                    axis.plot(x, y, style, color=colour, markersize=4, label=label + (" guided" if guided else ""))
+        for name, style in (("floor", ":"), ("reconstruction", "-.")):
+            if name in ecar:
+                axis.axhline(ecar[name][metric], color="grey", linestyle=style, label=name)
+        axis.set(xscale="log", xlabel="GFLOP per image (decoder counted)", title=metric)
+        if METRICS[metric]:
+            axis.set_yscale("log")
+        axis.grid(alpha=0.3, which="both")
+    axes[0].legend(fontsize=8)
+    figure.suptitle(title)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ecar", type=Path, nargs="+", required=True)
+    parser.add_argument("--dit", type=Path, nargs="+", required=True)
+    parser.add_argument("--name", required=True)
+    parser.add_argument("--out", type=Path, required=True, help="folder for NAME.json and NAME.png")
+    args = parser.parse_args()
+    ecar, dit = read(args.ecar), read(args.dit)
+    args.out.mkdir(parents=True, exist_ok=True)
+    record = {
+        "ecar": ecar,
+        "dit": dit,
+        "conclusions": {
+            kind: {metric: conclusions(ecar, dit, metric, guided) for metric in METRICS}
+            for kind, guided in (("unguided", False), ("guided", True), ("any", None))
+        },
+    }
+    (args.out / f"{args.name}.json").write_text(json.dumps(record, indent=1) + "\n")
+    seeds = min(p["seeds"] for side in (ecar, dit) for p in side.values())
+    plot(ecar, dit, args.out / f"{args.name}.png", f"{args.name}: quality against sampling cost, seeds: {seeds}")
+    print(json.dumps(record["conclusions"]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""Quality against sampling cost: one model, many settings, one JSON line each.
+
+    python studies/curve.py --model RUN/final --data test.parquet --train-data train.parquet \\
+        --classifier judge.safetensors --settings 8,4 8,4:1.5 16,8:1:heun --out curve.jsonl
+
+A setting is STEPS[:GUIDANCE[:SOLVER[:WHERE]]] with WHERE velocity or tokens. Lines for the floor (training images) and
+for the tokenizer's reconstructions come first. --teacher-forced also samples the last stage from the real maps of the
+stages before: the gap to free running is exposure bias, what remains is the head's own error.
+Settings that the file already holds are not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ecar import Pipeline
+from ecar.benchmark.flops import sampling_flops
+from ecar.config import SamplingConfig
+from ecar.evaluation.classifier import load_classifier
+from ecar.evaluation.evaluate import Judge, measure
+from ecar.evaluation.extractors import get_extractor
+from ecar.evaluation.reference import read_images, reference_from_images
+from ecar.evaluation.samples import Samples, from_decoded, reconstruct
+from ecar.sampling.loop import sample_latents
+from ecar.sampling.noise import draw_noise
+from ecar.stages import end_point, noises, pyramid
+from ecar.weights import weights_fingerprint
+
+
+def parse_setting(text: str, pipe: Pipeline) -> SamplingConfig:
+    """STEPS[:GUIDANCE[:SOLVER[:WHERE]]]."""
+    steps, guidance, solver, where = [*text.split(":"), *["1", "ab2", "velocity"][text.count(":") :]]
+    scales = [float(g) for g in guidance.split(",")]
+    return pipe.settings([int(s) for s in steps.split(",")], scales if len(scales) > 1 else scales[0], solver, where)
+
+
+@torch.no_grad()
+def draw(
+    pipe: Pipeline, settings: SamplingConfig, num: int, real: tuple[Tensor, Tensor] | None
+) -> tuple[Samples, float]:
+    """Balanced samples and the seconds they took; ``real``: images and labels whose coarse maps are given."""
+    model, parts, seconds = pipe.model, [], 0.0
+    labels = torch.arange(num) % model.config.num_classes if real is None else real[1][:num]
+    for first in range(0, num, 250):
+        ids = range(first, min(first + 250, num))
+        noise, known = draw_noise(list(ids), model.plan, model.config.channels), []
+        if real is not None:
+            z = pipe.tokenizer.encode(real[0][first : first + len(ids)].float() / 127.5 - 1)
+            maps = pyramid(z, len(model.plan))
+            other = noises(model.plan, [n.fresh for n in draw_noise([10**9 + i for i in ids], model.plan, z.shape[1])])
+            known = [end_point(s, m, n) for s, m, n in zip(model.plan[:-1], maps, other, strict=False)]
+        start = time.perf_counter()
+        latents = sample_latents(model, labels[first : first + len(ids)], noise, settings, known=known)
+        parts.append(from_decoded(pipe.tokenizer.decode(latents)))
+        seconds += time.perf_counter() - start
+    return Samples(torch.cat(parts), labels), seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--data", required=True, help="real images to compare with")
+    parser.add_argument("--train-data", required=True, help="real images of the floor and the reconstructions")
+    parser.add_argument("--classifier", type=Path, required=True, help="made by ecar evaluate --classifier")
+    parser.add_argument("--extractor", default="efficientnet-lite0")
+    parser.add_argument("--settings", nargs="+", required=True)
+    parser.add_argument("--teacher-forced", action="store_true")
+    parser.add_argument("--num", type=int, default=2000)
+    parser.add_argument("--dtype", choices=["fp32", "bf16"], default="bf16")
+    parser.add_argument("--cache", type=Path, default=Path("~/.cache/ecar").expanduser())
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[args.dtype]
+    pipe = Pipeline.from_pretrained(args.model, dtype=dtype, device="cpu")
+    settings = {text: parse_setting(text, pipe) for text in args.settings}
+    height, width = pipe.model.config.image_side
+    extractor = get_extractor(args.extractor)
+    reference = reference_from_images(
+        args.data, *read_images(args.data, "test", height, width, None), extractor, args.cache
+    )
+    judge = Judge(load_classifier(args.classifier, len(reference.class_names)), reference)
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    about = {
+        "model": args.model, "weights": weights_fingerprint(args.model), "kind": pipe.model.config.kind,
+        "parameters": pipe.model.num_parameters(), "dtype": args.dtype, "threads": torch.get_num_threads(),
+        "commit": commit, "extractor": extractor.fingerprint, "reference": reference.fingerprint,
+    }  # fmt: skip
+    done = {json.loads(line)["setting"] for line in args.out.read_text().splitlines()} if args.out.exists() else set()
+
+    def write(name: str, samples: Samples, more: dict[str, object]) -> None:
+        record = {"setting": name, **more, **measure(samples, reference, extractor)}
+        record |= {k: v for k, v in judge(samples).items() if "per_class" not in k}
+        print(json.dumps(record), flush=True)
+        with open(args.out, "a") as file:
+            file.write(json.dumps(record | about) + "\n")
+
+    train, labels, _ = read_images(args.train_data, "train", height, width, None)
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[: args.num]
+    train, labels = train[order], labels[order]
+    if "floor" not in done:
+        write("floor", Samples(train, labels), {})
+    if "reconstruction" not in done:
+        write("reconstruction", replace(reconstruct(pipe, train), labels=labels), {})
+    for text, chosen in settings.items():
+        for forced in (False, True) if args.teacher_forced and len(pipe.model.plan) > 1 else (False,):
+            name = text + (" teacher-forced" if forced else "")
+            if name in done:
+                continue
+            samples, seconds = draw(pipe, chosen, args.num, (train, labels) if forced else None)
+            more: dict[str, object] = {"sampling": chosen.to_json(), "seconds_per_image": seconds / args.num}
+            write(name, samples, more | {"flops": sampling_flops(pipe, chosen)})
+
+
+if __name__ == "__main__":
+    main()
