@@ -23,7 +23,7 @@ ALLOWED = {
     "weights.py": {"config", "model", "tokenizers"},
     "sampling": {"config", "devices", "stages", "flow", "model", "tokenizers", "weights", "sampling"},
     "data": {"config", "tokenizers", "data"},
-    "benchmark": {"config", "sampling", "benchmark"},
+    "benchmark": {"config", "stages", "transformer", "sampling", "benchmark"},
     "evaluation": {"config", "data", "features", "sampling", "evaluation"},
 }
 

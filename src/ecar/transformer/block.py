@@ -61,12 +61,17 @@ class Attention(nn.Module):
         return self.to_out(rearrange(attention(q, k, v, mask), "b h n d -> b n (h d)"))
 
 
+def hidden_width(width: int) -> int:
+    """Of the gated feed-forward: 8/3 of the width, rounded up to 32."""
+    return -(-8 * width // 3 // 32) * 32
+
+
 class SwiGLU(nn.Module):
     """Gated feed-forward (2002.05202) with the parameters of a 4x perceptron: (B, N, D) -> (B, N, D)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        hidden = -(-8 * width // 3 // 32) * 32
+        hidden = hidden_width(width)
         self.w_in, self.w_out = nn.Linear(width, 2 * hidden), nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -52,7 +52,9 @@ class StageTransformer(nn.Module):
         inputs = [self._embed(s, ends[s.index - 1] if s.index else None, labels) for s in stages]
         sizes = [s.tokens for s in stages]
         device = labels.device
-        groups = torch.repeat_interleave(torch.arange(len(stages), device=device), torch.tensor(sizes, device=device))
+        groups = torch.cat(
+            [torch.full((n,), k, device=device) for k, n in enumerate(sizes)]
+        )  # (N,) stage of each token
         mask = groups[:, None] >= groups[None, :] if len(stages) > 1 else None  # (N, N)
         angles = torch.cat([self._angles(s, device) for s in stages])  # (N, head_dim / 2)
         condition = torch.stack([self._condition(s, labels) for s in stages], dim=1)  # (B, K, D)

@@ -1,0 +1,96 @@
+"""FLOPs in closed form (2 per multiply-accumulate): what the flop counter counts, without running anything.
+
+D width, n tokens of a stage, m keys, C latent channels, h hidden width of the feed-forward. Per image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ecar.config import ModelConfig, SamplingConfig
+from ecar.stages import make_plan
+from ecar.transformer.block import hidden_width
+from ecar.transformer.model import FOURIER_BANDS
+
+_DIT_TIME_FEATURES = 256
+
+
+def block_flops(width: int, tokens: int, keys: int, groups: int = 1) -> int:
+    """A block of trunk or head: qkv and output, scores and values, SwiGLU, modulation of ``groups`` rows."""
+    attention = 4 * tokens * width**2 + 2 * tokens * keys * width
+    mlp = 3 * tokens * width * hidden_width(width)
+    return 2 * (attention + mlp + groups * 6 * width**2)
+
+
+def trunk_flops(config: ModelConfig) -> list[int]:
+    """The stage transformer with its cache, per stage."""
+    if config.kind == "dit":
+        return [0]
+    result, seen = [], 0
+    for stage in make_plan(config.stages):
+        n = stage.tokens
+        seen += n
+        embed = 2 * n * config.width * (4 * FOURIER_BANDS + (config.channels if stage.index else 0))
+        result.append(embed + config.trunk_depth * block_flops(config.width, n, seen))
+    return result
+
+
+def head_flops(config: ModelConfig) -> list[int]:
+    """One evaluation of the head (or of DiT), per stage."""
+    width, result = config.width, []
+    for stage in make_plan(config.stages):
+        n = stage.tokens // config.patch**2
+        ends = 2 * 2 * n * width * config.channels * config.patch**2  # map in and out
+        if config.kind == "dit":
+            embedder = 2 * (_DIT_TIME_FEATURES * width + width**2)  # one per block, and once more for the output
+            block = 2 * (12 * n * width**2 + 2 * n**2 * width + 6 * width**2) + embedder
+            result.append(ends + config.head_depth * block + embedder + 2 * 2 * width**2)
+        else:
+            time = 2 * 2 * width**2
+            result.append(ends + time + config.head_depth * block_flops(width, n, n) + 2 * 2 * width**2)
+    return result
+
+
+def token_flops(config: ModelConfig) -> list[int]:
+    """Embedding M_k for the head, once per stage."""
+    if config.kind == "dit":
+        return [0]
+    width = config.width
+    return [2 * s.tokens * width * (width + 4 * FOURIER_BANDS) for s in make_plan(config.stages)]
+
+
+def evaluations(steps: int, solver: str) -> int:
+    """Head evaluations of a stage: Heun takes two a step, one in the last of several."""
+    return steps if solver != "heun" else max(2, 2 * steps - 1)
+
+
+def sampling_flops(config: ModelConfig, settings: SamplingConfig) -> dict[str, list[int]]:
+    """``trunk`` and ``head`` (with guidance) of one image, per stage; the decoder is not in it."""
+    guided_until = max((k + 1 for k, g in enumerate(settings.guidance) if g != 1), default=0)
+    trunk = [cost * (2 if k < guided_until else 1) for k, cost in enumerate(trunk_flops(config))]
+    head = []
+    for k, (step, embed) in enumerate(zip(head_flops(config), token_flops(config), strict=True)):
+        copies = 2 if settings.guidance[k] != 1 and settings.guidance_on == "velocity" else 1
+        head.append(copies * (embed + evaluations(settings.steps[k], settings.solver) * step))
+    return {"trunk": trunk, "head": head}
+
+
+def training_flops(config: ModelConfig, share: Sequence[float]) -> int:
+    """One image of a large batch, forward and backward; stage k trains on ``share[k]`` of the images.
+
+    Backward is twice forward, but for input layers, whose input needs no gradient. Positions are embedded once per batch.
+    """
+    plan, width, whole, inputs = make_plan(config.stages), config.width, 0.0, 0.0
+    for stage, step, embed in zip(plan, head_flops(config), token_flops(config), strict=True):
+        positions = 0 if config.kind == "dit" else 2 * 4 * FOURIER_BANDS * width * stage.tokens
+        map_in = 2 * stage.tokens * width * config.channels
+        whole += share[stage.index] * (step + embed - positions - map_in)
+        inputs += share[stage.index] * map_in
+        if config.kind == "ecar":
+            # Images that train no finer stage than this one share one masked pass: it computes every score.
+            rows = share[stage.index] - (share[stage.index + 1] if stage.index + 1 < len(plan) else 0.0)
+            seen = plan[: stage.index + 1]
+            tokens = sum(s.tokens for s in seen)
+            whole += rows * config.trunk_depth * block_flops(width, tokens, tokens, len(seen))
+            inputs += rows * 2 * width * config.channels * (tokens - plan[0].tokens)
+    return round(3 * whole + 2 * inputs)
