@@ -23,7 +23,7 @@ ALLOWED = {
     "weights.py": {"config", "model", "tokenizers"},
     "sampling": {"config", "devices", "stages", "flow", "model", "tokenizers", "weights", "sampling"},
     "data": {"config", "tokenizers", "data"},
-    "benchmark": {"config", "stages", "transformer", "sampling", "benchmark"},
+    "benchmark": {"config", "stages", "transformer", "model", "sampling", "training", "benchmark"},
     "evaluation": {"config", "data", "features", "sampling", "evaluation"},
 }
 

@@ -78,7 +78,7 @@ def sampling_flops(config: ModelConfig, settings: SamplingConfig) -> dict[str, l
 def training_flops(config: ModelConfig, share: Sequence[float]) -> int:
     """One image of a large batch, forward and backward; stage k trains on ``share[k]`` of the images.
 
-    Backward is twice forward, but for input layers, whose input needs no gradient. Positions are embedded once per batch.
+    Backward is twice forward, but for input layers (no gradient of the input). Positions are embedded once per batch.
     """
     plan, width, whole, inputs = make_plan(config.stages), config.width, 0.0, 0.0
     for stage, step, embed in zip(plan, head_flops(config), token_flops(config), strict=True):

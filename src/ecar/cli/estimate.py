@@ -1,0 +1,99 @@
+"""``ecar estimate``: what training and sampling a model would take, before it exists."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ecar.cli.options import output_file, parse
+
+
+@dataclass(frozen=True, kw_only=True)
+class EstimateOptions:
+    """Parameters, memory, FLOPs and time, without allocating weights."""
+
+    preset: str = "xl"
+    """Model size: nano, ti, s, b, l or xl."""
+    model: str = "ecar"
+    """ecar or dit."""
+    resolution: int = 256
+    """Side of the images in pixels."""
+    factor: int = 16
+    """Pixels per latent position of the tokenizer; for dit, divided by --patch."""
+    channels: int = 16
+    """Latent channels."""
+    patch: int = 1
+    """Side of DiT's patches; the latent is then that much finer (factor 8 and patch 2: the published DiT)."""
+    stages: int | None = None
+    """Number of stages; default 3, and 1 for dit."""
+    classes: int = 1000
+    """Number of classes."""
+    steps: tuple[int, ...] | None = None
+    """Solver steps, one number or one per stage; default 8, then 4 for each finer stage; 250 for dit."""
+    guidance: bool = False
+    """Guidance in every stage but the last (dit: everywhere): two head passes a step there."""
+    batch_size: int = 256
+    """Images per step on one device, for memory."""
+    dtype: str = "bf16"
+    """Autocast of training: bf16 or fp32."""
+    images: int = 1_281_167
+    """Images per epoch."""
+    epochs: float = 80
+    """Epochs of training."""
+    tflops: float = 400.0
+    """Throughput of one device in TFLOP/s that is reached in practice (not the peak of the data sheet)."""
+    devices: int = 1
+    """Number of devices, scaling taken as perfect."""
+    out: str | None = None
+    """Also write the record here (.json)."""
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Parse, estimate; prints one JSON object as the last line."""
+    options = parse(EstimateOptions, arguments, "estimate")
+    out = output_file(options.out, (".json",)) if options.out else None
+    if min(options.images, options.epochs, options.tflops, options.devices, options.batch_size, options.classes) <= 0:
+        raise ValueError("--images, --epochs, --tflops, --devices, --batch-size and --classes must be positive")
+    if options.dtype not in ("bf16", "fp32"):
+        raise ValueError(f"--dtype must be bf16 or fp32, got {options.dtype!r}")
+    if options.factor < 1 or options.patch < 1 or options.resolution % (options.factor * options.patch):
+        raise ValueError(
+            f"--resolution {options.resolution} does not divide by factor x patch ({options.factor}, {options.patch})"
+        )
+    from ecar.benchmark.estimate import estimate
+    from ecar.config import ModelConfig, SamplingConfig, StageConfig
+    from ecar.presets import get_preset
+    from ecar.sampling.loop import check_settings
+
+    preset, dit = get_preset(options.preset), options.model == "dit"
+    stages, side = (1 if dit else 3) if options.stages is None else options.stages, options.resolution // options.factor
+    config = ModelConfig(
+        kind=options.model, stages=StageConfig.for_latent((side, side), stages), channels=options.channels,
+        patch=options.patch, width=preset.width, heads=preset.heads, trunk_depth=0 if dit else preset.trunk_depth,
+        head_depth=preset.depth if dit else preset.head_depth, num_classes=options.classes,
+        context_noise=0.0 if dit else 0.3, image_side=(options.resolution, options.resolution),
+    )  # fmt: skip
+    steps = options.steps or ((250,) if stages == 1 else (8,) + (4,) * (stages - 1))
+    steps = steps * stages if len(steps) == 1 else steps
+    scale = 1.5 if options.guidance else 1.0
+    guidance = (scale,) if stages == 1 else (scale,) * (stages - 1) + (1.0,)
+    settings = SamplingConfig(steps=steps, guidance=guidance, solver="ab2")
+    check_settings(settings, stages)
+    share = (1.0,) + (0.5,) * (stages - 1)
+    record = estimate(config, settings, batch=options.batch_size, share=share, bf16=options.dtype == "bf16")
+    rate = 1e12 * options.tflops * options.devices
+    training, sampling = record["training_flops_per_image"], record["sampling_flops_per_image"]
+    assert isinstance(training, int) and isinstance(sampling, dict)
+    record = {
+        "model": options.model, "preset": options.preset, "resolution": options.resolution,
+        "sides": [list(s) for s in config.stages.sides], "sampling": settings.to_json(), **record,
+        "training_flops_per_epoch": training * options.images,
+        "training_hours": round(training * options.images * options.epochs / rate / 3600, 3),
+        "sampling_images_per_second": round(rate / sampling["total"], 3),
+        "assumed": {"tflops": options.tflops, "devices": options.devices, "images": options.images,
+                    "epochs": options.epochs, "stage_share": share, "decoder": "not counted"},
+    }  # fmt: skip
+    if out is not None:
+        out.write_text(json.dumps(record, indent=2) + "\n")
+    print(json.dumps(record))

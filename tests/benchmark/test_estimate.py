@@ -1,0 +1,52 @@
+"""Estimates without weights = what small models really take."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from conftest import random_model, tiny_config
+from ecar.benchmark.estimate import count_parameters, estimate, saved_bytes
+from ecar.cli.main import main
+from ecar.config import SamplingConfig
+
+
+def test_parameters_are_those_of_the_built_model() -> None:
+    config = tiny_config(width=64, heads=4)
+    assert count_parameters(config)["total"] == random_model(config).num_parameters()
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_saved_memory_is_what_a_real_step_saves(bf16: bool) -> None:
+    config, share = tiny_config(width=64, heads=4), (1.0, 0.5, 0.5)
+    real = saved_bytes(random_model(config), 8, share, bf16=bf16)
+    settings = SamplingConfig(steps=(1, 1, 1), guidance=(1.0, 1.0, 1.0))
+    memory = estimate(config, settings, batch=8, share=share, bf16=bf16)["training_memory_bytes"]
+    assert isinstance(memory, dict)
+    assert memory["saved for backward"] == pytest.approx(real, rel=0.02)
+
+
+def test_xl_fits_in_a_test_because_nothing_is_allocated(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["estimate", "--preset", "xl", "--guidance", "--batch-size", "4"]) == 0
+    ecar = json.loads(capsys.readouterr().out.splitlines()[-1])
+    dit = ["estimate", "--model", "dit", "--preset", "xl", "--factor", "8", "--patch", "2", "--channels", "4"]
+    assert main([*dit, "--batch-size", "4", "--guidance"]) == 0
+    peer = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert peer["sampling_flops_per_image"]["total"] == pytest.approx(250 * 2 * 2 * 118.6e9, rel=0.02)  # 2212.09748
+    assert ecar["sampling_flops_per_image"]["total"] < peer["sampling_flops_per_image"]["total"] / 50
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["--preset", "huge"], "preset"),
+        (["--resolution", "250"], "divide"),
+        (["--steps", "1,2"], "steps"),
+        (["--tflops", "0"], "positive"),
+        (["--model", "unet"], "kind"),
+    ],
+)
+def test_wrong_input_exits_with_2(arguments: list[str], word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["estimate", *arguments]) == 2
+    assert word in capsys.readouterr().err
