@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
 
     from ecar import Pipeline
+    from ecar.config import SamplingConfig
     from ecar.evaluation.classifier import Classifier
     from ecar.evaluation.extractors import Extractor
     from ecar.evaluation.reference import Reference
@@ -139,7 +140,7 @@ def _pipeline(options: EvaluateOptions, device: str) -> Pipeline | None:
     return pipe
 
 
-def _settings(options: EvaluateOptions, pipe: Pipeline):  # type: ignore[no-untyped-def]
+def _settings(options: EvaluateOptions, pipe: Pipeline) -> SamplingConfig:
     steps = options.steps[0] if options.steps and len(options.steps) == 1 else options.steps
     guidance = options.guidance[0] if options.guidance and len(options.guidance) == 1 else options.guidance
     return pipe.settings(steps, guidance, options.solver, options.guidance_on)

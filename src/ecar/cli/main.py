@@ -16,6 +16,7 @@ VERBS = {
     "tokenizer": "train the small convolutional autoencoder",
     "encode": "encode a data set to latents once",
     "evaluate": "judge samples against real images",
+    "bench": "time sampling against DiT",
     "estimate": "parameters, memory, FLOPs and time of a model that does not exist yet",
     "info": "describe a model",
 }

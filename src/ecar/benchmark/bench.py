@@ -1,0 +1,162 @@
+"""Time ECAR against DiT in one process: both sides built, warmed up, then measured in turns. Weights are random."""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ecar.benchmark.formulas import sampling_flops
+from ecar.config import ModelConfig, SamplingConfig
+from ecar.model import StageModel, build_model
+from ecar.sampling.loop import sample_latents
+from ecar.sampling.noise import draw_noise
+
+
+@dataclass(frozen=True)
+class Side:
+    """One system: its model, how it samples, and how many of its steps are really run.
+
+    Attributes:
+        scale: solver steps asked for / steps run. A step of DiT costs the same at any time, so few are run and the
+            seconds multiplied; 1 where all are run.
+    """
+
+    name: str
+    model: StageModel
+    settings: SamplingConfig
+    run_settings: SamplingConfig
+    scale: float
+
+    def flops(self) -> dict[str, Any]:
+        """Per image, guidance counted, the decoder not: from the closed formulas."""
+        parts = sampling_flops(self.model.config, self.settings)
+        total = sum(parts["trunk"] + parts["head"])
+        return {**parts, "total": total, "multiply_accumulates": total // 2}
+
+
+def make_side(
+    name: str,
+    config: ModelConfig,
+    settings: SamplingConfig,
+    *,
+    dtype: torch.dtype,
+    device: str,
+    run_steps: int | None = None,
+) -> Side:
+    """A side with random weights (zero-initialised layers filled, so that no product is skipped).
+
+    Args:
+        run_steps: steps that are really run of a single-stage model; default: all.
+    """
+    torch.manual_seed(0)
+    model = build_model(config)
+    for parameter in model.parameters():
+        if not parameter.any():
+            nn.init.normal_(parameter, std=0.02)
+    model = model.to(device, dtype).eval()
+    if run_steps is None or run_steps >= settings.steps[0]:
+        return Side(name, model, settings, settings, 1.0)
+    assert len(settings.steps) == 1, "only steps of a single stage are all alike"
+    return Side(name, model, settings, replace(settings, steps=(run_steps,)), settings.steps[0] / run_steps)
+
+
+def run_once(side: Side, batch: int) -> float:
+    """Seconds of one batch, without the decoder, scaled to all steps."""
+    model = side.model
+    noise = draw_noise(list(range(batch)), model.plan, model.config.channels)
+    labels = torch.arange(batch, device=model.device) % model.config.num_classes
+    _synchronize(model.device)
+    start = time.perf_counter()
+    sample_latents(model, labels, noise, side.run_settings)
+    _synchronize(model.device)
+    return (time.perf_counter() - start) * side.scale
+
+
+def compare(sides: list[Side], batch: int, repeats: int) -> dict[str, dict[str, Any]]:
+    """Seconds of each side, taken in turns after one warm-up, and their split."""
+    for side in sides:
+        run_once(side, batch)
+    times: dict[str, list[float]] = {side.name: [] for side in sides}
+    for _ in range(repeats):
+        for side in sides:
+            times[side.name].append(run_once(side, batch))
+    result = {}
+    for side in sides:
+        seconds = statistics.median(times[side.name])
+        result[side.name] = {
+            "batch": batch,
+            "seconds_per_batch": round(seconds, 5),
+            "seconds_all": [round(t, 5) for t in times[side.name]],
+            "images_per_second": round(batch / seconds, 4),
+            "tflops_per_second": round(side.flops()["total"] * batch / seconds / 1e12, 4),
+            "steps": side.settings.steps,
+            "steps_run": side.run_settings.steps,
+            "split_seconds": {k: round(v * side.scale, 5) for k, v in split(side, batch).items()},
+            "peak_memory_bytes": peak_memory(side.model.device),
+        }
+    return result
+
+
+def split(side: Side, batch: int) -> dict[str, float]:
+    """Seconds in the transformer and in the head, per stage (one more run, clocks around the calls)."""
+    seconds: dict[str, float] = {}
+    with _timed(side.model, seconds):
+        total = run_once(side, batch) / side.scale
+    return {**seconds, "rest": max(0.0, total - sum(seconds.values()))}
+
+
+def matmul_peak(dtype: torch.dtype, device: str, size: int = 4096, repeats: int = 5) -> float:
+    """TFLOP/s that one large square matrix product reaches: what the machine can do."""
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    times = []
+    for _ in range(repeats + 1):
+        _synchronize(a.device)
+        start = time.perf_counter()
+        a @ b
+        _synchronize(a.device)
+        times.append(time.perf_counter() - start)
+    return 2 * size**3 / min(times[1:]) / 1e12
+
+
+def peak_memory(device: torch.device) -> int:
+    """CUDA: most bytes allocated so far; CPU: largest resident set of the process so far (both sides, and torch)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+@contextmanager
+def _timed(model: StageModel, seconds: dict[str, float]) -> Iterator[None]:
+    """Clocks around ``transformer.step`` and the head's calls."""
+
+    def clocked(call: Callable[..., Tensor], name: str) -> Callable[..., Tensor]:
+        def wrapped(stage: Any, *args: Any, **kwargs: Any) -> Tensor:
+            _synchronize(model.device)
+            start = time.perf_counter()
+            result = call(stage, *args, **kwargs)
+            _synchronize(model.device)
+            key = f"{name} {stage.index + 1}"
+            seconds[key] = seconds.get(key, 0.0) + time.perf_counter() - start
+            return result
+
+        return wrapped
+
+    transformer, head = model.transformer, model.head
+    transformer.step, head.forward = clocked(transformer.step, "trunk"), clocked(head.forward, "head")
+    try:
+        yield
+    finally:
+        del transformer.step, head.forward
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

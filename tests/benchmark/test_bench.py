@@ -1,0 +1,51 @@
+"""The benchmark measures what it says: both sides run, clocks come off again, ratios follow from the record."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from conftest import tiny_config
+from ecar.benchmark.bench import compare, make_side, run_once
+from ecar.cli.main import main
+from ecar.config import SamplingConfig
+
+TINY = ["--preset", "nano", "--resolution", "32", "--factor", "4", "--peer-factor", "4", "--peer-patch", "1"]
+TINY += ["--classes", "10", "--channels", "4", "--stages", "2", "--batch", "1,2", "--repeats", "1", "--device", "cpu"]
+
+
+def test_record_holds_both_sides_and_ratios_follow_from_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "bench.json"
+    assert main(["bench", *TINY, "--peer-steps", "6,3", "--peer-run-steps", "2", "--out", str(out)]) == 0
+    record = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert record == json.loads(out.read_text())
+    assert [(r["batch"], r["dit_steps"]) for r in record["ratios"]] == [(1, 6), (1, 3), (2, 6), (2, 3)]
+    flops = record["flops_per_image"]
+    assert flops["dit 6 steps"]["total"] == 2 * flops["dit 3 steps"]["total"]
+    assert record["ratios"][0]["fewer_flops"] == round(flops["dit 6 steps"]["total"] / flops["ecar"]["total"], 2)
+    first = record["measured"][0]
+    assert first["dit"]["steps_run"] == [2] and first["ecar"]["steps_run"] == first["ecar"]["steps"]
+    ratio = first["dit"]["seconds_per_batch"] / first["ecar"]["seconds_per_batch"]
+    assert record["ratios"][0]["less_time"] == pytest.approx(ratio, abs=0.01)
+    assert {"trunk 1", "trunk 2", "head 1", "head 2", "rest"} == set(first["ecar"]["split_seconds"])
+
+
+def test_clocks_come_off_and_zero_layers_are_filled() -> None:
+    settings = SamplingConfig(steps=(1, 1, 1), guidance=(1.0, 1.0, 1.0))
+    side = make_side("x", tiny_config(), settings, dtype=torch.float32, device="cpu")
+    compare([side], 2, 1)
+    assert "forward" not in vars(side.model.head) and "step" not in vars(side.model.transformer)
+    assert all(bool(p.any()) for p in side.model.parameters())
+    assert run_once(side, 1) > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [(["--against", "gan"], "dit"), (["--batch", "0"], "at least 1"), (["--resolution", "250"], "divide")],
+)
+def test_wrong_input_exits_with_2(arguments: list[str], word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", *arguments]) == 2
+    assert word in capsys.readouterr().err
