@@ -37,7 +37,7 @@ class StageModel(nn.Module):
         Args:
             stage: a stage of the plan.
             x: (B, C, h_k, w_k), the point on the path.
-            t: (B,) in [0, 1].
+            t: (B,) in [0, 1], or (1,) for one time for all.
             embedded: ``head.embed_tokens(stage, M_k)``, (B, n_k, D).
             labels: (B,) class ids; ``config.null_class`` is unconditional.
 

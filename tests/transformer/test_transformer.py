@@ -6,7 +6,7 @@ import torch
 
 from conftest import random_model, tiny_config
 from ecar.model import ECAR
-from ecar.transformer.positions import coordinates, rotary_angles, rotate
+from ecar.transformer.positions import coordinates, rotary_table, rotate
 
 
 def ends(batch: int) -> list[torch.Tensor]:
@@ -70,8 +70,10 @@ def test_coarse_positions_stand_at_the_centre_of_the_fine_ones() -> None:
 
 def test_rotary_products_depend_on_the_offset_only() -> None:
     q, k = torch.randn(1, 1, 1, 8), torch.randn(1, 1, 1, 8)
-    angles = rotary_angles((4, 4), (4, 4), 8)
-    score = [(rotate(q, angles[i : i + 1]) * rotate(k, angles[j : j + 1])).sum() for i, j in ((0, 5), (5, 10), (2, 7))]
+    table = rotary_table((4, 4), (4, 4), 8)
+    score = [
+        (rotate(q, table[:, i : i + 1]) * rotate(k, table[:, j : j + 1])).sum() for i, j in ((0, 5), (5, 10), (2, 7))
+    ]
     assert torch.allclose(score[0], score[1], atol=1e-5) and torch.allclose(score[0], score[2], atol=1e-5)
 
 

@@ -77,10 +77,10 @@ class DiTHead(nn.Module):
         return tokens
 
     def forward(self, stage: Stage, x: Tensor, t: Tensor, embedded: Tensor, labels: Tensor) -> Tensor:
-        """x (B, C, h, w), t (B,), an empty token map, labels (B,) -> (B, C, h, w) float32."""
+        """x (B, C, h, w), t (B,) or (1,), an empty token map, labels (B,) -> (B, C, h, w) float32."""
         assert stage.index == 0 and embedded.shape[-1] == 0
         x = x.to(self.network.proj_out_2.weight.dtype)
-        return self.network(x, TIME_SCALE * t.float(), labels, return_dict=False)[0].float()
+        return self.network(x, TIME_SCALE * t.float().expand(len(x)), labels, return_dict=False)[0].float()
 
 
 class DiT(StageModel):

@@ -9,7 +9,7 @@ from ecar.config import ModelConfig
 from ecar.stages import Stage, make_plan, to_map, to_tokens
 from ecar.transformer.block import Block, RMSNorm, initialize
 from ecar.transformer.model import FOURIER_BANDS
-from ecar.transformer.positions import fourier_features, rotary_angles, time_features
+from ecar.transformer.positions import fourier_features, rotary_table, time_features
 
 
 class FlowHead(nn.Module):
@@ -41,14 +41,14 @@ class FlowHead(nn.Module):
         return self.token_in(tokens) + self.position_in(features.to(self.position_in.weight.dtype))
 
     def forward(self, stage: Stage, x: Tensor, t: Tensor, embedded: Tensor, labels: Tensor) -> Tensor:
-        """x (B, C, h, w), t (B,), embedded (B, n_k, D) from ``embed_tokens``, labels (B,) -> (B, C, h, w) float32."""
+        """x (B, C, h, w), t (B,) or (1,), embedded (B, n_k, D) of ``embed_tokens``, labels (B,) -> like x, float32."""
         h = self.map_in(to_tokens(x).to(self.map_in.weight.dtype)) + embedded  # (B, n_k, D)
         time = self.time_mlp(time_features(t, self.width).to(self.map_in.weight.dtype))
         condition = time + self.class_embedding(labels) + self.stage_embedding.weight[stage.index]
         condition = F.silu(condition)[:, None]  # (B, 1, D)
-        angles = rotary_angles(stage.side, self.plan[-1].side, self.head_dim, x.device)
+        table = rotary_table(stage.side, self.plan[-1].side, self.head_dim, x.device)
         for block in self.blocks:
-            h = block(h, condition, angles)
+            h = block(h, condition, table)
         shift, scale = self.modulation_out(condition).chunk(2, dim=-1)
         h = self.map_out(self.norm_out(h) * (1 + scale) + shift)
         return to_map(h.float(), stage.side)

@@ -109,7 +109,7 @@ def stage_velocity(
     embedded, labels = model.head.embed_tokens(stage, tokens), rows[: len(tokens)]
 
     def velocity(x: Tensor, t: float) -> Tensor:
-        times = torch.full((len(labels),), t, device=x.device)
+        times = torch.full((1,), t, device=x.device)
         v = model.velocity(stage, x.repeat(copies, 1, 1, 1), times, embedded, labels)
         return v if copies == 1 else guide_halves(v, scale)
 

@@ -52,10 +52,10 @@ class Attention(nn.Module):
         self.to_out = nn.Linear(width, width)
 
     def forward(
-        self, x: Tensor, angles: Tensor, mask: Tensor | None = None, cache: StageCache | None = None, layer: int = 0
+        self, x: Tensor, table: Tensor, mask: Tensor | None = None, cache: StageCache | None = None, layer: int = 0
     ) -> Tensor:
         q, k, v = rearrange(self.to_qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.heads)
-        q, k = rotate(self.q_norm(q), angles), rotate(self.k_norm(k), angles)
+        q, k = rotate(self.q_norm(q), table), rotate(self.k_norm(k), table)
         if cache is not None:
             k, v = cache.append(layer, k, v)
         return self.to_out(rearrange(attention(q, k, v, mask), "b h n d -> b n (h d)"))
@@ -94,14 +94,15 @@ class Block(nn.Module):
         self,
         x: Tensor,
         condition: Tensor,
-        angles: Tensor,
+        table: Tensor,
         *,
         groups: Tensor | None = None,
         mask: Tensor | None = None,
         cache: StageCache | None = None,
         layer: int = 0,
     ) -> Tensor:
-        """x (B, N, D), condition (B, G, D) already activated, groups (N,) the row of ``condition`` of each token."""
+        """x (B, N, D), condition (B, G, D) already activated, rotary table (2, N, head_dim / 2), groups (N,) the row of
+        ``condition`` of each token."""
         # Modulation in float32: it is per group, so it costs little, and it keeps the residual stream precise.
         with torch.autocast(x.device.type, enabled=False):
             modulation = F.linear(condition.float(), self.modulation.weight.float(), self.modulation.bias.float())
@@ -109,7 +110,7 @@ class Block(nn.Module):
                 modulation = modulation[:, groups]  # (B, N, 6 D)
             shift1, scale1, gate1, shift2, scale2, gate2 = modulation.chunk(6, dim=-1)  # (B, G or N, D)
         h = (self.norm1(x) * (1 + scale1) + shift1).to(x.dtype)
-        x = x + (gate1 * self.attention(h, angles, mask, cache, layer)).to(x.dtype)
+        x = x + (gate1 * self.attention(h, table, mask, cache, layer)).to(x.dtype)
         h = (self.norm2(x) * (1 + scale2) + shift2).to(x.dtype)
         return x + (gate2 * self.mlp(h)).to(x.dtype)
 

@@ -13,7 +13,7 @@ from ecar.config import ModelConfig
 from ecar.stages import Stage, make_plan, to_tokens, up
 from ecar.transformer.block import Block, RMSNorm, initialize
 from ecar.transformer.cache import StageCache
-from ecar.transformer.positions import fourier_features, rotary_angles
+from ecar.transformer.positions import fourier_features, rotary_table
 
 FOURIER_BANDS = 6
 
@@ -56,11 +56,11 @@ class StageTransformer(nn.Module):
             [torch.full((n,), k, device=device) for k, n in enumerate(sizes)]
         )  # (N,) stage of each token
         mask = groups[:, None] >= groups[None, :] if len(stages) > 1 else None  # (N, N)
-        angles = torch.cat([self._angles(s, device) for s in stages])  # (N, head_dim / 2)
+        table = torch.cat([self._table(s, device) for s in stages], dim=1)  # (2, N, head_dim / 2)
         condition = torch.stack([self._condition(s, labels) for s in stages], dim=1)  # (B, K, D)
         x = torch.cat(inputs, dim=1)  # (B, N, D)
         for block in self.blocks:
-            x = block(x, condition, angles, groups=groups if len(stages) > 1 else None, mask=mask)
+            x = block(x, condition, table, groups=groups if len(stages) > 1 else None, mask=mask)
         return list(self.norm_out(x).split(sizes, dim=1))
 
     def step(self, stage: Stage, end_before: Tensor | None, labels: Tensor, cache: StageCache) -> Tensor:
@@ -76,9 +76,9 @@ class StageTransformer(nn.Module):
         """
         assert cache.length == sum(s.tokens for s in self.plan[: stage.index]), "the cache holds other stages"
         x = self._embed(stage, end_before, labels)
-        condition, angles = self._condition(stage, labels)[:, None], self._angles(stage, labels.device)
+        condition, table = self._condition(stage, labels)[:, None], self._table(stage, labels.device)
         for layer, block in enumerate(self.blocks):
-            x = block(x, condition, angles, cache=cache, layer=layer)
+            x = block(x, condition, table, cache=cache, layer=layer)
         cache.advance(stage.tokens)
         return self.norm_out(x)
 
@@ -107,5 +107,5 @@ class StageTransformer(nn.Module):
     def _condition(self, stage: Stage, labels: Tensor) -> Tensor:
         return F.silu(self.class_embedding(labels) + self.stage_embedding.weight[stage.index])  # (B, D)
 
-    def _angles(self, stage: Stage, device: torch.device) -> Tensor:
-        return rotary_angles(stage.side, self.plan[-1].side, self.head_dim, device)
+    def _table(self, stage: Stage, device: torch.device) -> Tensor:
+        return rotary_table(stage.side, self.plan[-1].side, self.head_dim, device)

@@ -23,20 +23,21 @@ def coordinates(side: Side, device: torch.device | None = None) -> Tensor:
     return torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1).flatten(0, 1)
 
 
-def rotary_angles(side: Side, finest: Side, head_dim: int, device: torch.device | None = None) -> Tensor:
-    """(h w, head_dim / 2): angles of the 2-D rotary embedding (RoFormer 2104.09864), in steps of the finest grid.
+def rotary_table(side: Side, finest: Side, head_dim: int, device: torch.device | None = None) -> Tensor:
+    """(2, h w, head_dim / 2): cosines and sines of the 2-D rotary embedding (RoFormer 2104.09864).
 
-    The first half of the pairs turns with the row, the second with the column.
+    Angles are in steps of the finest grid; the first half of the pairs turns with the row, the second with the column.
     """
     pairs = head_dim // 4
     frequencies = _ROTARY_BASE ** (-torch.arange(pairs, device=device, dtype=torch.float32) / pairs)
     grid = coordinates(side, device) * torch.tensor(finest, device=device)
-    return (grid[:, :, None] * frequencies).flatten(1)
+    angles = (grid[:, :, None] * frequencies).flatten(1)
+    return torch.stack([angles.cos(), angles.sin()])
 
 
-def rotate(x: Tensor, angles: Tensor) -> Tensor:
-    """Rotary embedding: x (B, heads, N, head_dim), angles (N, head_dim / 2) -> same shape as x."""
-    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+def rotate(x: Tensor, table: Tensor) -> Tensor:
+    """Rotary embedding: x (B, heads, N, head_dim), table (2, N, head_dim / 2) -> same shape as x."""
+    cos, sin = table.to(x.dtype)
     a, b = x.chunk(2, dim=-1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
 
