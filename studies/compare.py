@@ -90,7 +90,7 @@ def plot(ecar: dict[str, Any], dit: dict[str, Any], path: Path, title: str) -> N
     figure, axes = plt.subplots(1, len(METRICS), figsize=(5 * len(METRICS), 4.2))
     for axis, metric in zip(axes, METRICS, strict=True):
         for points, colour, label in ((dit, "tab:red", "DiT"), (ecar, "tab:blue", "ECAR")):
-            for guided, style in ((False, "o-"), (True, "s--")):
+            for guided, style in ((False, "o-"), (True, "s")):
                 line = [p for k, p in points.items() if p.get("guided") is guided and "teacher" not in k]
                 line.sort(key=lambda p: p["gflops"])
                 if line:
