@@ -13,7 +13,6 @@
 from __future__ import annotations
 
 import argparse
-import subprocess
 import time
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from ecar import Pipeline
+from ecar.cli.options import source_commit
 from ecar.data.source import ImageReport, iterate_images, load_source
 from ecar.features import EfficientNetLite0
 
@@ -167,10 +167,9 @@ def main() -> None:
         save_file(classifier.state_dict(), args.classifier)
     pipe = Pipeline.from_pretrained(args.model)
     steps = tuple(args.steps) if args.steps else None
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     record: dict[str, object] = {
         "model": args.model,
-        "commit": commit,
+        "commit": source_commit(),
         "num": args.num,
         "classifier_accuracy_on_real_test": accuracy(classifier, test, test_labels)[0],
     }

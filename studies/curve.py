@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from ecar import Pipeline
 from ecar.benchmark.flops import sampling_flops
+from ecar.cli.options import source_commit
 from ecar.config import SamplingConfig
 from ecar.evaluation.classifier import load_classifier
 from ecar.evaluation.evaluate import Judge, measure
@@ -87,11 +87,10 @@ def main() -> None:
         args.data, *read_images(args.data, "test", height, width, None), extractor, args.cache
     )
     judge = Judge(load_classifier(args.classifier, len(reference.class_names)), reference)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     about = {
         "model": args.model, "weights": weights_fingerprint(args.model), "kind": pipe.model.config.kind,
         "parameters": pipe.model.num_parameters(), "dtype": args.dtype, "threads": torch.get_num_threads(),
-        "commit": commit, "extractor": extractor.fingerprint, "reference": reference.fingerprint,
+        "commit": source_commit(), "extractor": extractor.fingerprint, "reference": reference.fingerprint,
     }  # fmt: skip
     done = {json.loads(line)["setting"] for line in args.out.read_text().splitlines()} if args.out.exists() else set()
 

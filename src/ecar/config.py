@@ -36,6 +36,11 @@ class JsonConfig:
         return cls(**{name: _restore(hints[name], value) for name, value in record.items()})
 
 
+def differences(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """What changed between two records of JSON types, for messages ("seed 0 -> 7; ..."); empty if nothing did."""
+    return "; ".join(f"{k} {before.get(k)} -> {v}" for k, v in now.items() if before.get(k) != v)
+
+
 def _restore(hint: Any, value: Any) -> Any:
     """JSON lists -> tuples, nested objects -> configs."""
     if isinstance(hint, types.UnionType) and value is not None:

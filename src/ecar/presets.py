@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ecar.config import ModelConfig, Side, StageConfig
+
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
@@ -39,3 +41,32 @@ def get_preset(name: str) -> Preset:
     if name not in PRESETS:
         raise ValueError(f"unknown preset {name!r}; choose one of {', '.join(PRESETS)}")
     return PRESETS[name]
+
+
+def default_steps(stages: int) -> tuple[int, ...]:
+    """Solver steps per stage, measured as enough: most of them on the few tokens of the first stage."""
+    return (8,) + (4,) * (stages - 1)
+
+
+def preset_config(
+    kind: str, preset: str, *, latent: Side, stages: int, channels: int, classes: int, image: Side, patch: int = 1
+) -> ModelConfig:
+    """The model of a preset for latents of side ``latent``; all blocks of a ``dit`` are in its head.
+
+    Raises:
+        ValueError: unknown preset, or a latent that does not divide into the stages.
+    """
+    size, dit = get_preset(preset), kind == "dit"
+    return ModelConfig(
+        kind=kind,
+        stages=StageConfig.for_latent(latent, stages),
+        channels=channels,
+        patch=patch,
+        width=size.width,
+        heads=size.heads,
+        trunk_depth=0 if dit else size.trunk_depth,
+        head_depth=size.depth if dit else size.head_depth,
+        num_classes=classes,
+        context_noise=0.0 if dit else 0.3,
+        image_side=image,
+    )

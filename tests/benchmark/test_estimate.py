@@ -7,14 +7,17 @@ import json
 import pytest
 
 from conftest import random_model, tiny_config
-from ecar.benchmark.estimate import count_parameters, estimate, saved_bytes
+from ecar.benchmark.estimate import estimate, saved_bytes
 from ecar.cli.main import main
 from ecar.config import SamplingConfig
 
 
 def test_parameters_are_those_of_the_built_model() -> None:
     config = tiny_config(width=64, heads=4)
-    assert count_parameters(config)["total"] == random_model(config).num_parameters()
+    settings = SamplingConfig(steps=(1, 1, 1), guidance=(1.0, 1.0, 1.0))
+    parameters = estimate(config, settings, batch=2, share=(1.0, 0.5, 0.5), bf16=False)["parameters"]
+    assert isinstance(parameters, dict)
+    assert parameters["total"] == random_model(config).num_parameters()
 
 
 @pytest.mark.parametrize("bf16", [False, True])

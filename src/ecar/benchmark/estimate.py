@@ -15,10 +15,8 @@ from ecar.model import StageModel, build_model
 from ecar.training.loss import Draws, stage_losses
 
 
-def count_parameters(config: ModelConfig) -> dict[str, int]:
+def count_parameters(model: StageModel) -> dict[str, int]:
     """Parameters of ``transformer``, ``head`` and ``total``."""
-    with FakeTensorMode():
-        model = build_model(config)
     parts = {
         "transformer": sum(p.numel() for p in model.transformer.parameters()),
         "head": sum(p.numel() for p in model.head.parameters()),
@@ -55,9 +53,10 @@ def estimate(
     Memory counts float32 weights, gradients, AdamW's two moments, the weight average, and what the loss saves for the
     backward pass; explicit attention (this CPU path) saves its scores, fused attention on a GPU does not.
     """
-    parameters = count_parameters(config)
     with FakeTensorMode():
-        activations = saved_bytes(build_model(config), batch, share, bf16=bf16)
+        fake = build_model(config)
+        activations = saved_bytes(fake, batch, share, bf16=bf16)
+    parameters = count_parameters(fake)
     sampling, total = sampling_flops(config, settings), parameters["total"]
     model = sum(sampling["trunk"] + sampling["head"])
     return {

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from ecar.cli.options import output_file, parse
+from ecar.cli.options import check_dtype, output_file, parse, torch_dtype
 
 if TYPE_CHECKING:
     from ecar.config import ModelConfig, SamplingConfig
@@ -69,10 +69,18 @@ def run(arguments: Sequence[str]) -> None:
     from ecar.devices import resolve_device
 
     device = resolve_device(options.device)
-    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[options.dtype]
-    ecar, dit = _ecar(options), [_dit(options, steps) for steps in options.peer_steps]
-    ours = make_side("ecar", *ecar, dtype=dtype, device=device)
-    peer = make_side("dit", *dit[0], dtype=dtype, device=device, run_steps=options.peer_run_steps)
+    dtype = torch_dtype(options.dtype)
+    from ecar.config import SamplingConfig
+
+    scale = 1.5 if options.guidance else 1.0
+    peer_settings = {n: SamplingConfig(steps=(n,), guidance=(scale,), solver="euler") for n in options.peer_steps}
+    ours = make_side("ecar", *_ecar(options), dtype=dtype, device=device)
+    peer = make_side(
+        "dit", _dit(options), peer_settings[options.peer_steps[0]], dtype=dtype, device=device,
+        run_steps=options.peer_run_steps,
+    )  # fmt: skip
+    flops = {"ecar": ours.flops()}
+    flops |= {f"dit {n} steps": replace(peer, settings=settings).flops() for n, settings in peer_settings.items()}
     record: dict[str, Any] = {
         "command": asdict(options),
         "machine": {
@@ -83,21 +91,19 @@ def run(arguments: Sequence[str]) -> None:
             "matmul_tflops_per_second": round(matmul_peak(dtype, device), 4),
         },
         "parameters": {"ecar": ours.model.num_parameters(), "dit": peer.model.num_parameters()},
-        "flops_per_image": {"ecar": ours.flops()},
+        "flops_per_image": flops,
         "measured": [],
         "ratios": [],
-    }  # fmt: skip
+    }
     for batch in options.batch:
         measured = compare([ours, peer], batch, options.repeats)
         record["measured"].append(measured)
-        for steps, (_, settings) in zip(options.peer_steps, dit, strict=True):
-            flops = replace(peer, settings=settings).flops()
-            record["flops_per_image"][f"dit {steps} steps"] = flops
+        for steps in peer_settings:
             seconds = measured["dit"]["seconds_per_batch"] * steps / options.peer_steps[0]
             record["ratios"].append({
                 "batch": batch,
                 "dit_steps": steps,
-                "fewer_flops": round(flops["total"] / ours.flops()["total"], 2),
+                "fewer_flops": round(flops[f"dit {steps} steps"]["total"] / flops["ecar"]["total"], 2),
                 "less_time": round(seconds / measured["ecar"]["seconds_per_batch"], 2),
             })  # fmt: skip
     out.write_text(json.dumps(record, indent=2) + "\n")
@@ -108,8 +114,7 @@ def run(arguments: Sequence[str]) -> None:
 def _check(options: BenchOptions) -> None:
     if options.against != "dit":
         raise ValueError(f"--against must be dit, got {options.against!r}")
-    if options.dtype not in ("bf16", "fp32"):
-        raise ValueError(f"--dtype must be bf16 or fp32, got {options.dtype!r}")
+    check_dtype(options.dtype)
     if min((*options.batch, *options.peer_steps, options.peer_run_steps, options.repeats, options.classes)) < 1:
         raise ValueError("--batch, --peer-steps, --peer-run-steps, --repeats and --classes must be at least 1")
     if options.resolution % options.factor or options.resolution % (options.peer_factor * options.peer_patch):
@@ -117,36 +122,31 @@ def _check(options: BenchOptions) -> None:
 
 
 def _ecar(options: BenchOptions) -> tuple[ModelConfig, SamplingConfig]:
-    from ecar.config import ModelConfig, SamplingConfig, StageConfig
-    from ecar.presets import get_preset
+    from ecar.config import SamplingConfig
+    from ecar.presets import default_steps, preset_config
     from ecar.sampling.loop import check_settings
 
-    preset, side, stages = get_preset(options.preset), options.resolution // options.factor, options.stages
-    config = ModelConfig(
-        stages=StageConfig.for_latent((side, side), stages), channels=options.channels, width=preset.width,
-        heads=preset.heads, trunk_depth=preset.trunk_depth, head_depth=preset.head_depth, num_classes=options.classes,
-        image_side=(options.resolution, options.resolution),
+    side, stages = options.resolution // options.factor, options.stages
+    config = preset_config(
+        "ecar", options.preset, latent=(side, side), stages=stages, channels=options.channels,
+        classes=options.classes, image=(options.resolution, options.resolution),
     )  # fmt: skip
-    steps = options.steps or (8,) + (4,) * (stages - 1)
+    steps = options.steps or default_steps(stages)
     steps = steps * stages if len(steps) == 1 else steps
-    guided = options.guidance and stages > 1
-    guidance = (1.5 if guided else 1.0,) * (stages - 1) + (1.0,)
+    guidance = (1.5 if options.guidance else 1.0,) * (stages - 1) + (1.0,)
     settings = SamplingConfig(steps=steps, guidance=guidance, solver="ab2")
     check_settings(settings, stages)
     return config, settings
 
 
-def _dit(options: BenchOptions, steps: int) -> tuple[ModelConfig, SamplingConfig]:
-    from ecar.config import ModelConfig, SamplingConfig, StageConfig
-    from ecar.presets import get_preset
+def _dit(options: BenchOptions) -> ModelConfig:
+    from ecar.presets import preset_config
 
-    preset, side = get_preset(options.preset), options.resolution // options.peer_factor
-    config = ModelConfig(
-        kind="dit", stages=StageConfig.for_latent((side, side), 1), channels=options.peer_channels,
-        patch=options.peer_patch, width=preset.width, heads=preset.heads, trunk_depth=0, head_depth=preset.depth,
-        num_classes=options.classes, context_noise=0.0, image_side=(options.resolution, options.resolution),
+    side = options.resolution // options.peer_factor
+    return preset_config(
+        "dit", options.preset, latent=(side, side), stages=1, channels=options.peer_channels,
+        classes=options.classes, image=(options.resolution, options.resolution), patch=options.peer_patch,
     )  # fmt: skip
-    return config, SamplingConfig(steps=(steps,), guidance=(1.5 if options.guidance else 1.0,), solver="euler")
 
 
 def _print_table(record: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ecar.cli.options import output_file, parse
+from ecar.cli.options import check_dtype, output_file, parse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,26 +55,23 @@ def run(arguments: Sequence[str]) -> None:
     out = output_file(options.out, (".json",)) if options.out else None
     if min(options.images, options.epochs, options.tflops, options.devices, options.batch_size, options.classes) <= 0:
         raise ValueError("--images, --epochs, --tflops, --devices, --batch-size and --classes must be positive")
-    if options.dtype not in ("bf16", "fp32"):
-        raise ValueError(f"--dtype must be bf16 or fp32, got {options.dtype!r}")
+    check_dtype(options.dtype)
     if options.factor < 1 or options.patch < 1 or options.resolution % (options.factor * options.patch):
         raise ValueError(
             f"--resolution {options.resolution} does not divide by factor x patch ({options.factor}, {options.patch})"
         )
     from ecar.benchmark.estimate import estimate
-    from ecar.config import ModelConfig, SamplingConfig, StageConfig
-    from ecar.presets import get_preset
+    from ecar.config import SamplingConfig
+    from ecar.presets import default_steps, preset_config
     from ecar.sampling.loop import check_settings
 
-    preset, dit = get_preset(options.preset), options.model == "dit"
-    stages, side = (1 if dit else 3) if options.stages is None else options.stages, options.resolution // options.factor
-    config = ModelConfig(
-        kind=options.model, stages=StageConfig.for_latent((side, side), stages), channels=options.channels,
-        patch=options.patch, width=preset.width, heads=preset.heads, trunk_depth=0 if dit else preset.trunk_depth,
-        head_depth=preset.depth if dit else preset.head_depth, num_classes=options.classes,
-        context_noise=0.0 if dit else 0.3, image_side=(options.resolution, options.resolution),
+    stages = (1 if options.model == "dit" else 3) if options.stages is None else options.stages
+    side = options.resolution // options.factor
+    config = preset_config(
+        options.model, options.preset, latent=(side, side), stages=stages, channels=options.channels,
+        classes=options.classes, image=(options.resolution, options.resolution), patch=options.patch,
     )  # fmt: skip
-    steps = options.steps or ((250,) if stages == 1 else (8,) + (4,) * (stages - 1))
+    steps = options.steps or ((250,) if stages == 1 else default_steps(stages))
     steps = steps * stages if len(steps) == 1 else steps
     scale = 1.5 if options.guidance else 1.0
     guidance = (scale,) if stages == 1 else (scale,) * (stages - 1) + (1.0,)

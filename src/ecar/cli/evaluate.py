@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ecar.cli.options import output_file, parse
+from ecar.cli.options import check_dtype, one_or_all, output_file, parse, source_commit, torch_dtype
 
 if TYPE_CHECKING:
     import torch
@@ -87,7 +86,7 @@ def run(arguments: Sequence[str]) -> None:
     device = resolve_device(options.device)
     extractor = get_extractor(options.extractor, weights=options.weights, device=device)
     check_count(options.num, extractor, options.allow_small)
-    record: dict[str, object] = {"ecar": __version__, "commit": _commit(), "command": asdict(options)}
+    record: dict[str, object] = {"ecar": __version__, "commit": source_commit(), "command": asdict(options)}
     pipe = _pipeline(options, device)
     samples = _read(options) if pipe is None else None
     height, width = pipe.model.config.image_side if pipe else _side(samples)
@@ -114,8 +113,7 @@ def run(arguments: Sequence[str]) -> None:
 def _check(options: EvaluateOptions) -> None:
     if (options.model is None) == (options.samples is None):
         raise ValueError("give --model or --samples, one of them")
-    if options.dtype not in ("fp32", "bf16"):
-        raise ValueError(f"--dtype must be fp32 or bf16, got {options.dtype!r}")
+    check_dtype(options.dtype)
     if options.batch_size < 1 or options.classifier_epochs < 1:
         raise ValueError("--batch-size and --classifier-epochs must be at least 1")
     if options.classifier is not None:
@@ -130,19 +128,15 @@ def _pipeline(options: EvaluateOptions, device: str) -> Pipeline | None:
     """The model's pipeline, its settings checked; None where samples are read."""
     if options.model is None:
         return None
-    import torch
-
     from ecar import Pipeline
 
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[options.dtype]
-    pipe = Pipeline.from_pretrained(options.model, device=device, dtype=dtype)
+    pipe = Pipeline.from_pretrained(options.model, device=device, dtype=torch_dtype(options.dtype))
     _settings(options, pipe)
     return pipe
 
 
 def _settings(options: EvaluateOptions, pipe: Pipeline) -> SamplingConfig:
-    steps = options.steps[0] if options.steps and len(options.steps) == 1 else options.steps
-    guidance = options.guidance[0] if options.guidance and len(options.guidance) == 1 else options.guidance
+    steps, guidance = one_or_all(options.steps), one_or_all(options.guidance)
     return pipe.settings(steps, guidance, options.solver, options.guidance_on)
 
 
@@ -229,14 +223,13 @@ def _lines(
     """The floor (training images), and what the tokenizer's reconstructions of them score."""
     import torch
 
-    from ecar.evaluation.evaluate import floor, measure
-    from ecar.evaluation.samples import reconstruct
+    from ecar.evaluation.evaluate import measure
+    from ecar.evaluation.samples import Samples, reconstruct
 
-    num = min(options.num, len(train))
-    record: dict[str, object] = {"floor: training images": floor(train, num, reference, extractor)}
+    chosen = train[torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[: options.num]]
+    record: dict[str, object] = {"floor: training images": measure(Samples(chosen, None), reference, extractor)}
     if pipe is not None:
-        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
-        rebuilt = reconstruct(pipe, train[order[:num]])
+        rebuilt = reconstruct(pipe, chosen)
         record["tokenizer's reconstructions of training images"] = measure(rebuilt, reference, extractor)
     return record
 
@@ -249,14 +242,3 @@ def _nearest(images: torch.Tensor, reference: Reference, train: torch.Tensor) ->
     found = {name: nearest_distance(x[:1000], train) for name, x in sets.items() if x is not None}
     quartiles = {n: {"median": round(float(d.median()), 4), "min": round(float(d.min()), 4)} for n, d in found.items()}
     return {"nearest training image (RMS of pixels in [0, 1], first 1000)": quartiles}
-
-
-def _commit() -> str | None:
-    """The commit of a source checkout, with + where files differ; None for an installed package."""
-    here = Path(__file__).parent
-    try:
-        head = subprocess.run(["git", "-C", here, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-        state = subprocess.run(["git", "-C", here, "status", "--porcelain", "-uno"], capture_output=True, text=True)
-    except OSError:
-        return None
-    return head.stdout.strip() + ("+" if state.stdout.strip() else "") if head.returncode == 0 else None

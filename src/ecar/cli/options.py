@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import tyro
 
+if TYPE_CHECKING:
+    import torch
+
 T = TypeVar("T")
+Number = TypeVar("Number", int, float)
+_DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
 
 def parse(kind: type[T], arguments: Sequence[str], verb: str) -> T:
@@ -57,3 +63,33 @@ def output_file(out: str, suffixes: Sequence[str], flag: str = "--out") -> Path:
     except OSError as error:
         raise ValueError(f"{flag} {out}: cannot write there ({error.strerror})") from None
     return path
+
+
+def one_or_all(values: tuple[Number, ...] | None) -> tuple[Number, ...] | Number | None:
+    """A list of one number as that number: it stands for every stage."""
+    return values[0] if values is not None and len(values) == 1 else values
+
+
+def check_dtype(name: str) -> None:
+    """ValueError unless ``name`` is fp32 or bf16; torch is not imported."""
+    if name not in _DTYPES:
+        raise ValueError(f"--dtype must be fp32 or bf16, got {name!r}")
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """torch's type of a checked name."""
+    import torch
+
+    dtype: torch.dtype = getattr(torch, _DTYPES[name])
+    return dtype
+
+
+def source_commit() -> str | None:
+    """The commit of a source checkout, with + where files differ; None for an installed package."""
+    here = Path(__file__).parent
+    try:
+        head = subprocess.run(["git", "-C", here, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+        state = subprocess.run(["git", "-C", here, "status", "--porcelain", "-uno"], capture_output=True, text=True)
+    except OSError:
+        return None
+    return head.stdout.strip() + ("+" if state.stdout.strip() else "") if head.returncode == 0 else None

@@ -7,17 +7,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from ecar.cli.options import output_file, parse
+from ecar.cli.options import check_dtype, one_or_all, output_file, parse, torch_dtype
 
 if TYPE_CHECKING:
     from ecar import Pipeline
     from ecar.sampling.pipeline import Output
-
-Number = TypeVar("Number", int, float)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,23 +76,19 @@ def run(arguments: Sequence[str]) -> None:
     )
     if options.per_class < 1 or options.scale < 0:
         raise ValueError("--per-class must be at least 1 and --scale at least 0")
-    if options.dtype not in ("fp32", "bf16"):
-        raise ValueError(f"--dtype must be fp32 or bf16, got {options.dtype!r}")
-
-    import torch
+    check_dtype(options.dtype)
 
     from ecar import Pipeline, __version__
     from ecar.weights import weights_fingerprint
 
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[options.dtype]
-    pipe = Pipeline.from_pretrained(options.model, device=options.device, dtype=dtype)
+    pipe = Pipeline.from_pretrained(options.model, device=options.device, dtype=torch_dtype(options.dtype))
     labels = [label for label in _classes(options.classes, pipe) for _ in range(options.per_class)]
     start = time.perf_counter()
     output = pipe(
         labels,
         seeds=range(options.seed, options.seed + len(labels)),
-        steps=_one_or_all(options.steps),
-        guidance=_one_or_all(options.guidance),
+        steps=one_or_all(options.steps),
+        guidance=one_or_all(options.guidance),
         solver=options.solver,
         guidance_on=options.guidance_on,
         batch_size=options.batch_size,
@@ -151,7 +145,3 @@ def _classes(text: str, pipe: Pipeline) -> list[int | str | None]:
     if not names:
         raise ValueError("--classes is empty; give names or ids, all, or none")
     return [pipe.class_id(name) for name in names]
-
-
-def _one_or_all(values: tuple[Number, ...] | None) -> tuple[Number, ...] | Number | None:
-    return values[0] if values is not None and len(values) == 1 else values

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
 from ecar.evaluation.classifier import Classifier, accuracy, predict
 from ecar.evaluation.extractors import DISTANCE_NAMES, Extractor, extract
 from ecar.evaluation.metrics import Gaussian, frechet_distance, inception_score, kernel_distance, neighbour_scores
@@ -82,9 +80,3 @@ class Judge:
             "classifier_accuracy_on_real": round(self.real_accuracy, 4),
             "FD-classifier": round(frechet_distance(Gaussian.of(features), self.real), 4),
         }
-
-
-def floor(train: torch.Tensor, num: int, reference: Reference, extractor: Extractor) -> dict[str, object]:
-    """What ``num`` real training images score: the floor of every figure."""
-    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
-    return measure(Samples(train[order[:num]], None), reference, extractor)

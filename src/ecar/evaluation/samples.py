@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ecar.config import SamplingConfig
+from ecar.config import SamplingConfig, differences
 from ecar.sampling.pictures import to_uint8
 from ecar.sampling.pipeline import Pipeline
 
@@ -60,9 +60,8 @@ def make_samples(
     path = folder / "samples.json"
     if path.exists():
         before = json.loads(path.read_text())
-        changed = [f"{k} {before.get(k)} -> {v}" for k, v in record.items() if before.get(k) != v]
-        if changed:
-            raise ValueError(f"{folder} holds other samples ({'; '.join(changed)}); delete it or choose another --out")
+        if changed := differences(before, record):
+            raise ValueError(f"{folder} holds other samples ({changed}); delete it or choose another --out")
     elif any(folder.glob("ids_*.npz")):
         raise ValueError(f"{folder} holds samples without samples.json; delete it or choose another --out")
     else:

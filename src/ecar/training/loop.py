@@ -17,7 +17,7 @@ from ecar.data.latents import LatentTable, encode_source, is_cache, load_latents
 from ecar.data.source import load_source
 from ecar.devices import resolve_device
 from ecar.model import StageModel, build_model
-from ecar.presets import get_preset
+from ecar.presets import default_steps, get_preset
 from ecar.stages import make_plan, pyramid, velocity_std
 from ecar.tokenizers import Tokenizer, load_tokenizer
 from ecar.training.checkpoint import load_checkpoint, restore_training, save_checkpoint, training_tensors
@@ -108,7 +108,7 @@ def build_config(config: TrainConfig, tokenizer: Tokenizer) -> ModelConfig:
         context_noise=0.0 if dit else config.context_noise,
         image_side=config.image_side,
         sampling=SamplingConfig(
-            steps=(25,) if stages == 1 else (8,) + (4,) * (stages - 1), guidance=(1.0,) * stages, solver="ab2"
+            steps=(25,) if stages == 1 else default_steps(stages), guidance=(1.0,) * stages, solver="ab2"
         ),
     )
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ecar import __version__
-from ecar.config import ModelConfig, TrainConfig
+from ecar.config import ModelConfig, TrainConfig, differences
 from ecar.model import StageModel
 from ecar.sampling.pictures import grid
 from ecar.sampling.pipeline import Pipeline
@@ -47,11 +47,8 @@ def check_same_options(path: Path, options: dict[str, object], defaults: dict[st
     now = json.loads(json.dumps(options))
     if path.exists() and any(path.parent.glob("checkpoints/step_*")):
         before = {**(defaults or {}), **json.loads(path.read_text())}
-        changed = [f"{k} {before.get(k)} -> {v}" for k, v in now.items() if before.get(k) != v]
-        if changed:
-            raise ValueError(
-                f"{path.parent} holds a run with other options ({'; '.join(changed)}); choose another --out"
-            )
+        if changed := differences(before, now):
+            raise ValueError(f"{path.parent} holds a run with other options ({changed}); choose another --out")
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(now, indent=2) + "\n")
     temporary.replace(path)
@@ -64,11 +61,8 @@ def check_same_data(record: dict[str, Any], config: ModelConfig, images: int) ->
     model = ModelConfig.from_json(record["model"]).to_json()  # fields that are newer than the checkpoint: defaults
     before, now = {**model, "images": record["images"]}, {**config.to_json(), "images": images}
     before, now = json.loads(json.dumps(before)), json.loads(json.dumps(now))
-    changed = [f"{k} {before.get(k)} -> {v}" for k, v in now.items() if before.get(k) != v]
-    if changed:
-        raise ValueError(
-            f"the data changed since the checkpoint ({'; '.join(changed)}); restore them, or choose another --out"
-        )
+    if changed := differences(before, now):
+        raise ValueError(f"the data changed since the checkpoint ({changed}); restore them, or choose another --out")
 
 
 def check_out(config: TrainConfig, out: Path) -> None:
