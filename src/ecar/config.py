@@ -244,8 +244,10 @@ class TrainConfig(JsonConfig):
     """Decay of the weight average that is sampled and shipped."""
     label_dropout: float = 0.1
     """Share of labels replaced by the null class, for guidance."""
+    t_mean: tuple[float, ...] = ()
+    """Location of the logit-normal times per stage: above 0 trains more near the stage's end; default 0 each."""
     uniform_t: float = 0.2
-    """Share of times drawn uniformly; the rest is logit-normal(0, 1)."""
+    """Share of times drawn uniformly; the rest is logit-normal(t_mean, 1)."""
     dtype: str = "bf16"
     """Autocast: bf16 or fp32. Loss and head output are always float32."""
     compile: bool = False
@@ -279,8 +281,9 @@ class TrainConfig(JsonConfig):
             raise ValueError(f"resolution takes one side, or height and width; got {self.resolution}")
         share = self.stage_share or (1.0,) + (0.5,) * (stages - 1)
         weight = self.stage_weight or (1.0,) * stages
-        if len(share) != stages or len(weight) != stages:
-            raise ValueError(f"stage_share and stage_weight need one entry per stage ({stages})")
+        t_mean = self.t_mean or (0.0,) * stages
+        if any(len(entries) != stages for entries in (share, weight, t_mean)):
+            raise ValueError(f"stage_share, stage_weight and t_mean need one entry per stage ({stages})")
         if share[0] != 1.0 or list(share) != sorted(share, reverse=True) or share[-1] <= 0:
             raise ValueError(
                 f"stage_share must start at 1 and not increase (a stage needs the ones before), got {share}"
@@ -300,6 +303,7 @@ class TrainConfig(JsonConfig):
             raise ValueError(f"seed must be in 0..2^53-1, got {self.seed}")
         object.__setattr__(self, "stage_share", share)
         object.__setattr__(self, "stage_weight", weight)
+        object.__setattr__(self, "t_mean", t_mean)
 
     @property
     def num_stages(self) -> int:

@@ -21,6 +21,7 @@ from ecar.sampling.pipeline import Pipeline
 from ecar.stages import make_plan, pyramid
 from ecar.tokenizers import ConvTokenizer, PixelTokenizer
 from ecar.training import loop, loss
+from ecar.training.draws import training_times
 from ecar.training.ema import EMA
 from ecar.training.loss import Draws, stage_losses
 from ecar.training.optim import learning_rate
@@ -248,11 +249,20 @@ def test_learning_rate_warms_up_stays_and_falls_to_a_fiftieth() -> None:
     assert rates == pytest.approx([0.01, 1.0, 1.0, 0.51, 0.02])
 
 
+def test_times_of_each_stage_follow_its_own_location_and_its_uniform_share() -> None:
+    t = training_times((1.0, -0.5), 200_000, 0.0, torch.Generator().manual_seed(0))
+    assert torch.allclose(t.logit().mean(1), torch.tensor([1.0, -0.5]), atol=0.01)
+    assert torch.allclose(t.logit().std(1), torch.ones(2), atol=0.01)
+    uniform = training_times((1.0, -0.5), 200_000, 1.0, torch.Generator().manual_seed(0))
+    assert torch.allclose(uniform.mean(1), torch.full((2,), 0.5), atol=0.005)
+
+
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
         ({"stage_share": (0.5, 1.0)}, "start at 1"),
         ({"stage_weight": (1.0,)}, "one entry per stage"),
+        ({"t_mean": (0.5,)}, "one entry per stage"),
         ({"dtype": "fp16"}, "bf16 or fp32"),
         ({"optimizer": "sgd"}, "adamw or muon"),
         ({"batch_size": 0}, "batch_size"),

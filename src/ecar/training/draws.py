@@ -12,9 +12,10 @@ from ecar.stages import Stage
 from ecar.training.loss import Draws
 
 
-def training_times(shape: tuple[int, ...], uniform_share: float, generator: torch.Generator) -> Tensor:
-    """Times in [0, 1]: logit-normal(0, 1) (2403.03206), a share of them uniform so that both ends are visited."""
-    normal = torch.randn(shape, generator=generator).sigmoid()
+def training_times(means: tuple[float, ...], batch: int, uniform_share: float, generator: torch.Generator) -> Tensor:
+    """Times (S, batch) in [0, 1]: logit-normal(means[k], 1) (2403.03206), a share uniform to see both ends."""
+    shape = (len(means), batch)
+    normal = (torch.randn(shape, generator=generator) + torch.tensor(means)[:, None]).sigmoid()
     uniform = torch.rand(shape, generator=generator)
     choice = torch.rand(shape, generator=generator) < uniform_share
     return torch.where(choice, uniform, normal)
@@ -34,7 +35,7 @@ def draw_batch(
     shapes = [(batch, channels, *stage.side) for stage in plan]
     noise = [torch.randn(shape, generator=generator) for shape in shapes]
     context = [torch.randn(shape, generator=generator) for shape in shapes[:-1]]
-    times = training_times((len(plan), batch), config.uniform_t, generator)
+    times = training_times(config.t_mean, batch, config.uniform_t, generator)
     to = config.device
     draws = Draws([n.to(to) for n in noise], [c.to(to) for c in context], times.to(to))
     return latents.to(to), labels.to(to), draws
