@@ -21,7 +21,7 @@ ALLOWED = {
     "model.py": {"config", "stages", "transformer", "flow", "baselines"},
     "baselines": {"config", "stages", "transformer", "model"},
     "weights.py": {"config", "model", "tokenizers"},
-    "sampling": {"config", "devices", "stages", "flow", "model", "tokenizers", "weights", "sampling"},
+    "sampling": {"config", "devices", "stages", "transformer", "flow", "model", "tokenizers", "weights", "sampling"},
     "data": {"config", "tokenizers", "data"},
     "benchmark": {"config", "stages", "transformer", "model", "sampling", "training", "benchmark"},
     "evaluation": {"config", "data", "features", "sampling", "evaluation"},

@@ -1,31 +1,131 @@
-"""The stage loop: noise -> maps y_1 .. y_S, coarse to fine. All random numbers come in as arguments."""
+"""The stage loop: noise -> maps y_1 .. y_S, coarse to fine. All random numbers come in as arguments.
+
+``advance`` does one stage for a batch; ``sample_latents`` calls it S times. A server calls it for rows that came at
+different times: between two stages, batches split and join (``Rows``).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from ecar.config import SamplingConfig
 from ecar.flow.guidance import guide_halves
-from ecar.flow.solvers import Velocity, get_solver, uniform_grid
+from ecar.flow.solvers import get_solver, uniform_grid
 from ecar.model import StageModel
 from ecar.sampling.noise import StageNoise
 from ecar.stages import Stage, data_from_end, jump
+from ecar.transformer import StageCache
+
+
+@dataclass(frozen=True)
+class StageVelocity:
+    """The guided velocity of one stage as a function of (x, t), for a batch of B rows.
+
+    Attributes:
+        embedded: token maps as the head reads them, (B, n_k, D); (2 B, n_k, D), conditional rows first, where guidance
+            acts on velocities: it takes two head passes a step (here: one of twice the rows).
+        labels: class ids of the rows of ``embedded``.
+        scale: guidance on velocities; 1 is off.
+    """
+
+    model: StageModel
+    stage: Stage
+    embedded: Tensor
+    labels: Tensor
+    scale: float
+
+    def __call__(self, x: Tensor, t: float) -> Tensor:
+        copies = 1 if self.scale == 1 else 2
+        times = torch.full((1,), t, device=x.device)
+        v = self.model.velocity(self.stage, x.repeat(copies, 1, 1, 1), times, self.embedded, self.labels)
+        return v if copies == 1 else guide_halves(v, self.scale)
+
+    def select(self, rows: Sequence[int]) -> StageVelocity:
+        """The velocity of some of the rows."""
+        index = torch.tensor(rows, device=self.labels.device)
+        if self.scale != 1:
+            index = torch.cat([index, index + len(self.labels) // 2])
+        return replace(self, embedded=self.embedded[index], labels=self.labels[index])
 
 
 @dataclass(frozen=True)
 class StageResult:
-    """A finished stage: ``y`` is y_k (B, C, h_k, w_k), partly denoised; ``z`` the model's estimate of the data z_k."""
+    """A finished stage: ``y`` is y_k (B, C, h_k, w_k), partly denoised."""
 
     stage: Stage
     y: Tensor
-    z: Tensor
+    velocity: StageVelocity
+
+    @property
+    def z(self) -> Tensor:
+        """The model's estimate of the data z_k, like ``y``; one more velocity where the stage ends before the data."""
+        return self.data(range(len(self.y)))
+
+    @torch.no_grad()
+    def data(self, rows: Sequence[int]) -> Tensor:
+        """``z`` of some of the rows: only theirs is computed."""
+        everything = len(rows) == len(self.y)
+        y = self.y if everything else self.y[list(rows)]
+        if self.stage.end == 1:
+            return y
+        velocity = self.velocity if everything else self.velocity.select(rows)
+        return data_from_end(self.stage, y, velocity(y, 1.0))
 
 
 StageCallback = Callable[[StageResult], None]
+VelocityCallback = Callable[[Stage, Tensor, float, Tensor], None]
+
+
+@dataclass
+class Rows:
+    """A batch between two stages: all that the next stage needs.
+
+    Attributes:
+        labels: (B,) class ids.
+        cache: what the transformer remembers: B rows, or 2 B (unconditional rows behind) while guidance is to come.
+        y: y_k of the last finished stage, (B, C, h_k, w_k); None before the first.
+        done: number of finished stages.
+    """
+
+    labels: Tensor
+    cache: StageCache
+    y: Tensor | None = None
+    done: int = 0
+
+    @classmethod
+    def start(cls, model: StageModel, labels: Tensor, settings: SamplingConfig) -> Self:
+        """Rows before the first stage."""
+        copies = 2 if _guided(settings, 0) else 1
+        return cls(labels, model.transformer.new_cache(copies * len(labels), labels.device, model.dtype))
+
+    def select(self, rows: Sequence[int]) -> Rows:
+        """Some of the rows, copied."""
+        index = torch.tensor(rows, device=self.labels.device)
+        batch = len(self.labels)
+        places = torch.cat([index + start for start in range(0, self.cache.rows, batch)])
+        y = None if self.y is None else self.y[index]
+        return Rows(self.labels[index], self.cache.select(places), y, self.done)
+
+    @staticmethod
+    def join(batches: Sequence[Rows]) -> Rows:
+        """Batches of the same stage and settings as one, rows in order; a single one is handed through."""
+        if len(batches) == 1:
+            return batches[0]
+        first = batches[0]
+        assert all(b.done == first.done for b in batches), "rows of different stages do not join"
+        copies = first.cache.rows // len(first.labels)
+        assert all(b.cache.rows == copies * len(b.labels) for b in batches), "guided and plain rows do not join"
+        halves = [
+            b.cache.select(slice(c * len(b.labels), (c + 1) * len(b.labels))) for c in range(copies) for b in batches
+        ]
+        maps = [b.y for b in batches if b.y is not None]
+        labels = torch.cat([b.labels for b in batches])
+        return Rows(labels, StageCache.join(halves), torch.cat(maps) if maps else None, first.done)
 
 
 def check_settings(settings: SamplingConfig, stages: int) -> None:
@@ -42,6 +142,54 @@ def check_settings(settings: SamplingConfig, stages: int) -> None:
 
 
 @torch.no_grad()
+def advance(
+    model: StageModel,
+    rows: Rows,
+    draws: StageNoise,
+    settings: SamplingConfig,
+    *,
+    known: Tensor | None = None,
+    on_velocity: VelocityCallback | None = None,
+) -> StageResult:
+    """Do the next stage of ``rows``, in place.
+
+    Args:
+        model: weights and plan.
+        rows: the batch; ``y``, ``cache`` and ``done`` move on.
+        draws: noise of this stage for the rows.
+        settings: checked settings, the same for all rows and all their stages.
+        known: y_k, taken as given instead of sampled.
+        on_velocity: called with (stage, x, t, v) after each velocity that the solver asks for.
+    """
+    stage, batch, device = model.plan[rows.done], len(rows.labels), rows.labels.device
+    labels = rows.labels
+    if _guided(settings, stage.index):  # the batch is doubled: conditional rows first
+        labels = torch.cat([labels, torch.full_like(labels, model.config.null_class)])
+    elif rows.cache.rows > batch:
+        rows.cache.first_rows(batch)
+    x, context = draws.fresh.to(device), None
+    if rows.y is not None:
+        assert draws.context is not None
+        context = rows.y + model.config.context_noise * draws.context.to(device)
+        context = context.repeat(len(labels) // batch, 1, 1, 1)
+        x = jump(stage, rows.y, x)
+    tokens = model.transformer.step(stage, context, labels, rows.cache)  # M_k
+    velocity = stage_velocity(model, stage, tokens, labels, batch, settings)
+
+    def observed(x: Tensor, t: float) -> Tensor:
+        v = velocity(x, t)
+        if on_velocity is not None:
+            on_velocity(stage, x, t, v)
+        return v
+
+    if known is None:
+        rows.y = get_solver(settings.solver)(observed, x, uniform_grid(settings.steps[stage.index]))
+    else:
+        rows.y = known
+    rows.done += 1
+    return StageResult(stage, rows.y, velocity)
+
+
 def sample_latents(
     model: StageModel,
     labels: Tensor,
@@ -57,60 +205,35 @@ def sample_latents(
         labels: (B,) class ids; ``model.config.null_class`` is unconditional.
         noise: per stage, see ``draw_noise``.
         settings: steps, guidance and solver per stage.
-        on_stage: called after each stage.
+        on_stage: called after each sampled stage.
         known: y_1 .. y_j, each (B, C, h_k, w_k): these stages are taken as given instead of sampled.
 
     Returns:
         (B, C, h_S, w_S), float32.
     """
     check_settings(settings, len(model.plan))
-    solver, batch, y = get_solver(settings.solver), len(labels), None
-    guided_until = max((k + 1 for k, g in enumerate(settings.guidance) if g != 1), default=0)
-    null = torch.full_like(labels, model.config.null_class)
-    # While guidance is on, the batch is doubled: conditional rows first.
-    rows = torch.cat([labels, null]) if guided_until else labels
-    cache = model.transformer.new_cache(len(rows), labels.device, model.dtype)
+    rows = Rows.start(model, labels, settings)
     for stage, draws in zip(model.plan, noise, strict=True):
-        if guided_until == stage.index:
-            rows = labels
-            cache.first_rows(batch)
-        x, context = draws.fresh.to(labels.device), None
-        if y is not None:
-            assert draws.context is not None
-            context = y + model.config.context_noise * draws.context.to(labels.device)
-            context = context.repeat(len(rows) // batch, 1, 1, 1)
-            x = jump(stage, y, x)
-        tokens = model.transformer.step(stage, context, rows, cache)  # M_k
-        scale = settings.guidance[stage.index]
-        if stage.index < len(known):
-            y = known[stage.index]
-            continue
-        velocity = stage_velocity(model, stage, tokens, rows, batch, scale, settings.guidance_on)
-        y = solver(velocity, x, uniform_grid(settings.steps[stage.index]))
-        if on_stage is not None:
-            z = y if stage.end == 1 else data_from_end(stage, y, velocity(y, 1.0))
-            on_stage(StageResult(stage, y, z))
-    assert y is not None
-    return y
+        given = known[stage.index] if stage.index < len(known) else None
+        result = advance(model, rows, draws, settings, known=given)
+        if on_stage is not None and given is None:
+            on_stage(result)
+    assert rows.y is not None
+    return rows.y
 
 
 def stage_velocity(
-    model: StageModel, stage: Stage, tokens: Tensor, rows: Tensor, batch: int, scale: float, guidance_on: str
-) -> Velocity:
-    """The guided velocity of one stage as a function of (x, t).
-
-    Guidance on velocities takes two head passes a step (here: one of twice the rows); on the token maps, one.
-    """
-    if scale != 1 and guidance_on == "tokens":
-        tokens = guide_halves(tokens, scale)
+    model: StageModel, stage: Stage, tokens: Tensor, labels: Tensor, batch: int, settings: SamplingConfig
+) -> StageVelocity:
+    """The velocity of a stage from its token maps: guidance on these takes one head pass a step, on velocities two."""
+    scale = settings.guidance[stage.index]
+    if scale != 1 and settings.guidance_on == "tokens":
+        tokens, scale = guide_halves(tokens, scale), 1.0
     elif scale == 1:
         tokens = tokens[:batch]
-    copies = len(tokens) // batch
-    embedded, labels = model.head.embed_tokens(stage, tokens), rows[: len(tokens)]
+    return StageVelocity(model, stage, model.head.embed_tokens(stage, tokens), labels[: len(tokens)], scale)
 
-    def velocity(x: Tensor, t: float) -> Tensor:
-        times = torch.full((1,), t, device=x.device)
-        v = model.velocity(stage, x.repeat(copies, 1, 1, 1), times, embedded, labels)
-        return v if copies == 1 else guide_halves(v, scale)
 
-    return velocity
+def _guided(settings: SamplingConfig, stage: int) -> bool:
+    """Whether guidance acts in this stage or a later one: only then unconditional rows are carried along."""
+    return any(scale != 1 for scale in settings.guidance[stage:])

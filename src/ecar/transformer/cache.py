@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
+from typing import Self
+
 import torch
 from torch import Tensor
 
@@ -45,3 +49,23 @@ class StageCache:
     def first_rows(self, rows: int) -> None:
         """Keep the first ``rows`` of the batch (guidance ends: the unconditional half goes)."""
         self._keys, self._values = self._keys[:, :rows], self._values[:, :rows]
+
+    @property
+    def rows(self) -> int:
+        """Rows of the batch."""
+        return self._keys.shape[1]
+
+    def select(self, rows: Tensor | slice) -> Self:
+        """A cache of some rows: a copy for indices, a view for a slice."""
+        return self._with(self._keys[:, rows], self._values[:, rows])
+
+    @classmethod
+    def join(cls, caches: Sequence[Self]) -> Self:
+        """Caches of the same stages as one, rows in order."""
+        assert len({cache.length for cache in caches}) == 1, "the caches hold different stages"
+        return caches[0]._with(torch.cat([c._keys for c in caches], 1), torch.cat([c._values for c in caches], 1))
+
+    def _with(self, keys: Tensor, values: Tensor) -> Self:
+        other = copy.copy(self)
+        other._keys, other._values = keys, values
+        return other
