@@ -25,6 +25,14 @@ from ecar.tokenizers import Tokenizer
 Label = int | str | None
 
 
+class UnknownClass(ValueError):
+    """No class of that name or id."""
+
+
+class AmbiguousClass(ValueError):
+    """A name that fits several classes."""
+
+
 @dataclass(frozen=True)
 class Output:
     """What a call returns.
@@ -94,11 +102,13 @@ class Pipeline:
     def class_id(self, label: Label) -> int:
         """A name, an id or None -> class id.
 
-        A string is a name first (exactly, then without regard to case and separators), then an id in digits: a class
-        that is called "7" is found by its name. Numbers (also numpy's) are ids.
+        A string is a name first (exactly, then without regard to case and separators), then one of its synonyms (a
+        name such as "tench, Tinca tinca" lists them with commas), then an id in digits: a class that is called "7" is
+        found by its name. Numbers (also numpy's) are ids.
 
         Raises:
-            ValueError: no such class, near names are offered; or a name that fits several.
+            UnknownClass: a ValueError; near names are offered.
+            AmbiguousClass: a ValueError: a name that fits several.
         """
         config = self.model.config
         if label is None:
@@ -109,23 +119,25 @@ class Pipeline:
             return config.class_names.index(label)
         names = [_plain(name) for name in config.class_names]
         fitting = [index for index, name in enumerate(names) if name and name == _plain(label)]
+        if not fitting:
+            synonyms = [{_plain(part) for part in name.split(",")} - {""} for name in config.class_names]
+            fitting = [index for index, known in enumerate(synonyms) if _plain(label) in known]
         if len(fitting) == 1:
             return fitting[0]
         if fitting:
-            raise ValueError(
-                f"class {label!r} fits {', '.join(config.class_names[i] for i in fitting)}; spell it exactly"
-            )
-        if label.strip().isdigit():
+            listed = ", ".join(f"{config.class_names[i]} (id {i})" for i in fitting)
+            raise AmbiguousClass(f"class {label!r} fits {listed}; spell it exactly or give the id")
+        if label.strip().isdecimal() and len(label) < 20:
             return self._checked_id(int(label))
         near = [config.class_names[names.index(n)] for n in difflib.get_close_matches(_plain(label), names, 3, 0.4)]
         hint = f"did you mean {', '.join(near)}?" if near else f"classes: {_listed(config.class_names)}"
-        raise ValueError(f"unknown class {label!r}; {hint}")
+        raise UnknownClass(f"unknown class {label!r}; {hint}")
 
     def _checked_id(self, number: int) -> int:
         count = self.model.config.num_classes
         if not 0 <= number < count:
             known = f"0..{count - 1}" if count else "none: it was trained without labels"
-            raise ValueError(f"unknown class {number}; the model's classes are {known}")
+            raise UnknownClass(f"unknown class {number}; the model's classes are {known}")
         return number
 
     def settings(

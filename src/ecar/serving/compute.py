@@ -1,0 +1,120 @@
+"""The engine's numerical part: a chunk of rows in, one stage further out. The algorithm itself is ``sampling/loop.py``."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from torch import Tensor
+
+from ecar.sampling.loop import Rows, VelocityCallback, advance
+from ecar.sampling.noise import StageNoise, draw_noise
+from ecar.sampling.pictures import to_pil
+from ecar.sampling.pipeline import Pipeline
+from ecar.serving.metrics import Metrics
+from ecar.serving.rows import Chunk, EngineError, Failed, Finished, Row
+from ecar.stages import Stage, data_from_end
+
+
+class Computer:
+    """Advances chunks and sends previews, images and errors to their rows."""
+
+    def __init__(self, pipe: Pipeline, metrics: Metrics) -> None:
+        self.pipe, self.model, self.metrics = pipe, pipe.model, metrics
+
+    def warm_up(self) -> None:
+        """One image with the default settings: allocations, compiled kernels."""
+        self.pipe(seeds=[0])
+
+    def begin(self, rows: list[Row]) -> Chunk:
+        """New rows before their first stage; their noise is drawn here, each from its own seed."""
+        now = time.monotonic()
+        for row in rows:
+            row.noise = draw_noise([row.seed], self.model.plan, self.model.config.channels)
+            self.metrics.wait.observe(now - row.queued)
+        labels = torch.tensor([row.label for row in rows], device=self.model.device)
+        return Chunk(rows, Rows.start(self.model, labels, rows[0].settings))
+
+    @torch.no_grad()
+    def advance(self, chunk: Chunk) -> Chunk | None:
+        """Do the next stage of the chunk. What is left to do comes back; None where nothing is."""
+        start = time.monotonic()
+        stage, rows = self.model.plan[chunk.batch.done], chunk.members
+        settings = rows[0].settings
+        result = advance(
+            self.model, chunk.batch, self._noise(stage, rows), settings, on_velocity=self._watch(stage, rows)
+        )
+        good = self._finite(rows, result.y)
+        end = (stage.index, settings.steps[stage.index])
+        last = stage.index == len(self.model.plan) - 1
+        if not last and (seen := [i for i in good if end in rows[i].previews]):
+            self._show(stage, [rows[i] for i in seen], result.data(seen))
+        if last:
+            self._finish([rows[i] for i in good], result.y[good])
+        self._count(stage, len(rows), time.monotonic() - start)
+        return chunk.select(good) if good and not last else None
+
+    def _noise(self, stage: Stage, rows: list[Row]) -> StageNoise:
+        draws = [row.noise[stage.index] for row in rows]
+        contexts = [d.context for d in draws if d.context is not None]
+        return StageNoise(torch.cat([d.fresh for d in draws]), torch.cat(contexts) if contexts else None)
+
+    def _watch(self, stage: Stage, rows: list[Row]) -> VelocityCallback | None:
+        """Previews inside a stage: after so many steps, what x and its velocity say about the data."""
+        steps = rows[0].settings.steps[stage.index]
+        due: dict[int, list[int]] = {}
+        for index, row in enumerate(rows):
+            for k, step in row.previews:
+                if k == stage.index and step < steps:
+                    due.setdefault(step, []).append(index)
+        if not due:
+            return None
+
+        def on_velocity(stage: Stage, x: Tensor, t: float, v: Tensor) -> None:
+            # Heun asks twice for a time, first from the point ahead: that one is as good to look at.
+            seen = due.pop(round(t * steps), [])
+            seen = [i for i in seen if not rows[i].cancelled]
+            if seen:
+                z = data_from_end(stage, x[seen] + (1 - t) * v[seen], v[seen])
+                self._show(stage, [rows[i] for i in seen], z)
+
+        return on_velocity
+
+    def _show(self, stage: Stage, rows: list[Row], z: Tensor) -> None:
+        images = self.pipe.tokenizer.decode(z)
+        good = torch.isfinite(images).flatten(1).all(1).tolist()
+        now = time.monotonic()
+        for row, image, fine in zip(rows, images, good, strict=True):
+            if fine:
+                if row.previewed == 0:
+                    self.metrics.first_preview.observe(now - row.queued)
+                row.show(stage.index, to_pil(image[None])[0])
+                self.metrics.previews.inc()
+
+    def _finish(self, rows: list[Row], latents: Tensor) -> None:
+        if not rows:
+            return
+        images = self.pipe.tokenizer.decode(latents)
+        good, now = self._finite(rows, images), time.monotonic()
+        for index, image in zip(good, to_pil(images[good]), strict=True):
+            rows[index].emit(Finished(image))
+            self.metrics.image_seconds.observe(now - rows[index].queued)
+        self.metrics.images.inc(len(good))
+
+    def _finite(self, rows: list[Row], values: Tensor) -> list[int]:
+        """Rows whose values are finite; the others get their error."""
+        fine = torch.isfinite(values).flatten(1).all(1).tolist()
+        for row, good in zip(rows, fine, strict=True):
+            if not good:
+                self.metrics.not_finite.inc()
+                self.metrics.dropped.labels("not_finite").inc()
+                message = "the image became NaN or infinite; the same request gives the same result"
+                row.emit(Failed(EngineError(500, "not_finite", message)))
+        return [i for i, good in enumerate(fine) if good]
+
+    def _count(self, stage: Stage, rows: int, seconds: float) -> None:
+        name = str(stage.index + 1)
+        self.metrics.batch_size.labels(name).observe(rows)
+        self.metrics.stage_seconds.labels(name).observe(seconds)
+        if self.model.device.type == "cuda":
+            self.metrics.memory.set(torch.cuda.memory_allocated(self.model.device))

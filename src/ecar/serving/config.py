@@ -1,0 +1,44 @@
+"""Limits of the server. Imports nothing heavy: the command line reads it before torch is loaded."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+MAX_IMAGES = 10  # per request, as in the OpenAI API
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What one server accepts and how it batches."""
+
+    max_batch: int = 32
+    """Images computed at once."""
+    max_queue: int = 64
+    """Images that may wait; a request that does not fit is answered 429."""
+    gather_ms: float = 3.0
+    """An idle engine waits this long for company before it starts a batch."""
+    deadline: float = 120.0
+    """Seconds from arrival until a request is given up (504)."""
+    max_steps: int = 128
+    """Solver steps of one image, all stages together: the bound of what one image may cost."""
+    max_body: int = 2**20
+    """Bytes of a request body."""
+    body_seconds: float = 20.0
+    """Seconds in which a request body has to arrive."""
+    max_connections: int = 512
+    """Open connections; more are answered 503."""
+    drain_seconds: float = 30.0
+    """After SIGTERM: seconds for finishing what was accepted."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_batch", "max_steps", "max_body", "max_connections"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+        if self.max_queue < MAX_IMAGES:
+            raise ValueError(f"--max-queue must hold one request ({MAX_IMAGES} images), got {self.max_queue}")
+        for name in ("deadline", "body_seconds", "drain_seconds"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
+                raise ValueError(f"--{name.replace('_', '-')} must be a positive number, got {getattr(self, name)}")
+        if not 0 <= self.gather_ms <= 1000:
+            raise ValueError(f"--gather-ms must be in 0..1000, got {self.gather_ms}")

@@ -1,0 +1,217 @@
+"""The engine: one thread that owns the model and advances batches by one stage at a time."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+
+from ecar.sampling.pipeline import Pipeline
+from ecar.serving.compute import Computer
+from ecar.serving.config import Limits
+from ecar.serving.metrics import Metrics
+from ecar.serving.rows import Chunk, EngineError, Failed, Row
+from ecar.serving.scheduler import Scheduler
+
+log = logging.getLogger("ecar.serving")
+MAX_CRASHES = 5  # in a row, without a single batch between
+BACKOFF = 0.5  # seconds before the first restart, doubling
+
+
+class Engine:
+    """Bounded queue in, events out.
+
+    Args:
+        load: makes the pipeline; called again after a crash, in the engine's thread.
+        limits: sizes, times.
+        metrics: where it counts.
+        pipe: a pipeline that is loaded already, for the first time.
+
+    Attributes:
+        state: starting (also: again, after a crash), ready, draining, failed, stopped.
+        pipe: for class names, plan and default settings; not for sampling, which is the engine's thread's.
+    """
+
+    def __init__(self, load: Callable[[], Pipeline], limits: Limits, metrics: Metrics, pipe: Pipeline | None) -> None:
+        self.limits, self.metrics, self.state = limits, metrics, "starting"
+        self.pipe = pipe or load()
+        self._load, self._scheduler = load, Scheduler(limits.max_batch)
+        self._running: list[Row] = []  # rows of the batch that is being computed
+        self._changed = threading.Condition()
+        self._stop = False
+        self._seconds_per_image = 0.1
+        self._thread = threading.Thread(target=self._supervise, name="ecar-engine", daemon=True)
+
+    def start(self) -> None:
+        """Warm up and begin; ``state`` turns to ready."""
+        self._thread.start()
+
+    def drain(self) -> None:
+        """Take no new rows; what was accepted is finished."""
+        with self._changed:
+            if self.state in ("starting", "ready"):
+                self._set_state("draining")
+            self._changed.notify()
+
+    def stop(self, timeout: float = 10.0) -> None:
+        """End the thread at the next stage boundary; rows that are left get one error each."""
+        with self._changed:
+            self._stop = True
+            self._set_state("stopped")
+            self._changed.notify()
+        if self._thread.is_alive():
+            self._thread.join(timeout)
+        self._give_up(EngineError(503, "shutting_down", "the server shut down before the image was finished", 5))
+
+    @property
+    def idle(self) -> bool:
+        """Nothing waits and nothing runs."""
+        with self._changed:
+            return not (self._running or self._scheduler.new or self._scheduler.chunks)
+
+    def submit(self, rows: Sequence[Row]) -> None:
+        """Queue the rows of one request: all or none.
+
+        Raises:
+            EngineError: 429 queue_full, 503 while not ready or draining.
+        """
+        with self._changed:
+            if self.state != "ready":
+                code = "shutting_down" if self.state in ("draining", "stopped") else "not_ready"
+                raise EngineError(503, code, f"the server takes no requests: it is {self.state}", 5)
+            waiting = len(self._scheduler.new)
+            if waiting + len(rows) > self.limits.max_queue:
+                seconds = min(60, max(1, math.ceil(waiting * self._seconds_per_image)))
+                message = f"{waiting} images wait, and no more than {self.limits.max_queue} may; try again later"
+                raise EngineError(429, "queue_full", message, seconds)
+            self._scheduler.add(rows)
+            self.metrics.queue_depth.set(len(self._scheduler.new))
+            self._changed.notify()
+
+    def _set_state(self, state: str) -> None:
+        self.state = state
+        self.metrics.ready.set(state == "ready")
+
+    def _supervise(self) -> None:
+        """Compute until stopped; after a crash load the model again."""
+        crashes = 0
+        while not self._stop:
+            try:
+                computer = Computer(self.pipe, self.metrics)
+                computer.warm_up()
+                with self._changed:
+                    if self.state == "starting":
+                        self._set_state("ready")
+                while self._work(computer):
+                    crashes = 0
+            except Exception as error:
+                crashes += 1
+                log.exception("engine crash %d", crashes)
+                self._after_crash(error, crashes)
+                if crashes >= MAX_CRASHES:
+                    return
+
+    def _after_crash(self, error: Exception, crashes: int) -> None:
+        """One error for each row in progress; queued rows are kept for the next engine, unless it is the last crash."""
+        self.metrics.restarts.inc()
+        with self._changed:
+            rows, self._running = self._running + self._scheduler.clear(), []
+            last = crashes >= MAX_CRASHES
+            if self.state != "stopped":
+                self._set_state("failed" if last else "draining" if self.state == "draining" else "starting")
+        reason = type(error).__name__
+        for row in rows:
+            self._fail(row, EngineError(503, "engine_failed", f"the engine failed ({reason}) and restarts", 5))
+        if last:
+            self._give_up(EngineError(503, "engine_failed", f"the engine failed ({reason}) and does not come back"))
+            return
+        time.sleep(BACKOFF * 2 ** (crashes - 1))
+        try:
+            self.pipe = self._load()
+        except Exception:
+            log.exception("the model could not be loaded again; the old one is tried")
+
+    def _work(self, computer: Computer) -> bool:
+        """One batch, one stage; False when stopped."""
+        work = self._next()
+        if work is None:
+            return False
+        start = time.monotonic()
+        try:
+            chunk = computer.begin(work) if isinstance(work, list) else work
+            left = computer.advance(chunk)
+        except torch.OutOfMemoryError:
+            self._shrink()
+            return True
+        finished = len(self._running) if left is None else 0
+        if finished:
+            took = (time.monotonic() - start) * len(computer.pipe.model.plan) / finished
+            self._seconds_per_image += 0.2 * (took - self._seconds_per_image)
+        with self._changed:
+            self._running = []
+            if left is not None:
+                self._scheduler.put_back(left)
+        return True
+
+    def _next(self) -> list[Row] | Chunk | None:
+        """Wait for work; rows that expired or were cancelled go first."""
+        with self._changed:
+            while not self._stop:
+                self._sweep()
+                if not (self._scheduler.new or self._scheduler.chunks):
+                    self._changed.wait()
+                    self._gather()
+                    continue
+                work = self._scheduler.next()
+                assert work is not None
+                self._running = work if isinstance(work, list) else work.members
+                self.metrics.queue_depth.set(len(self._scheduler.new))
+                self.metrics.in_progress.set(len(self._running) + len(self._scheduler.in_progress()))
+                return work
+            return None
+
+    def _gather(self) -> None:
+        """After idling: requests tend to come together, and one batch for all is cheaper than one for the first."""
+        until = time.monotonic() + self.limits.gather_ms / 1000
+        while not self._stop and len(self._scheduler.new) < self.limits.max_batch:
+            left = until - time.monotonic()
+            if left <= 0:
+                return
+            self._changed.wait(left)
+
+    def _sweep(self) -> None:
+        now = time.monotonic()
+        for row in self._scheduler.remove(lambda row: row.cancelled or row.deadline < now):
+            if row.cancelled:
+                self.metrics.dropped.labels("cancelled").inc()
+            else:
+                message = f"not finished within {self.limits.deadline:g} seconds"
+                self._fail(row, EngineError(504, "deadline_exceeded", message, 5))
+        if not (self._scheduler.new or self._scheduler.chunks):
+            self.metrics.queue_depth.set(0)
+            self.metrics.in_progress.set(0)
+
+    def _shrink(self) -> None:
+        """Out of memory: the batch is lost, later ones are half as large."""
+        with self._changed:
+            rows, self._running = self._running, []
+            self._scheduler.max_batch = max(1, min(self._scheduler.max_batch, len(rows)) // 2)
+        log.error("out of memory with %d images; batches are now at most %d", len(rows), self._scheduler.max_batch)
+        torch.cuda.empty_cache()
+        for row in rows:
+            self._fail(row, EngineError(503, "out_of_memory", "the device ran out of memory; try again", 5))
+
+    def _give_up(self, error: EngineError) -> None:
+        with self._changed:
+            rows = self._running + self._scheduler.remove(lambda row: True)
+            self._running = []
+        for row in rows:
+            self._fail(row, error)
+
+    def _fail(self, row: Row, error: EngineError) -> None:
+        self.metrics.dropped.labels(error.code).inc()
+        row.emit(Failed(error))

@@ -1,0 +1,36 @@
+"""When a growing image is shown: points (stage, step) at which a preview is decoded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+Point = tuple[int, int]  # stage from 0, solver steps of it that are done
+
+
+def preview_points(steps: Sequence[int], count: int) -> tuple[Point, ...]:
+    """``count`` points before the end, in order; fewer where the steps do not give that many.
+
+    Ends of stages come first, evenly chosen. Where more are asked for than the model has stages, the longest run of
+    steps without a preview is halved, the earliest first, until there are enough.
+
+    Args:
+        steps: solver steps per stage.
+        count: previews wanted.
+    """
+    stages = len(steps)
+    if count < stages:
+        ends = {-(-j * stages // (count + 1)) for j in range(1, count + 1)}
+        return tuple((k - 1, steps[k - 1]) for k in sorted(ends))
+    starts = [sum(steps[:k]) for k in range(stages + 1)]
+    marks = list(starts)
+    while len(marks) < count + 2:
+        gap, before = max((b - a, -a) for a, b in zip(marks, marks[1:], strict=False))
+        if gap < 2:
+            break
+        marks = sorted([*marks, -before + gap // 2])
+    return tuple(_point(mark, starts) for mark in marks[1:-1])
+
+
+def _point(mark: int, starts: Sequence[int]) -> Point:
+    stage = next(k for k in range(len(starts) - 1) if mark <= starts[k + 1])
+    return stage, mark - starts[stage]
