@@ -1,4 +1,4 @@
-"""The engine's numerical part: a chunk of rows in, one stage further out. The algorithm itself is ``sampling/loop.py``."""
+"""The engine's numerical part: a chunk of rows in, one stage further out. The algorithm is ``sampling/loop.py``."""
 
 from __future__ import annotations
 

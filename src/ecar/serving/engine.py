@@ -51,11 +51,9 @@ class Engine:
         self._thread.start()
 
     def drain(self) -> None:
-        """Take no new rows; what was accepted is finished."""
-        with self._changed:
-            if self.state in ("starting", "ready"):
-                self._set_state("draining")
-            self._changed.notify()
+        """Take no new rows; what was accepted is finished. Takes no lock: signal handlers call it."""
+        if self.state in ("starting", "ready"):
+            self.state = "draining"
 
     def stop(self, timeout: float = 10.0) -> None:
         """End the thread at the next stage boundary; rows that are left get one error each."""
@@ -207,7 +205,7 @@ class Engine:
 
     def _give_up(self, error: EngineError) -> None:
         with self._changed:
-            rows = self._running + self._scheduler.remove(lambda row: True)
+            rows = self._running + self._scheduler.remove(lambda _: True)
             self._running = []
         for row in rows:
             self._fail(row, error)

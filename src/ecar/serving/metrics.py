@@ -13,25 +13,25 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        kind = {"registry": self.registry}
-        self.queue_depth = Gauge("ecar_queue_depth", "Images that wait for their first stage", **kind)
-        self.in_progress = Gauge("ecar_images_in_progress", "Images between their first and last stage", **kind)
-        self.ready = Gauge("ecar_ready", "1 while requests are accepted", **kind)
-        self.memory = Gauge("ecar_device_memory_bytes", "Memory of the accelerator in use; 0 on CPU", **kind)
-        self.images = Counter("ecar_images", "Images finished", **kind)
-        self.previews = Counter("ecar_previews", "Previews decoded", **kind)
-        self.dropped = Counter("ecar_images_dropped", "Images not finished", ["reason"], **kind)
-        self.rejected = Counter("ecar_requests_rejected", "Requests refused", ["reason"], **kind)
-        self.restarts = Counter("ecar_engine_restarts", "Restarts of the engine after a crash", **kind)
-        self.not_finite = Counter("ecar_images_not_finite", "Images that became NaN or infinite", **kind)
-        self.batch_size = Histogram("ecar_batch_size", "Images of a batch", ["stage"], buckets=_ROWS, **kind)
-        self.stage_seconds = Histogram("ecar_stage_seconds", "Time of a batch", ["stage"], buckets=_SECONDS, **kind)
-        self.wait = Histogram("ecar_queue_wait_seconds", "Arrival to first stage", buckets=_SECONDS, **kind)
+        r = self.registry
+        self.queue_depth = Gauge("ecar_queue_depth", "Images that wait for their first stage", registry=r)
+        self.in_progress = Gauge("ecar_images_in_progress", "Images between their first and last stage", registry=r)
+        self.ready = Gauge("ecar_ready", "1 while requests are accepted", registry=r)
+        self.memory = Gauge("ecar_device_memory_bytes", "Memory of the accelerator in use; 0 on CPU", registry=r)
+        self.images = Counter("ecar_images", "Images finished", registry=r)
+        self.previews = Counter("ecar_previews", "Previews decoded", registry=r)
+        self.dropped = Counter("ecar_images_dropped", "Images not finished", ["reason"], registry=r)
+        self.rejected = Counter("ecar_requests_rejected", "Requests refused", ["reason"], registry=r)
+        self.restarts = Counter("ecar_engine_restarts", "Restarts of the engine after a crash", registry=r)
+        self.not_finite = Counter("ecar_images_not_finite", "Images that became NaN or infinite", registry=r)
+        self.batch_size = Histogram("ecar_batch_size", "Images of a batch", ["stage"], buckets=_ROWS, registry=r)
+        self.stage_seconds = Histogram("ecar_stage_seconds", "Time of a batch", ["stage"], buckets=_SECONDS, registry=r)
+        self.wait = Histogram("ecar_queue_wait_seconds", "Arrival to first stage", buckets=_SECONDS, registry=r)
         self.first_preview = Histogram(
-            "ecar_first_preview_seconds", "Arrival to first preview", buckets=_SECONDS, **kind
+            "ecar_first_preview_seconds", "Arrival to first preview", buckets=_SECONDS, registry=r
         )
-        self.image_seconds = Histogram("ecar_image_seconds", "Arrival to finished image", buckets=_SECONDS, **kind)
-        self.responses = Counter("ecar_http_responses", "Answers", ["status"], **kind)
+        self.image_seconds = Histogram("ecar_image_seconds", "Arrival to finished image", buckets=_SECONDS, registry=r)
+        self.responses = Counter("ecar_http_responses", "Answers", ["status"], registry=r)
 
     def text(self) -> bytes:
         """The exposition format."""

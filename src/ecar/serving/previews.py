@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 Point = tuple[int, int]  # stage from 0, solver steps of it that are done
 
@@ -24,7 +25,7 @@ def preview_points(steps: Sequence[int], count: int) -> tuple[Point, ...]:
     starts = [sum(steps[:k]) for k in range(stages + 1)]
     marks = list(starts)
     while len(marks) < count + 2:
-        gap, before = max((b - a, -a) for a, b in zip(marks, marks[1:], strict=False))
+        gap, before = max((b - a, -a) for a, b in pairwise(marks))
         if gap < 2:
             break
         marks = sorted([*marks, -before + gap // 2])

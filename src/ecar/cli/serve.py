@@ -1,0 +1,102 @@
+"""``ecar serve``: the OpenAI Images API and a web page for a model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from ecar.cli.options import check_dtype, parse, torch_dtype
+from ecar.serving.config import Limits
+
+KEYS_VARIABLE = "ECAR_API_KEYS"
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeOptions:
+    """Serve a model: OpenAI's Images API under /v1, a web page at /. Keys: --keys-file, or the environment variable
+    ECAR_API_KEYS (commas between)."""
+
+    model: Annotated[str, tyro.conf.Positional] = "fashion"
+    """Bundled name, folder or Hub id."""
+    host: str = "127.0.0.1"
+    """Address to listen at; 0.0.0.0 is every one, and then keys (or --no-auth) are asked for."""
+    port: int = 8000
+    """Port; 0 takes a free one."""
+    name: str | None = None
+    """Name of the model in the API; default: the last part of MODEL."""
+    keys_file: str | None = None
+    """File of API keys, one a line; blank lines and lines that begin with # are skipped."""
+    no_auth: bool = False
+    """Serve other machines without keys."""
+    device: str = "auto"
+    """auto (cuda where there is one), cpu, cuda, mps."""
+    dtype: str = "fp32"
+    """fp32 or bf16."""
+    threads: int = 0
+    """CPU threads of the engine; 0 leaves the choice to torch."""
+    limits: Limits = field(default_factory=Limits)
+    """What is accepted, and how it is batched."""
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Check everything, load the model, listen, serve until SIGTERM or SIGINT."""
+    options = parse(ServeOptions, arguments, "serve")
+    check_dtype(options.dtype)
+    if not 0 <= options.port <= 65535 or options.threads < 0:
+        raise ValueError(f"--port must be in 0..65535 and --threads at least 0, got {options.port}, {options.threads}")
+    keys = read_keys(options.keys_file)
+    if not keys and options.host not in _LOOPBACK and not options.no_auth:
+        raise ValueError(f"--host {options.host} lets others in: give --keys-file or {KEYS_VARIABLE}, or --no-auth")
+
+    import torch
+
+    from ecar.sampling.pipeline import Pipeline
+    from ecar.serving.app import create_app
+    from ecar.serving.engine import Engine
+    from ecar.serving.metrics import Metrics
+    from ecar.serving.server import bind, serve
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    bound = bind(options.host, options.port)
+
+    def load() -> Pipeline:
+        return Pipeline.from_pretrained(options.model, device=options.device, dtype=torch_dtype(options.dtype))
+
+    engine = Engine(load, options.limits, Metrics(), load())
+    name = options.name or served_name(options.model)
+    host, port = bound.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    print(f"ecar: {name} at http://{shown}:{port} (API: /v1){', keys asked for' if keys else ''}", flush=True)
+    serve(create_app(engine, name, keys=keys), engine, bound, options.limits)
+
+
+def served_name(model: str) -> str:
+    """A bundled name or Hub id as it is; of a folder, its own name."""
+    path = Path(model).expanduser()
+    return path.resolve().name if path.is_dir() else model
+
+
+def read_keys(file: str | None) -> list[str]:
+    """API keys of the file and the environment.
+
+    Raises:
+        ValueError: the file cannot be read or holds no key.
+    """
+    keys = [key.strip() for key in os.environ.get(KEYS_VARIABLE, "").split(",") if key.strip()]
+    if file is not None:
+        try:
+            lines = [line.strip() for line in Path(file).expanduser().read_text().splitlines()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"--keys-file {file}: cannot be read ({type(error).__name__})") from None
+        found = [line for line in lines if line and not line.startswith("#")]
+        if not found:
+            raise ValueError(f"--keys-file {file}: no key in it")
+        keys += found
+    return keys

@@ -1,0 +1,102 @@
+"""Events of a job -> one JSON answer, or a stream of server-sent events."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi import Request
+from PIL import Image
+
+from ecar.serving.encode import encode
+from ecar.serving.errors import ApiError
+from ecar.serving.job import Job
+from ecar.serving.rows import Preview
+from ecar.serving.schema import ImageData, ImagesAnswer
+
+PING_SECONDS = 10.0
+
+
+async def whole_answer(job: Job, request: Request) -> ImagesAnswer:
+    """All images in one answer. A client that goes away cancels the job.
+
+    Raises:
+        ApiError: an image failed, or the client went away (499, which nobody reads).
+    """
+    collect, gone = asyncio.create_task(_collect(job)), asyncio.create_task(_disconnect(request))
+    try:
+        await asyncio.wait({collect, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not collect.done():
+            raise ApiError(499, "client_closed_request", "the client went away")
+        data, order = await collect, job.order
+    finally:
+        job.cancel()
+        collect.cancel()
+        gone.cancel()
+    return ImagesAnswer(
+        created=int(time.time()), data=data, output_format=order.format, size=order.size_text,
+        quality=order.quality, background="opaque", usage=order.usage,
+    )  # fmt: skip
+
+
+async def _disconnect(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _collect(job: Job) -> list[ImageData]:
+    order = job.order
+    frames: list[list[Image.Image]] = [[] for _ in order.seeds]
+    images: dict[int, Image.Image] = {}
+    async for found in job.events():
+        if found is not None:
+            index, event = found
+            if isinstance(event, Preview):
+                frames[index].append(event.image)
+            else:
+                images[index] = event.image
+
+    def encode_all() -> list[ImageData]:
+        return [
+            ImageData(b64_json=encode(images[i], order, frames=frames[i], seed=seed), seed=seed)
+            for i, seed in enumerate(order.seeds)
+        ]
+
+    return await asyncio.to_thread(encode_all)
+
+
+async def event_stream(job: Job) -> AsyncIterator[str]:
+    """Server-sent events: each preview, each finished image, or one error at the end. A stream that merely stops would
+    look like success. No ``id:`` or ``retry:`` fields: the official client cannot read them."""
+    order = job.order
+    common = {
+        "size": order.size_text, "quality": order.quality, "background": "opaque", "output_format": order.format,
+        "num_stages": order.stages,
+    }  # fmt: skip
+    try:
+        async for found in job.events(PING_SECONDS):
+            if found is None:
+                yield ": ping\n\n"
+                continue
+            index, event = found
+            seed = order.seeds[index]
+            body = {"created_at": int(time.time()), "image_index": index, "seed": seed, **common}
+            if isinstance(event, Preview):
+                data = await asyncio.to_thread(encode, event.image, order)
+                body.update(b64_json=data, partial_image_index=event.number, stage=event.stage)
+                yield _event("image_generation.partial_image", body)
+            else:
+                data = await asyncio.to_thread(encode, event.image, order, seed=seed)
+                body.update(b64_json=data, stage=order.stages, usage=order.usage.model_dump())
+                yield _event("image_generation.completed", body)
+    except ApiError as error:
+        yield f"event: error\ndata: {json.dumps(error.body())}\n\n"
+    finally:
+        job.cancel()
+
+
+def _event(kind: str, body: dict[str, Any]) -> str:
+    return f"event: {kind}\ndata: {json.dumps({'type': kind, **body})}\n\n"

@@ -1,0 +1,149 @@
+"""The routes: OpenAI's Images API and models, health and metrics, and the page."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import FileResponse, Response, StreamingResponse
+from fastapi.staticfiles import StaticFiles
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from ecar import __version__
+from ecar.serving import errors, schema
+from ecar.serving.answers import event_stream, whole_answer
+from ecar.serving.config import MAX_IMAGES
+from ecar.serving.engine import Engine
+from ecar.serving.errors import ApiError
+from ecar.serving.job import Job
+from ecar.serving.middleware import Front
+from ecar.serving.order import make_order
+
+STATIC = Path(__file__).parent / "static"
+_SSE = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+
+
+def _refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    return {status: {"model": schema.ErrorAnswer} for status in statuses}
+
+
+def create_app(engine: Engine, name: str, *, keys: Collection[str] = (), request_ids: bool = True) -> FastAPI:
+    """The server as an ASGI app; it starts the engine when it starts and stops it when it ends.
+
+    Args:
+        engine: not started yet.
+        name: the model's name in the API.
+        keys: API keys; none: no key is asked for.
+        request_ids: answers carry ``x-request-id``.
+    """
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        engine.start()
+        yield
+        engine.stop()
+
+    # FastAPI's own documentation pages load scripts from elsewhere: they are off.
+    app = FastAPI(
+        title="ecar", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None,
+        responses=_refusals(400, 401, 404, 405, 408, 413, 500),
+    )  # fmt: skip
+    app.add_middleware(Front, limits=engine.limits, metrics=engine.metrics, keys=tuple(keys), request_ids=request_ids)
+    errors.install(app)
+    _add_images(app, engine, name)
+    _add_models(app, engine, name)
+    _add_status(app, engine)
+    app.mount("/static", StaticFiles(directory=STATIC), name="static")
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> FileResponse:
+        return FileResponse(STATIC / "index.html", headers={"Cache-Control": "no-cache"})
+
+    return app
+
+
+def _check_model(asked: str | None, name: str) -> None:
+    if asked not in (None, name):
+        raise ApiError(404, "model_not_found", f"no model {asked!r} here; this server has {name!r}", "model")
+
+
+def _add_images(app: FastAPI, engine: Engine, name: str) -> None:
+    stream_schema = {"text/event-stream": {"schema": {"type": "string"}}}
+
+    @app.post(
+        "/v1/images/generations",
+        response_model=schema.ImagesAnswer,
+        responses={200: {"content": stream_schema}, **_refusals(429, 503, 504)},
+    )
+    async def generate(body: schema.GenerateRequest, request: Request) -> Any:
+        """Make images of a class. With ``stream``: server-sent events, previews as they appear, then each image."""
+        _check_model(body.model, name)
+        job = Job(engine, make_order(body, engine.pipe, engine.limits))
+        if body.stream:
+            return StreamingResponse(event_stream(job), media_type="text/event-stream", headers=_SSE)
+        return await whole_answer(job, request)
+
+    @app.post("/v1/images/edits", include_in_schema=False)
+    @app.post("/v1/images/variations", include_in_schema=False)
+    async def unsupported() -> None:
+        raise ApiError(404, "unsupported_endpoint", "this server makes images of classes; it does not edit images")
+
+
+def _add_models(app: FastAPI, engine: Engine, name: str) -> None:
+    created = int(time.time())
+
+    def info() -> schema.ModelInfo:
+        config, settings = engine.pipe.model.config, engine.pipe.settings()
+        stages = [
+            schema.StageInfo(side=stage.side, end=stage.end, steps=steps, guidance=guidance)
+            for stage, steps, guidance in zip(engine.pipe.model.plan, settings.steps, settings.guidance, strict=True)
+        ]
+        return schema.ModelInfo(
+            id=name, created=created, owned_by="ecar", size=f"{config.image_side[1]}x{config.image_side[0]}",
+            stages=stages, solver=settings.solver, num_classes=config.num_classes,
+            max_images=MAX_IMAGES, max_steps=engine.limits.max_steps,
+        )  # fmt: skip
+
+    @app.get("/v1/models")
+    async def models() -> schema.ModelList:
+        """All models; here one."""
+        return schema.ModelList(data=[info()])
+
+    @app.get("/v1/models/{model:path}/classes")
+    async def classes(model: str) -> schema.ClassList:
+        """What a prompt may name."""
+        _check_model(model, name)
+        config = engine.pipe.model.config
+        names = config.class_names or tuple(map(str, range(config.num_classes)))
+        return schema.ClassList(data=[schema.ClassInfo(id=i, name=text) for i, text in enumerate(names)])
+
+    @app.get("/v1/models/{model:path}")
+    async def model(model: str) -> schema.ModelInfo:
+        """One model."""
+        _check_model(model, name)
+        return info()
+
+
+def _add_status(app: FastAPI, engine: Engine) -> None:
+    @app.get("/health", responses=_refusals(503))
+    async def health() -> schema.Status:
+        """Whether the process is of use: 503 only where a restart of the process is needed."""
+        if engine.state == "failed":
+            raise ApiError(503, "engine_failed", "the engine failed too often; restart the server")
+        return schema.Status(status="ok")
+
+    @app.get("/ready", responses=_refusals(503))
+    async def ready() -> schema.Status:
+        """Whether requests are accepted: 503 before the model is warm, while it is loaded again, and while draining."""
+        if engine.state != "ready":
+            raise ApiError(503, "not_ready", f"the server is {engine.state}")
+        return schema.Status(status="ready")
+
+    @app.get("/metrics", responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}})
+    async def metrics() -> Response:
+        """Prometheus."""
+        return Response(engine.metrics.text(), media_type=CONTENT_TYPE_LATEST)

@@ -1,0 +1,72 @@
+"""A request on its way through the engine, as the event loop sees it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+
+from ecar.serving.engine import Engine
+from ecar.serving.errors import ApiError
+from ecar.serving.order import Order
+from ecar.serving.rows import EngineError, Event, Failed, Finished, Preview, Row
+
+GRACE = 5.0  # seconds after the deadline in which the engine itself reports it; a device that hangs does not
+
+
+class Job:
+    """The rows of one order. Its events wait here, at most one per preview and image: a client that does not read
+    costs no more than that.
+
+    Raises:
+        ApiError: the engine does not take it.
+    """
+
+    def __init__(self, engine: Engine, order: Order) -> None:
+        self.order = order
+        self._loop, self._deadline = asyncio.get_running_loop(), time.monotonic() + engine.limits.deadline
+        self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
+        self._rows = [self._row(index, seed) for index, seed in enumerate(order.seeds)]
+        try:
+            engine.submit(self._rows)
+        except EngineError as error:
+            engine.metrics.rejected.labels(error.code).inc()
+            raise ApiError.of(error) from None
+
+    def _row(self, index: int, seed: int) -> Row:
+        def emit(event: Event) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended: nobody waits any more
+                self._loop.call_soon_threadsafe(self._events.put_nowait, (index, event))
+
+        return Row(self.order.label, seed, self.order.settings, emit, self.order.points, self._deadline)
+
+    def cancel(self) -> None:
+        """Rows that are not finished leave at the next stage boundary."""
+        for row in self._rows:
+            row.cancelled = True
+
+    async def events(self, ping: float | None = None) -> AsyncIterator[tuple[int, Preview | Finished] | None]:
+        """(image index, event) until every image is finished; None after each ``ping`` seconds of silence.
+
+        Raises:
+            ApiError: one image failed, or time is up; the others are cancelled then.
+        """
+        left = len(self._rows)
+        try:
+            while left:
+                remaining = self._deadline + GRACE - time.monotonic()
+                if remaining <= 0:
+                    raise ApiError(504, "deadline_exceeded", "the engine did not answer in time")
+                try:
+                    wait = remaining if ping is None else min(ping, remaining)
+                    index, event = await asyncio.wait_for(self._events.get(), wait)
+                except TimeoutError:
+                    yield None
+                    continue
+                if isinstance(event, Failed):
+                    raise ApiError.of(event.error)
+                left -= isinstance(event, Finished)
+                yield index, event
+        finally:
+            self.cancel()

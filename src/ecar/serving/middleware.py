@@ -1,0 +1,120 @@
+"""Around the app: size and time of bodies, keys, headers, one log line per request. Plain ASGI, so that streams stay
+streams."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import logging
+import secrets
+import time
+from collections.abc import Collection
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ecar.serving.config import Limits
+from ecar.serving.errors import ApiError
+from ecar.serving.metrics import Metrics
+
+log = logging.getLogger("ecar.serving")
+HEADERS = {
+    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+}
+
+
+class Front:
+    """Refuses what is too large, too slow or without a key; adds headers; logs method, route, status and time.
+
+    Nothing that a client sends is logged but the method and the path, escaped.
+
+    Args:
+        keys: accepted API keys for paths under /v1; none: everybody is served.
+        request_ids: whether answers carry ``x-request-id`` (a proxy in front may set its own).
+    """
+
+    def __init__(
+        self, app: ASGIApp, *, limits: Limits, metrics: Metrics, keys: Collection[str], request_ids: bool
+    ) -> None:
+        self.app, self.limits, self.metrics, self.request_ids = app, limits, metrics, request_ids
+        self._keys = [hashlib.sha256(key.encode()).digest() for key in keys]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        start, name, status = time.monotonic(), f"req_{secrets.token_hex(8)}", 0
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                extra = {**HEADERS, "x-request-id": name} if self.request_ids else HEADERS
+                pairs = [(key.encode(), value.encode()) for key, value in extra.items()]
+                message = {**message, "headers": [*message["headers"], *pairs]}
+            await send(message)
+
+        try:
+            self._check_key(scope)
+            body = await self._read(scope, receive)
+        except ApiError as error:
+            await error.response()(scope, receive, send_with_headers)
+        else:
+            if body is not None:
+                await self.app(scope, _replay(body, receive), send_with_headers)
+        finally:
+            self.metrics.responses.labels(str(status)).inc()
+            took = (time.monotonic() - start) * 1000
+            log.info("%s %r %d %.0f ms %s", scope["method"], scope["path"][:200], status, took, name)
+
+    def _check_key(self, scope: Scope) -> None:
+        if not self._keys or not scope["path"].startswith("/v1/"):
+            return
+        given = dict(scope["headers"]).get(b"authorization", b"")
+        kind, _, key = given.partition(b" ")
+        digest = hashlib.sha256(key.strip()).digest()
+        # Every key is compared, in constant time: how long it takes says nothing.
+        fits = [hmac.compare_digest(digest, known) for known in self._keys]
+        if kind.lower() != b"bearer" or not any(fits):
+            message = "give a valid key: Authorization: Bearer KEY"
+            raise ApiError(401, "invalid_api_key", message, headers={"www-authenticate": "Bearer"})
+
+    async def _read(self, scope: Scope, receive: Receive) -> bytes | None:
+        """The whole body, within its bounds; None where the client went away."""
+        limit = self.limits.max_body
+        too_large = ApiError(413, "body_too_large", f"a body may have {limit} bytes", headers={"connection": "close"})
+        length = dict(scope["headers"]).get(b"content-length", b"0")
+        if not length.isdigit() or len(length) > 15 or int(length) > limit:
+            raise too_large
+        parts, size, more = [], 0, True
+        try:
+            async with asyncio.timeout(self.limits.body_seconds):
+                while more:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        return None
+                    parts.append(message.get("body", b""))
+                    size, more = size + len(parts[-1]), message.get("more_body", False)
+                    if size > limit:
+                        raise too_large
+        except TimeoutError:
+            message_text = f"the body did not arrive within {self.limits.body_seconds:g} seconds"
+            raise ApiError(408, "body_timeout", message_text, headers={"connection": "close"}) from None
+        return b"".join(parts)
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """What the app reads: the body that was read already, then whatever comes (a disconnect)."""
+    told = False
+
+    async def replay() -> Message:
+        nonlocal told
+        if told:
+            return await receive()
+        told = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replay

@@ -1,0 +1,148 @@
+"""A checked request: what exactly is to be computed. Everything wrong is found here, before the engine hears of it."""
+
+from __future__ import annotations
+
+import math
+import secrets
+from dataclasses import dataclass
+
+from ecar.config import SamplingConfig
+from ecar.sampling.noise import MAX_SEED
+from ecar.sampling.pipeline import AmbiguousClass, Pipeline, UnknownClass
+from ecar.serving.config import Limits
+from ecar.serving.errors import ApiError
+from ecar.serving.previews import Point, preview_points
+from ecar.serving.schema import GenerateRequest, TokenDetails, Usage
+
+QUALITIES = {"low": 0.5, "medium": 1.0, "high": 2.0, "xhigh": 3.0, "max": 4.0}  # times the model's steps
+_SYNONYMS = {"auto": "medium", "standard": "medium", "hd": "high"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """What a request asks for, in the engine's terms.
+
+    Attributes:
+        label: class id.
+        seeds: one per image.
+        points: where previews are decoded; for a gif, its frames before the last.
+        size: (width, height) in pixels.
+        compression: quality of jpeg and webp, 0..100.
+        frame_ms: of a gif.
+    """
+
+    label: int
+    class_name: str
+    seeds: tuple[int, ...]
+    settings: SamplingConfig
+    points: tuple[Point, ...]
+    stages: int
+    size: tuple[int, int]
+    quality: str
+    format: str
+    compression: int
+    frame_ms: int
+    usage: Usage
+
+    @property
+    def size_text(self) -> str:
+        """As the API writes it."""
+        return f"{self.size[0]}x{self.size[1]}"
+
+
+def make_order(request: GenerateRequest, pipe: Pipeline, limits: Limits) -> Order:
+    """Check a request against the model and the limits.
+
+    Raises:
+        ApiError: 400, naming the parameter.
+    """
+    config, n = pipe.model.config, request.n or 1
+    label = _class_id(request.prompt, pipe)
+    size = (config.image_side[1], config.image_side[0])
+    if request.size not in (None, "auto", f"{size[0]}x{size[1]}"):
+        raise ApiError(400, "unsupported_size", f"size must be auto or {size[0]}x{size[1]}", "size")
+    _refuse_unsupported(request)
+    asked = request.quality or "auto"
+    quality = _SYNONYMS.get(asked, asked)
+    settings = _settings(request, pipe, QUALITIES[quality], limits)
+    seed = request.seed if request.seed is not None else secrets.randbelow(MAX_SEED - n)
+    if seed + n - 1 > MAX_SEED:
+        raise ApiError(400, "invalid_value", f"seed + n - 1 must not exceed {MAX_SEED}", "seed")
+    image_tokens = n * sum(stage.tokens for stage in pipe.model.plan)
+    details = TokenDetails(text_tokens=1, image_tokens=0)
+    return Order(
+        label=label,
+        class_name=config.class_names[label] if label < len(config.class_names) else "",
+        seeds=tuple(range(seed, seed + n)),
+        settings=settings,
+        points=_points(request, settings),
+        stages=len(pipe.model.plan),
+        size=size,
+        quality=quality,
+        format=request.output_format or "png",
+        compression=100 if request.output_compression is None else request.output_compression,
+        frame_ms=request.frame_duration_ms or 700,
+        usage=Usage(
+            input_tokens=1, output_tokens=image_tokens, total_tokens=1 + image_tokens, input_tokens_details=details
+        ),
+    )
+
+
+def _class_id(prompt: str, pipe: Pipeline) -> int:
+    if pipe.model.config.num_classes == 0:
+        return pipe.model.config.null_class  # trained without labels: a prompt is required by the API and says nothing
+    try:
+        return pipe.class_id(prompt if len(prompt) <= 200 else prompt[:200] + "...")
+    except AmbiguousClass as error:
+        raise ApiError(400, "ambiguous_class", str(error), "prompt") from None
+    except UnknownClass as error:
+        raise ApiError(400, "unknown_class", str(error), "prompt") from None
+
+
+def _refuse_unsupported(request: GenerateRequest) -> None:
+    """Values that the API knows and this server does not."""
+    if request.background == "transparent":
+        raise ApiError(400, "unsupported_value", "the model has no transparency; use opaque or auto", "background")
+    if request.response_format == "url":
+        raise ApiError(400, "unsupported_value", "images are not stored here; use b64_json", "response_format")
+    if request.negative_prompt:
+        raise ApiError(400, "unsupported_value", "the model knows no negative prompt", "negative_prompt")
+    for name in ("svg", "complexity"):
+        if getattr(request, name) is not None:
+            raise ApiError(400, "unsupported_value", f"{name} is not supported", name)
+    if request.partial_images and not request.stream:
+        raise ApiError(400, "invalid_value", "partial_images needs stream: true", "partial_images")
+    if request.output_format == "gif" and request.stream:
+        raise ApiError(400, "invalid_value", "a gif holds the stages itself and is not streamed", "stream")
+    if request.output_format != "gif":
+        for name in ("frame_count", "frame_duration_ms"):
+            if getattr(request, name) is not None:
+                raise ApiError(400, "invalid_value", f"{name} needs output_format gif", name)
+
+
+def _settings(request: GenerateRequest, pipe: Pipeline, factor: float, limits: Limits) -> SamplingConfig:
+    steps = request.num_inference_steps
+    try:
+        if steps is None:
+            steps = [math.ceil(factor * s) for s in pipe.settings().steps]
+        settings = pipe.settings(steps=steps)
+    except ValueError as error:
+        raise ApiError(400, "invalid_value", str(error), "num_inference_steps") from None
+    if sum(settings.steps) > limits.max_steps:
+        message = f"{sum(settings.steps)} steps in all stages together; this server allows {limits.max_steps}"
+        raise ApiError(400, "too_many_steps", message, "num_inference_steps")
+    try:
+        return pipe.settings(steps=settings.steps, guidance=request.guidance_scale, solver=request.solver)
+    except ValueError as error:
+        raise ApiError(400, "invalid_value", str(error), "guidance_scale") from None
+
+
+def _points(request: GenerateRequest, settings: SamplingConfig) -> tuple[Point, ...]:
+    if request.output_format != "gif":
+        return preview_points(settings.steps, request.partial_images or 0)
+    frames = request.frame_count or max(2, len(settings.steps))
+    points = preview_points(settings.steps, frames - 1)
+    if len(points) < frames - 1:
+        message = f"{sum(settings.steps)} steps give no more than {len(points) + 1} frames"
+        raise ApiError(400, "invalid_value", message, "frame_count")
+    return points

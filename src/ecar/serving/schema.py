@@ -1,0 +1,154 @@
+"""Bodies of requests and answers: the OpenAI Images API and a few extensions. Types are strict, unknown keys refused."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ecar.sampling.noise import MAX_SEED
+from ecar.serving.config import MAX_IMAGES
+
+Scale = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
+Steps = Annotated[int, Field(ge=1, le=10_000)]
+PerStage = Field(min_length=1, max_length=16)
+
+
+class GenerateRequest(BaseModel):
+    """``POST /v1/images/generations``."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", title="CreateImageRequest")
+
+    prompt: str = Field(min_length=1, max_length=32_000, description="Class name, synonym or id.")
+    model: str | None = Field(None, max_length=256, description="The served model; may be left out.")
+    n: int | None = Field(None, ge=1, le=MAX_IMAGES, description="Images; image i has seed + i. Default 1.")
+    size: str | None = Field(None, max_length=32, description="auto or the model's size, as WIDTHxHEIGHT.")
+    quality: Literal["auto", "low", "medium", "high", "xhigh", "max", "standard", "hd"] | None = Field(
+        None, description="Solver steps: half the model's default, once (auto, standard), 2, 3 and 4 times."
+    )
+    output_format: Literal["png", "jpeg", "webp", "gif"] | None = Field(
+        None, description="Default png. gif: the image growing, a frame per preview."
+    )
+    output_compression: int | None = Field(None, ge=0, le=100, description="Quality of jpeg and webp. Default 100.")
+    background: Literal["auto", "opaque", "transparent"] | None = None
+    response_format: Literal["b64_json", "url"] | None = Field(None, description="b64_json; url is refused.")
+    stream: bool | None = Field(None, description="Answer with server-sent events.")
+    partial_images: int | None = Field(None, ge=0, le=3, description="Previews of each image, with stream only.")
+    frame_count: int | None = Field(None, ge=2, le=16, description="Frames of a gif. Default: one per stage.")
+    frame_duration_ms: int | None = Field(None, ge=20, le=10_000, description="Of a gif. Default 700.")
+    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="Extension. Default: random.")
+    guidance_scale: Scale | Annotated[list[Scale], PerStage] | None = Field(
+        None, description="Extension: one number (all stages but the last) or one per stage; 1 is off."
+    )
+    num_inference_steps: Steps | Annotated[list[Steps], PerStage] | None = Field(
+        None, description="Extension: solver steps of every stage, or one number per stage. Overrides quality."
+    )
+    solver: Literal["euler", "heun", "ab2"] | None = Field(None, description="Extension.")
+    negative_prompt: str | None = Field(None, max_length=32_000, description="Refused unless empty.")
+    user: str | None = Field(None, max_length=1024, description="Ignored, as are the next three.")
+    safety_identifier: str | None = Field(None, max_length=1024)
+    moderation: str | None = Field(None, max_length=32)
+    style: str | None = Field(None, max_length=32)
+    svg: Any | None = Field(None, description="Refused unless null, as is the next.")
+    complexity: Any | None = None
+
+
+class ImageData(BaseModel):
+    """One image."""
+
+    b64_json: str
+    seed: int
+
+
+class TokenDetails(BaseModel):
+    """Of the input."""
+
+    text_tokens: int
+    image_tokens: int
+
+
+class Usage(BaseModel):
+    """``output_tokens`` are latent tokens of all stages and images."""
+
+    input_tokens: int
+    output_tokens: int
+    total_tokens: int
+    input_tokens_details: TokenDetails
+
+
+class ImagesAnswer(BaseModel):
+    """The answer to a request without ``stream``."""
+
+    created: int
+    data: list[ImageData]
+    output_format: str
+    size: str
+    quality: str
+    background: str
+    usage: Usage
+
+
+class StageInfo(BaseModel):
+    """A stage of the model: side of its map, share of data at its end, default steps and guidance."""
+
+    side: tuple[int, int]
+    end: float
+    steps: int
+    guidance: float
+
+
+class ModelInfo(BaseModel):
+    """A model, as the OpenAI API lists it, with what a page needs to know."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str
+    size: str
+    stages: list[StageInfo]
+    solver: str
+    num_classes: int
+    max_images: int
+    max_steps: int
+
+
+class ModelList(BaseModel):
+    """All models; here one."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelInfo]
+
+
+class ClassInfo(BaseModel):
+    """A class that a prompt may name."""
+
+    id: int
+    name: str
+
+
+class ClassList(BaseModel):
+    """All classes of a model, by id."""
+
+    object: Literal["list"] = "list"
+    data: list[ClassInfo]
+
+
+class Status(BaseModel):
+    """Of the server."""
+
+    status: str
+
+
+class ErrorDetail(BaseModel):
+    """What is wrong, of which parameter."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorAnswer(BaseModel):
+    """OpenAI's envelope."""
+
+    error: ErrorDetail
