@@ -24,6 +24,7 @@ ALLOWED = {
     "sampling": {"config", "devices", "stages", "transformer", "flow", "model", "tokenizers", "weights", "sampling"},
     "data": {"config", "tokenizers", "data"},
     "benchmark": {"config", "stages", "transformer", "model", "sampling", "training", "benchmark"},
+    "serving": {"config", "stages", "sampling", "serving"},
     "evaluation": {"config", "data", "features", "sampling", "evaluation"},
 }
 

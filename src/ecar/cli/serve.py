@@ -50,6 +50,7 @@ def run(arguments: Sequence[str]) -> None:
     check_dtype(options.dtype)
     if not 0 <= options.port <= 65535 or options.threads < 0:
         raise ValueError(f"--port must be in 0..65535 and --threads at least 0, got {options.port}, {options.threads}")
+    options.limits.check()
     keys = read_keys(options.keys_file)
     if not keys and options.host not in _LOOPBACK and not options.no_auth:
         raise ValueError(f"--host {options.host} lets others in: give --keys-file or {KEYS_VARIABLE}, or --no-auth")

@@ -31,7 +31,9 @@ class Limits:
     drain_seconds: float = 30.0
     """After SIGTERM: seconds for finishing what was accepted."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """ValueError, naming the flag, unless the values are usable. (The command line's parser would wrap one raised
+        while it builds the object.)"""
         for name in ("max_batch", "max_steps", "max_body", "max_connections"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")

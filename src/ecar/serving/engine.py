@@ -37,6 +37,7 @@ class Engine:
     """
 
     def __init__(self, load: Callable[[], Pipeline], limits: Limits, metrics: Metrics, pipe: Pipeline | None) -> None:
+        limits.check()
         self.limits, self.metrics, self.state = limits, metrics, "starting"
         self.pipe = pipe or load()
         self._load, self._scheduler = load, Scheduler(limits.max_batch)

@@ -17,8 +17,8 @@ PATIENCE = 2  # batches that may go first
 class Scheduler:
     """Rows that wait, and the choice among them.
 
-    The largest batch goes first: it makes the best use of the device, and gives later rows the time to catch up with
-    earlier ones. What was passed over ``PATIENCE`` times goes before that, so that nothing starves.
+    The largest batch goes first (of equals, the earlier stage): it makes the best use of the device, and gives later
+    rows the time to catch up with earlier ones. What was passed over ``PATIENCE`` times goes before that: nothing starves.
 
     Args:
         max_batch: rows of one batch; at most twice as many are in progress.
@@ -74,7 +74,7 @@ class Scheduler:
         if patient:
             chosen = max(patient, key=lambda key: self._passed[key])
         else:
-            chosen = max(sizes, key=lambda key: (min(sizes[key], self.max_batch), key[0]))
+            chosen = max(sizes, key=lambda key: (min(sizes[key], self.max_batch), -key[0]))
         self._passed = Counter({key: self._passed[key] + 1 for key in sizes if key != chosen})
         return self._take_new(chosen, min(room, self.max_batch)) if chosen[0] == 0 else self._take(chosen)
 

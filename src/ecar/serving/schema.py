@@ -1,4 +1,4 @@
-"""Bodies of requests and answers: the OpenAI Images API and a few extensions. Types are strict, unknown keys refused."""
+"""Bodies of requests and answers: the OpenAI Images API and a few extensions. Strict types, unknown keys refused."""
 
 from __future__ import annotations
 
