@@ -18,7 +18,7 @@ class Scheduler:
     """Rows that wait, and the choice among them.
 
     The largest batch goes first (of equals, the earlier stage): it makes the best use of the device, and gives later
-    rows the time to catch up with earlier ones. What was passed over ``PATIENCE`` times goes before that: nothing starves.
+    rows the time to catch up with earlier ones. What was passed over ``PATIENCE`` times goes before that
 
     Args:
         max_batch: rows of one batch; at most twice as many are in progress.

@@ -1,0 +1,93 @@
+// The server's API: requests, streams, and the same request as a command.
+
+export const PREVIEWS = 3;
+
+function headers(key) {
+  const result = { "Content-Type": "application/json" };
+  if (key) result.Authorization = `Bearer ${key}`;
+  return result;
+}
+
+async function checked(response) {
+  if (response.ok) return response;
+  let message = `the server answered ${response.status}`;
+  try {
+    message = (await response.json()).error.message;
+  } catch {
+    // not the server's own answer: the status has to do
+  }
+  const error = new Error(message);
+  error.status = response.status;
+  throw error;
+}
+
+export async function describe(key) {
+  const models = await (await checked(await fetch("/v1/models", { headers: headers(key) }))).json();
+  const model = models.data[0];
+  const path = `/v1/models/${encodeURIComponent(model.id)}/classes`;
+  const classes = await (await checked(await fetch(path, { headers: headers(key) }))).json();
+  return { model, classes: classes.data };
+}
+
+// Calls onEvent with each event of the stream: previews, images. Throws what goes wrong.
+export async function generate(body, key, signal, onEvent) {
+  const request = { ...body, stream: true, partial_images: PREVIEWS };
+  const options = { method: "POST", headers: headers(key), body: JSON.stringify(request), signal };
+  const response = await checked(await fetch("/v1/images/generations", options));
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let text = "";
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) return;
+    text += value;
+    const blocks = text.split("\n\n");
+    text = blocks.pop();
+    for (const block of blocks) {
+      const data = block.split("\n").find((line) => line.startsWith("data: "));
+      if (!data) continue; // a keep-alive comment
+      const event = JSON.parse(data.slice(6));
+      if (event.error) throw new Error(event.error.message);
+      onEvent(event);
+    }
+  }
+}
+
+// One body per class, as it is sent but for the stream.
+export function bodies(settings) {
+  return settings.classes.map((id) => ({
+    model: settings.model,
+    prompt: settings.names[id],
+    n: settings.count,
+    seed: settings.seed,
+    guidance_scale: settings.guidance,
+    num_inference_steps: settings.steps,
+  }));
+}
+
+export function asCurl(settings, origin, withKey) {
+  const key = withKey ? " -H \"Authorization: Bearer $ECAR_API_KEY\"" : "";
+  const quoted = (body) => JSON.stringify(body).replaceAll("'", "'\\''");
+  return bodies(settings).map((body) =>
+    `curl ${origin}/v1/images/generations -H 'Content-Type: application/json'${key} -d '${quoted(body)}'`).join("\n");
+}
+
+export function asPython(settings, origin, withKey) {
+  const key = withKey ? "os.environ[\"ECAR_API_KEY\"]" : "\"none\"";
+  const [first] = bodies(settings);
+  const { model, n, ...rest } = first;
+  delete rest.prompt;
+  return [
+    "import base64",
+    ...(withKey ? ["import os"] : []),
+    "",
+    "from openai import OpenAI",
+    "",
+    `client = OpenAI(base_url="${origin}/v1", api_key=${key})`,
+    `for name in ${JSON.stringify(settings.classes.map((id) => settings.names[id]))}:`,
+    `    answer = client.images.generate(model=${JSON.stringify(model)}, prompt=name, n=${n}, extra_body=${JSON.stringify(rest)})`,
+    "    for image in answer.data:",
+    "        with open(f\"{name} {image.seed}.png\", \"wb\") as file:",
+    "            file.write(base64.b64decode(image.b64_json))",
+    "",
+  ].join("\n");
+}

@@ -1,0 +1,175 @@
+"""The page in a real Chromium, against a real server. No other host is asked for anything."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from served import ServerProcess
+
+pytest_plugins = ("served",)
+playwright_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+Page = playwright_api.Page
+# The test writes the documentation's pictures where it is told to; see docs/serving.md.
+PICTURES = os.environ.get("ECAR_PICTURES")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[object]:
+    executable = shutil.which("chromium") or shutil.which("google-chrome")
+    with playwright_api.sync_playwright() as playwright:
+        try:
+            started = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+        except playwright_api.Error as error:
+            pytest.skip(f"no Chromium here (apt-get install chromium): {str(error).splitlines()[0]}")
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def page(browser, server: ServerProcess) -> Iterator[Page]:  # type: ignore[no-untyped-def]
+    context = browser.new_context(viewport={"width": 1000, "height": 760}, color_scheme="light")
+    context.grant_permissions(["clipboard-read", "clipboard-write"], origin=server.url)
+    opened, elsewhere, problems = context.new_page(), [], []
+    opened.on(
+        "request", lambda r: None if r.url.startswith((server.url, "data:", "blob:")) else elsewhere.append(r.url)
+    )
+    opened.on("pageerror", lambda error: problems.append(str(error)))
+    opened.on("console", lambda m: problems.append(m.text) if "Content Security Policy" in m.text else None)
+    opened.goto(server.url)
+    opened.wait_for_selector("#classes input", state="attached")
+    yield opened
+    context.close()
+    assert not elsewhere and not problems
+
+
+def choose(page: Page, *names: str) -> None:
+    for box in page.locator("#classes input:checked").all():
+        box.uncheck()
+    for name in names:
+        page.get_by_label(name, exact=True).check()
+
+
+def photograph(page: Page, name: str) -> None:
+    if PICTURES:
+        page.screenshot(path=Path(PICTURES) / f"page_{name}.png")
+
+
+def test_image_grows_through_its_previews_and_the_pictures_are_seen(page: Page) -> None:
+    choose(page, "Sneaker", "Bag", "Dress")
+    page.locator("#count").fill("5")
+    page.locator("#guidance").fill("1.5")
+    for field, steps in zip(page.locator("#steps input").all(), ("64", "32"), strict=True):
+        field.fill(steps)
+    page.evaluate("""() => {
+        window.seen = [];
+        new MutationObserver((changes) => changes.forEach((c) => window.seen.push(c.target.dataset.state)))
+            .observe(document.getElementById("images"), {attributes: true, subtree: true, attributeFilter: ["data-state"]});
+    }""")
+    page.get_by_role("button", name="Generate").click()
+    for moment in ("preview 0", "preview 2", "finished"):
+        page.wait_for_selector(f'figure[data-state="{moment}"]', timeout=60_000)
+        if moment == "finished":
+            page.wait_for_function('document.querySelectorAll("figure[data-state=finished]").length === 15')
+        photograph(page, moment.replace(" ", "_"))
+    page.wait_for_function("!document.getElementById('go').disabled")
+    seen = page.evaluate("window.seen")
+    assert [seen.count(f"preview {i}") for i in range(3)] == [15] * 3 and seen.count("finished") == 15
+    assert "15 images in" in page.locator("#status").inner_text()
+    widths = page.evaluate("[...document.querySelectorAll('figure img')].map((i) => i.naturalWidth)")
+    assert widths == [32] * 15
+    with page.expect_download() as download:
+        page.locator("figure a").first.click()
+    assert download.value.suggested_filename == "Trouser 0.png" or download.value.suggested_filename.endswith(" 0.png")
+
+
+def test_copied_commands_give_the_images_that_the_page_shows(page: Page, server: ServerProcess, tmp_path: Path) -> None:
+    choose(page, "Bag")
+    page.locator("#count").fill("2")
+    page.locator("#seed").fill("41")
+    page.get_by_role("button", name="Generate").click()
+    page.wait_for_function('document.querySelectorAll("figure[data-state=finished]").length === 2')
+    shown = page.evaluate("[...document.querySelectorAll('figure img')].map((i) => i.src.split(',')[1])")
+    page.get_by_role("button", name="Copy as curl").click()
+    page.wait_for_function("document.getElementById('status').textContent === 'Copied as curl'")
+    command = page.evaluate("navigator.clipboard.readText()")
+    answer = json.loads(subprocess.run(command, shell=True, capture_output=True, text=True).stdout)
+    assert [d["b64_json"] for d in answer["data"]] == shown
+    page.get_by_role("button", name="Copy as Python").click()
+    page.wait_for_function("document.getElementById('status').textContent === 'Copied as Python'")
+    code = page.evaluate("navigator.clipboard.readText()")
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0 and sorted(p.name for p in tmp_path.iterdir()) == ["Bag 41.png", "Bag 42.png"], result
+
+
+def test_page_works_with_the_keyboard_alone_and_escape_stops(page: Page) -> None:
+    page.locator("#classes input").first.focus()
+    page.keyboard.press("Space")  # off
+    page.keyboard.press("Tab")
+    page.keyboard.press("Space")  # the second class
+    for field in page.locator("#steps input").all():
+        field.fill("64")
+    page.locator("#count").fill("10")
+    page.locator("#count").focus()
+    page.keyboard.press("Enter")
+    page.wait_for_selector('figure[data-state="preview 0"]')
+    page.keyboard.press("Escape")
+    page.wait_for_function("document.getElementById('status').textContent === 'Stopped'")
+    assert page.evaluate("document.querySelectorAll('figure[data-state=finished]').length") < 10
+
+
+def test_history_shows_earlier_images_and_their_settings_again(page: Page) -> None:
+    for seed, name in (("1", "Coat"), ("2", "Sandal")):
+        choose(page, name)
+        page.locator("#count").fill("1")
+        page.locator("#seed").fill(seed)
+        page.get_by_role("button", name="Generate").click()
+        page.wait_for_function(f"document.querySelectorAll('#history button').length === {seed}")
+    page.get_by_role("button", name="Coat, seed 1").click()
+    assert page.locator("#seed").input_value() == "1" and page.get_by_label("Coat", exact=True).is_checked()
+    assert "Coat" in (page.locator("figure img").get_attribute("alt") or "")
+
+
+def test_errors_of_the_server_are_told_in_words(page: Page) -> None:
+    for field in page.locator("#steps input").all():
+        field.fill("128")
+    page.get_by_role("button", name="Generate").click()
+    page.wait_for_selector("#status.wrong")
+    assert "this server allows 128" in page.locator("#status").inner_text()
+
+
+def test_page_fits_a_phone_and_the_dark(page: Page) -> None:
+    light = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    page.emulate_media(color_scheme="dark")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") != light
+    page.set_viewport_size({"width": 360, "height": 740})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    low = page.evaluate(
+        "[...document.querySelectorAll('button, input[type=number]')].filter((e) => e.offsetHeight && e.offsetHeight < 40).length"
+    )
+    assert low == 0  # a finger needs that much
+
+
+def test_page_asks_for_a_key_where_the_server_wants_one(browser, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "keys").write_text("let-me-in\n")
+    server = ServerProcess("--keys-file", tmp_path / "keys")
+    try:
+        while httpx.get(f"{server.url}/ready").status_code != 200:
+            pass
+        page = browser.new_page()
+        page.goto(server.url)
+        page.locator("#key").fill("let-me-in")
+        page.locator("#key").press("Tab")
+        page.wait_for_selector("#classes input", state="attached")
+        page.get_by_role("button", name="Generate").click()
+        page.wait_for_selector('figure[data-state="finished"]')
+    finally:
+        server.stop()
