@@ -23,10 +23,10 @@ from ecar.tokenizers import PixelTokenizer
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 
-def make_engine(**changes: object) -> Engine:
-    """Not started; a tiny random model."""
-    pipe = Pipeline(random_model(tiny_config(**changes)), PixelTokenizer(factor=1))
-    return Engine(lambda: pipe, Limits(body_seconds=1.0), Metrics(), pipe)
+def make_engine(pipe: Pipeline | None = None, **changes: object) -> Engine:
+    """Not started; a tiny random model, or one of ours."""
+    pipe = pipe or Pipeline(random_model(tiny_config(**changes)), PixelTokenizer(factor=1))
+    return Engine(lambda: pipe, Limits(body_seconds=1.0), Metrics())
 
 
 class ServerProcess:

@@ -8,7 +8,10 @@ from collections.abc import Iterator
 import pytest
 from fastapi.testclient import TestClient
 
+from conftest import random_model, tiny_config
+from ecar.sampling.pipeline import Pipeline
 from ecar.serving.app import create_app
+from ecar.tokenizers import PixelTokenizer
 from served import make_engine
 
 GENERATE = "/v1/images/generations"
@@ -154,8 +157,9 @@ def test_quality_chooses_the_steps(api: TestClient) -> None:
 
 
 def test_failure_inside_a_stream_is_an_error_event_not_a_silent_end() -> None:
-    engine = make_engine()
-    engine.pipe.model.head.class_embedding.weight.data[1] = float("nan")
+    pipe = Pipeline(random_model(tiny_config()), PixelTokenizer(factor=1))
+    pipe.model.head.class_embedding.weight.data[1] = float("nan")
+    engine = make_engine(pipe)
     with TestClient(create_app(engine, "tiny")) as client:
         while client.get("/ready").status_code != 200:
             pass

@@ -49,7 +49,8 @@ class Gate:
 
 @contextmanager
 def running(pipe: Pipeline, **limits: object) -> Iterator[Engine]:
-    engine = Engine(pipeline, Limits(**limits), Metrics(), pipe)  # type: ignore[arg-type]
+    loads = iter([pipe])
+    engine = Engine(lambda: next(loads, None) or pipeline(), Limits(**limits), Metrics())  # type: ignore[arg-type]
     engine.start()
     until(lambda: engine.state == "ready")
     try:
@@ -235,7 +236,7 @@ def test_engine_that_keeps_crashing_gives_up_instead_of_looping(monkeypatch: pyt
     monkeypatch.setattr(engine_module, "BACKOFF", 0.001)
     pipe = pipeline()
     pipe.model.head = torch.nn.Identity()
-    engine = Engine(lambda: pipe, Limits(), Metrics(), pipe)
+    engine = Engine(lambda: pipe, Limits(), Metrics())
     engine.start()
     until(lambda: engine.state == "failed")
     with pytest.raises(EngineError, match="failed"):

@@ -65,12 +65,13 @@ def run(arguments: Sequence[str]) -> None:
 
     if options.threads:
         torch.set_num_threads(options.threads)
-    bound = bind(options.host, options.port)
 
     def load() -> Pipeline:
         return Pipeline.from_pretrained(options.model, device=options.device, dtype=torch_dtype(options.dtype))
 
-    engine = Engine(load, options.limits, Metrics(), load())
+    engine = Engine(load, options.limits, Metrics())
+    engine.start()  # here, so that a wrong MODEL is told before anybody can connect
+    bound = bind(options.host, options.port)
     name = options.name or served_name(options.model)
     host, port = bound.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host

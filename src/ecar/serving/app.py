@@ -35,7 +35,7 @@ def create_app(engine: Engine, name: str, *, keys: Collection[str] = (), request
     """The server as an ASGI app; it starts the engine when it starts and stops it when it ends.
 
     Args:
-        engine: not started yet.
+        engine: started or not.
         name: the model's name in the API.
         keys: API keys; none: no key is asked for.
         request_ids: answers carry ``x-request-id``.
