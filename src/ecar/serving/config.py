@@ -16,8 +16,8 @@ class Limits:
     """Images computed at once."""
     max_queue: int = 64
     """Images that may wait; a request that does not fit is answered 429."""
-    gather_ms: float = 3.0
-    """An idle engine waits this long for company before it starts a batch."""
+    gather_ms: float = 16.0
+    """An idle engine waits up to this long for company before it starts a batch; a quarter of it where nobody comes."""
     deadline: float = 120.0
     """Seconds from arrival until a request is given up (504)."""
     max_steps: int = 128

@@ -193,13 +193,13 @@ class Engine:
             return None
 
     def _gather(self) -> None:
-        """After idling: requests tend to come together, and one batch for all is cheaper than one for the first."""
+        """After idling: requests tend to come together, and one batch for all is cheaper than one for the first. The
+        wait ends early when a quarter of it brought nobody."""
+        quiet = self.limits.gather_ms / 4000
         until = time.monotonic() + self.limits.gather_ms / 1000
-        while not self._stop and len(self._scheduler.new) < self.limits.max_batch:
-            left = until - time.monotonic()
-            if left <= 0:
+        while not self._stop and len(self._scheduler.new) < self.limits.max_batch and time.monotonic() < until:
+            if not self._changed.wait(quiet):
                 return
-            self._changed.wait(left)
 
     def _sweep(self) -> None:
         now = time.monotonic()
