@@ -69,9 +69,9 @@ def run(arguments: Sequence[str]) -> None:
     def load() -> Pipeline:
         return Pipeline.from_pretrained(options.model, device=options.device, dtype=torch_dtype(options.dtype))
 
-    engine = Engine(load, options.limits, Metrics())
-    engine.start()  # here, so that a wrong MODEL is told before anybody can connect
     bound = bind(options.host, options.port)
+    engine = Engine(load, options.limits, Metrics())
+    engine.start()  # a wrong MODEL ends the process here
     name = options.name or served_name(options.model)
     host, port = bound.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host

@@ -1,0 +1,92 @@
+"""The same app as replicas of Ray Serve, on one machine or many:
+
+serve run ecar.cli.ray_app:build model=fashion replicas=2
+
+Our engine batches inside each replica; Ray starts replicas, shares requests out, and replaces what died.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray import serve
+
+from ecar.cli.serve import read_keys, served_name
+from ecar.serving.config import Limits
+
+ARGUMENTS = {"model", "device", "dtype", "threads", "replicas", "gpus", "cpus"}
+
+
+@serve.ingress()
+class Replica:
+    """One engine and its app.
+
+    Args:
+        model: bundled name, folder or Hub id.
+        device, dtype, threads: as of ``ecar serve``.
+    """
+
+    def __init__(self, model: str, device: str, dtype: str, threads: int) -> None:
+        import torch
+
+        from ecar.cli.options import torch_dtype
+        from ecar.sampling.pipeline import Pipeline
+        from ecar.serving.engine import Engine
+        from ecar.serving.metrics import Metrics
+
+        if threads:
+            torch.set_num_threads(threads)
+        self.name = served_name(model)
+        self.engine = Engine(
+            lambda: Pipeline.from_pretrained(model, device=device, dtype=torch_dtype(dtype)), Limits(), Metrics()
+        )
+        self.engine.start()
+
+    def __serve_build_asgi_app__(self) -> Any:
+        from ecar.serving.app import create_app
+
+        # Ray sets x-request-id itself; two would be joined into one.
+        return create_app(self.engine, self.name, keys=read_keys(None), request_ids=False)
+
+    def check_health(self) -> None:
+        """Ray asks; RuntimeError makes it replace this replica."""
+        if self.engine.state == "failed":
+            raise RuntimeError("the engine failed too often")
+
+
+def build(arguments: dict[str, str]) -> serve.Application:
+    """The application for ``serve run`` or a Serve config file.
+
+    Args:
+        arguments: model, device, dtype, threads as of ``ecar serve``; replicas (a number, or least-most: Ray then
+            follows the load); gpus and cpus of each replica.
+
+    Raises:
+        ValueError: an unknown argument, or a value that is none.
+    """
+    from ecar.cli.options import check_dtype
+
+    unknown = sorted(set(arguments) - ARGUMENTS)
+    if unknown:
+        raise ValueError(f"unknown arguments {', '.join(unknown)}; choose from {', '.join(sorted(ARGUMENTS))}")
+    dtype = arguments.get("dtype", "fp32")
+    check_dtype(dtype)
+    limits = Limits()
+    least, _, most = arguments.get("replicas", "1").partition("-")
+    options: dict[str, Any] = {
+        # Above what the engine takes, so that its own 429 answers, in the envelope, and not Ray's.
+        "max_ongoing_requests": 2 * (limits.max_queue + 2 * limits.max_batch),
+        "ray_actor_options": {
+            "num_gpus": float(arguments.get("gpus", 0)), "num_cpus": float(arguments.get("cpus", 1)),
+        },
+    }  # fmt: skip
+    if most:
+        options["autoscaling_config"] = {
+            "min_replicas": int(least), "max_replicas": int(most), "target_ongoing_requests": limits.max_batch,
+        }  # fmt: skip
+    else:
+        options["num_replicas"] = int(least)
+    deployment = serve.deployment(name="ecar", **options)(Replica)
+    return deployment.bind(
+        arguments.get("model", "fashion"), arguments.get("device", "auto"), dtype, int(arguments.get("threads", 0))
+    )
