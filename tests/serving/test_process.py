@@ -178,6 +178,21 @@ def test_sigterm_finishes_accepted_requests_and_exits_with_zero(start: Start) ->
         httpx.get(f"{server.url}/health")
 
 
+def test_slow_bodies_and_slow_images_are_given_up_and_others_are_served(start: Start) -> None:
+    server = start(["--body-seconds", "1", "--deadline", "0.3"])
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as slow:
+        slow.sendall(f"POST {GENERATE} HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{{".encode())
+        late = {"prompt": "Coat", "n": 10, "num_inference_steps": [64, 64]}
+        answer = httpx.post(f"{server.url}{GENERATE}", json=late, timeout=60)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (504, "deadline_exceeded")
+        slow.settimeout(10)
+        assert slow.recv(1000).startswith(b"HTTP/1.1 408")
+    with pytest.raises(openai.InternalServerError):
+        client(server, max_retries=1).images.generate(prompt="Coat", n=10, extra_body={"num_inference_steps": [64, 64]})
+    assert httpx.post(f"{server.url}{GENERATE}", json={"prompt": "Coat"}).status_code == 200
+
+
 def test_keys_are_asked_for_compared_and_never_logged(start: Start, tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text("# team a\nsecret-of-a\n\n")
