@@ -85,7 +85,8 @@ def _add_images(app: FastAPI, engine: Engine, name: str) -> None:
         job = Job(engine, make_order(body, engine.pipe, engine.limits))
         if body.stream:
             return StreamingResponse(event_stream(job), media_type="text/event-stream", headers=_SSE)
-        return await whole_answer(job, request)
+        answer = await whole_answer(job, request)
+        return Response(answer.model_dump_json(), media_type="application/json")  # checked already: not once more
 
     @app.post("/v1/images/edits", include_in_schema=False)
     @app.post("/v1/images/variations", include_in_schema=False)
