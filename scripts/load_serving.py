@@ -127,9 +127,16 @@ def overload(address: str, pid: int, rate: float, n: int, seconds: float) -> dic
     broken: list[str] = []
 
     def ask(seed: int) -> None:
-        client = idle.pop() if idle else Client(address)
+        kept = idle.pop() if idle else None
+        client = kept or Client(address)
         try:
-            status, took = client.ask(n, seed)
+            try:
+                status, took = client.ask(n, seed)
+            except ConnectionError:
+                if kept is None:
+                    raise
+                client = Client(address)  # a server may close a connection that was idle for seconds
+                status, took = client.ask(n, seed)
         except OSError as error:
             broken.append(repr(error))
             return
@@ -152,7 +159,7 @@ def overload(address: str, pid: int, rate: float, n: int, seconds: float) -> dic
     memory.append(resident(pid))
     return {
         "images_per_second_asked": round(rate, 1), "n": n, "seconds": seconds, "statuses": dict(statuses),
-        "broken_connections": len(broken), "accepted": quantiles(accepted), "refused": quantiles(refused),
+        "broken_connections": broken, "accepted": quantiles(accepted), "refused": quantiles(refused),
         "memory_mib": memory,
     }  # fmt: skip
 
@@ -193,8 +200,7 @@ def main() -> None:
             served.append(closed_loop(address, 6, 10, args.seconds))
     with server(args.model) as (address, pid):
         closed_loop(address, 1, 1, 1.0)
-        single = closed_loop(address, 1, 1, args.seconds)
-        sixteen = closed_loop(address, 16, 1, args.seconds)
+        pairs = [(closed_loop(address, 1, 1, 4.0), closed_loop(address, 16, 1, 4.0)) for _ in range(args.rounds)]
         client = Client(address)
         previews = {}
         for count in (1, 3):
@@ -211,9 +217,9 @@ def main() -> None:
         "offline_images_per_second": [round(rate, 2) for rate in alone],
         "served": served,
         "served_share_of_offline": round(rate / statistics.median(alone), 3),
-        "one_client": single,
-        "sixteen_clients": sixteen,
-        "batching_gain": round(sixteen["images_per_second"] / single["images_per_second"], 2),
+        "one_client": [one for one, _ in pairs],
+        "sixteen_clients": [sixteen for _, sixteen in pairs],
+        "batching_gain": sorted(round(b["images_per_second"] / a["images_per_second"], 2) for a, b in pairs),
         "previews": previews,
         "overload": flood,
     }  # fmt: skip

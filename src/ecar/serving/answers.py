@@ -18,7 +18,6 @@ from ecar.serving.rows import Preview
 from ecar.serving.schema import ImageData, ImagesAnswer
 
 PING_SECONDS = 10.0
-SMALL = 64 * 64 * 4  # pixels of an answer that are encoded at once
 
 
 async def whole_answer(job: Job, request: Request) -> ImagesAnswer:
@@ -66,9 +65,7 @@ async def _collect(job: Job) -> list[ImageData]:
             for i, seed in enumerate(order.seeds)
         ]
 
-    # A small image takes less time than handing it to another thread.
-    small = len(order.seeds) * order.size[0] * order.size[1] <= SMALL
-    return encode_all() if small else await asyncio.to_thread(encode_all)
+    return await asyncio.to_thread(encode_all)
 
 
 async def event_stream(job: Job) -> AsyncIterator[str]:
