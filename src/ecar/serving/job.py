@@ -32,6 +32,7 @@ class Job:
             engine.submit(self._rows)
         except EngineError as error:
             engine.metrics.rejected.labels(error.code).inc()
+            self._rows = []
             raise ApiError.of(error) from None
 
     def _row(self, index: int, seed: int) -> Row:
@@ -45,6 +46,8 @@ class Job:
         """Rows that are not finished leave at the next stage boundary."""
         for row in self._rows:
             row.cancelled = True
+        # Rows know this job and the job its rows: a cycle, which would keep images until a full garbage collection.
+        self._rows = []
 
     async def events(self, ping: float | None = None) -> AsyncIterator[tuple[int, Preview | Finished] | None]:
         """(image index, event) until every image is finished; None after each ``ping`` seconds of silence.

@@ -51,7 +51,7 @@ def bind(host: str, port: int) -> socket.socket:
 def serve(app: FastAPI, engine: Engine, bound: socket.socket, limits: Limits) -> None:
     """Run until SIGTERM or SIGINT, then drain. Returns when all is done."""
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    # The engine's thread takes Python's lock hundreds of times a stage, and each time waits for a busy event loop: 5 ms.
+    # The engine's thread takes Python's lock hundreds of times a stage; each time it would wait 5 ms for a busy loop.
     sys.setswitchinterval(0.0005)
     # uvicorn raises the signal again when it is done; a clean end is exit code 0.
     signal.signal(signal.SIGTERM, lambda *_: None)
