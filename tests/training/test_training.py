@@ -207,7 +207,7 @@ def test_x_prediction_of_the_true_data_has_no_loss() -> None:
     d = draws(model.plan, 4)
 
     class Oracle(torch.nn.Module):
-        plan, embed_tokens = model.head.plan, model.head.embed_tokens
+        plan, embed_tokens, conditioning = model.head.plan, model.head.embed_tokens, model.head.conditioning
 
         def forward(self, stage: Any, x: torch.Tensor, *_: Any) -> torch.Tensor:
             assert x.shape[-2:] == stage.side

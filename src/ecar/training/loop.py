@@ -126,14 +126,6 @@ def with_data(model: ModelConfig, table: LatentTable) -> ModelConfig:
     )
 
 
-def compile_blocks(model: StageModel) -> None:
-    """torch.compile every block in place. All blocks share one graph per shape, so that starting takes a minute;
-    the whole loss as one graph takes several and runs no faster."""
-    torch._dynamo.config.recompile_limit = 64  # one graph per stage, row count and gradient mode
-    for block in (*model.transformer.blocks, *model.head.blocks):
-        block.compile(dynamic=False)
-
-
 class Trainer:
     """State of a run: model, average, optimizers, logs.
 
@@ -169,7 +161,7 @@ class Trainer:
             self.step, self.skipped = int(found[1]["step"]), int(found[1]["skipped"])
             self.ema.updates = int(found[1]["ema_updates"])
         if config.compile:
-            compile_blocks(model)
+            model.compile_blocks()
         self.losses = parallel(StageLoss(model), world, stages=len(model.plan))
 
     def run(self) -> None:
