@@ -96,7 +96,8 @@ class Int8Linear(_FastLinear):
         super().__init__(linear, _Weights(packed, scale))
 
     def forward(self, x: Tensor) -> Tensor:
-        scale = x.abs().amax(-1, keepdim=True).clamp(min=1e-6).float() / 127
+        # float first: torch 2.13 writes C++ that does not compile for several bfloat16 maxima of one tensor
+        scale = x.float().abs().amax(-1, keepdim=True).clamp(min=1e-6) / 127
         y = _int8_linear((x / scale).round().to(torch.int8), self.key, self.out, x.dtype) * scale
         return (y if self.bias is None else y + self.bias).to(x.dtype)
 
