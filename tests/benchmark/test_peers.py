@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from ecar.benchmark.peers import published, sit
-from ecar.presets import preset_config
 
 MILLIONS = {
+    "SiT-XL/2": 675,
     "MAR-B": 208, "MAR-L": 479, "MAR-H": 943, "VAR-d16": 310, "VAR-d20": 600, "VAR-d24": 1000, "VAR-d30": 2000,
     "FlowAR-S": 170, "FlowAR-L": 589, "FlowAR-H": 1900,
 }  # fmt: skip
@@ -27,5 +27,4 @@ def test_mar_costs_what_lazymar_counted() -> None:
 
 
 def test_sit_is_dit_at_119_billion_multiply_accumulates_a_pass() -> None:
-    config = preset_config("dit", "xl", latent=(32, 32), stages=1, channels=4, classes=1000, image=(256, 256), patch=2)
-    assert sit(config, 250).total / 2 / 500 == pytest.approx(118.6e9, rel=0.01)
+    assert sit(250).total / 2 / 500 == pytest.approx(118.6e9, rel=0.01)

@@ -11,7 +11,8 @@ import math
 from dataclasses import dataclass
 
 from ecar.benchmark.formulas import sampling_flops
-from ecar.config import ModelConfig, SamplingConfig
+from ecar.config import SamplingConfig
+from ecar.presets import preset_config
 
 _MAR_BUFFER = 64
 _VAR_SIDES = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
@@ -49,8 +50,9 @@ def _cached(width: int, sides: tuple[int, ...]) -> float:
     return total
 
 
-def sit(config: ModelConfig, steps: int) -> Computed:
-    """SiT: the network of ``config`` (a DiT), guided in every step."""
+def sit(steps: int) -> Computed:
+    """SiT-XL/2: the network of DiT-XL/2, guided in every step."""
+    config = preset_config("dit", "xl", latent=(32, 32), stages=1, channels=4, classes=1000, image=(256, 256), patch=2)
     parts = sampling_flops(config, SamplingConfig(steps=(steps,), guidance=(1.5,), solver="euler"))
     blocks = config.head_depth * 18 * config.width**2
     return Computed("SiT-XL/2", f"{steps} steps, guided", blocks, 0, sum(parts["head"]))
@@ -100,7 +102,7 @@ def flowar(
 
 
 def published() -> list[Computed]:
-    """MAR, VAR and FlowAR in the sizes and settings that their authors report."""
+    """SiT, MAR, VAR and FlowAR in the sizes and settings that their authors report."""
     systems = [
         mar(f"MAR-{size}", width, depth, head_width, head_depth, steps)
         for size, width, depth, head_width, head_depth in (
@@ -110,6 +112,7 @@ def published() -> list[Computed]:
         )
         for steps in (64, 256)
     ]
+    systems.append(sit(250))
     systems += [var(depth) for depth in (16, 20, 24, 30)]
     systems += [
         flowar("FlowAR-S", 768, 12, 1024, 2, cross=False, steps=25, guided=0.9),
