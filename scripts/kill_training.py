@@ -36,11 +36,9 @@ def command(data: str, out: Path, steps: int, processes: int) -> list[str]:
 
 
 def start(arguments: list[str]) -> subprocess.Popen[str]:
-    """In a process group of its own, so that launcher and workers die together."""
+    """The run, its output kept."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        arguments, env=environment, start_new_session=True, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
+    return subprocess.Popen(arguments, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
 def last_step(out: Path) -> int:
@@ -63,23 +61,46 @@ def weights_hash(out: Path) -> str:
     return hashlib.sha256((out / "final" / "model.safetensors").read_bytes()).hexdigest()
 
 
+def processes_of(out: Path) -> list[int]:
+    """Ids of launcher and workers: torchrun gives each worker a session of its own. The launcher, oldest, comes first."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            arguments = (entry / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if str(out).encode() in arguments:
+            found.append(int(entry.name))
+    return sorted(found)
+
+
 def kill_and_restart(arguments: list[str], out: Path, kills: int, chance: random.Random) -> list[dict[str, object]]:
-    """Kill ``kills`` times, each after a random number of new steps or during start-up; one record per kill."""
+    """Kill ``kills`` times, each after a random number of new steps or during start-up; one record per kill.
+
+    Two kills of three take all processes at once, the third a single worker: the others have to go by themselves.
+    """
     records: list[dict[str, object]] = []
     while len(records) < kills:
         process, before, wanted = start(arguments), last_step(out), chance.randint(0, 12)
-        began = time.perf_counter()
+        began, single = time.perf_counter(), wanted > 0 and len(records) % 3 == 2
         while process.poll() is None and last_step(out) < before + wanted:
             time.sleep(0.01)
         time.sleep(chance.random() * (2.0 if wanted == 0 else 0.1))
         if process.poll() is not None:
             output = process.communicate()[0]
             raise SystemExit(f"the run ended by itself (rc {process.returncode}); ask for more --steps\n{output}")
-        os.killpg(process.pid, signal.SIGKILL)
+        victims = processes_of(out)
+        for victim in victims[-1:] if single else victims:
+            os.kill(victim, signal.SIGKILL)
+        killed = time.perf_counter()
         process.communicate()
+        while processes_of(out):
+            time.sleep(0.05)
         records.append({
             "kill": len(records) + 1,
-            "seconds_after_start": round(time.perf_counter() - began, 2),
+            "killed": "one worker" if single else f"all {len(victims)} processes",
+            "seconds_after_start": round(killed - began, 2),
+            "seconds_until_all_were_gone": round(time.perf_counter() - killed, 2),
             "step_before": before,
             "step_at_kill": last_step(out),
             "checkpoints": checkpoints(out),

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from test_training import lines, options, weights
 
 from ecar.training import checkpoint, loop
@@ -199,6 +200,7 @@ def test_a_second_run_in_the_same_folder_is_refused_and_a_dead_one_is_taken_over
     assert second.returncode == 2 and f"pid {first.pid}" in second.stderr
     first.kill()
     first.communicate()
+    (tmp_path / "log.jsonl").unlink()  # what `started` waits for
     third = started(command, tmp_path)
     third.terminate()
     assert f"taking over from a run that died (pid {first.pid}" in third.communicate(timeout=60)[1]
@@ -217,8 +219,8 @@ def test_a_folder_that_cannot_be_written_is_refused_before_data_are_read(tmp_pat
 
 
 def test_random_kills_of_two_processes_change_nothing(digits_folder: Path) -> None:
-    command = [sys.executable, str(SCRIPTS / "kill_training.py"), "--data", str(digits_folder), "--kills", "2"]
-    result = subprocess.run([*command, "--steps", "60"], capture_output=True, text=True, timeout=400)
+    command = [sys.executable, str(SCRIPTS / "kill_training.py"), "--data", str(digits_folder), "--kills", "3"]
+    result = subprocess.run([*command, "--steps", "100"], capture_output=True, text=True, timeout=400)
     assert result.returncode == 0 and '"same": true' in result.stdout, result.stdout + result.stderr
 
 
