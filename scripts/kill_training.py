@@ -62,7 +62,7 @@ def weights_hash(out: Path) -> str:
 
 
 def processes_of(out: Path) -> list[int]:
-    """Ids of launcher and workers: torchrun gives each worker a session of its own. The launcher, oldest, comes first."""
+    """Ids of launcher (oldest, first) and workers, to which torchrun gives sessions of their own."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:

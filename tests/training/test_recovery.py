@@ -185,8 +185,8 @@ def test_a_signal_saves_exits_with_its_code_and_is_where_an_undisturbed_run_is(
     assert stopped is not None
     step = int(stopped[1]["step"])
     # The run left alone is asked for two steps more: the learning rate falls in the last one.
-    flags: dict[str, Any] = {"decay": 0.0, "max_steps": step + 2, "save_every": step, "sample_every": 0}
-    loop.train(options(digits_folder, tmp_path / "whole", **flags))
+    whole = [*arguments(digits_folder, tmp_path / "whole", step + 2), "--save-every", str(step)]
+    assert subprocess.run(whole, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True).returncode == 0
     alone = load_file(tmp_path / "whole" / "checkpoints" / f"step_{step:08d}" / "state.safetensors")
     assert all(torch.equal(tensor, stopped[0][name]) for name, tensor in alone.items())
 
