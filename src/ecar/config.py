@@ -65,7 +65,7 @@ class StageConfig(JsonConfig):
 
     sides: tuple[Side, ...] = ((4, 4), (8, 8))
     """(height, width) of each stage's map in latent positions; each twice the one before. One entry: flow matching."""
-    ends: tuple[float, ...] = (0.8, 1.0)
+    ends: tuple[float, ...] = (0.6, 1.0)
     """b_k: share of data in the map at the end of each stage, in (0, 1); the last is 1."""
     rho: float = 0.7
     """Share of the coarse stage's noise that the next stage keeps, in [0, 1]; 1 is the pyramidal-flow jump."""
@@ -96,7 +96,7 @@ class StageConfig(JsonConfig):
         if side[0] % scale or side[1] % scale:
             raise ValueError(f"a latent map of {side[0]}x{side[1]} does not divide into {stages} stages (by {scale})")
         sides = tuple((side[0] * 2**k // scale, side[1] * 2**k // scale) for k in range(stages))
-        return cls(sides=sides, ends=ends if ends is not None else (0.8,) * (stages - 1) + (1.0,), rho=rho)
+        return cls(sides=sides, ends=ends if ends is not None else (0.6,) * (stages - 1) + (1.0,), rho=rho)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,7 +203,7 @@ class TrainConfig(JsonConfig):
     stages: int | None = None
     """Number of stages, coarse to fine; default 2, and 1 for dit."""
     ends: tuple[float, ...] | None = None
-    """b_k per stage; default 0.8 for every stage but the last, which ends at 1."""
+    """b_k per stage; default 0.6 for every stage but the last, which ends at 1."""
     rho: float = 0.7
     """Share of noise that a stage takes over from the one before."""
     width: int | None = None
