@@ -1,4 +1,7 @@
-"""Time sampling of a model: images per second at batch 64, seconds for one image. Median of repeated runs.
+"""Time sampling of a model with each option that makes it faster, and what the option does to the images.
+
+Images per second at --batch, seconds of one image, both with decoding; the options take turns in one process and the
+median counts. The difference of the images is against eager float32 with the same seeds.
 
 python scripts/bench_sampling.py --model fashion --threads 2 --out docs/results/fashion_speed.json
 """
@@ -6,29 +9,34 @@ python scripts/bench_sampling.py --model fashion --threads 2 --out docs/results/
 from __future__ import annotations
 
 import argparse
-import platform
 import statistics
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from results import write_result
 
 from ecar import Pipeline
+from ecar.benchmark.bench import matmul_peak
+
+OPTIONS: dict[str, dict[str, object]] = {
+    "fp32": {},
+    "bf16": {"dtype": torch.bfloat16},
+    "fp32 compiled": {"compile": True},
+    "bf16 compiled": {"dtype": torch.bfloat16, "compile": True},
+    "bf16 compiled int8": {"dtype": torch.bfloat16, "compile": True, "quantize": "int8"},
+}
 
 
-def seconds(pipe: Pipeline, batch: int, guidance: float, steps: tuple[int, ...] | None, repeats: int) -> list[float]:
-    """Wall-clock of ``repeats`` calls after one warm-up, decoding included."""
-    classes = max(1, pipe.model.config.num_classes)
-    labels = [i % classes for i in range(batch)] if pipe.model.config.num_classes else None
-    times = []
-    for repeat in range(repeats + 1):
-        start = time.perf_counter()
-        pipe(
-            labels, seeds=range(repeat * batch, (repeat + 1) * batch), guidance=guidance, steps=steps, batch_size=batch
-        )
-        times.append(time.perf_counter() - start)
-    return times[1:]
+def draw(pipe: Pipeline, batch: int) -> tuple[float, np.ndarray]:
+    """Seconds of one batch, decoding included, and the images (B, H, W, 3 or 1) uint8."""
+    classes = pipe.model.config.num_classes
+    labels = [i % classes for i in range(batch)] if classes else None
+    start = time.perf_counter()
+    output = pipe(labels, seeds=range(batch), batch_size=batch)
+    seconds = time.perf_counter() - start
+    return seconds, np.stack([np.asarray(image) for image in output.images])
 
 
 def main() -> None:
@@ -36,33 +44,46 @@ def main() -> None:
     parser.add_argument("--model", default="fashion")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--steps", type=int, nargs="+")
+    parser.add_argument("--options", nargs="+", choices=OPTIONS, default=list(OPTIONS))
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    pipes = {
+        name: Pipeline.from_pretrained(args.model, device=args.device, **OPTIONS[name])  # type: ignore[arg-type]
+        for name in args.options
+    }
+    first: dict[str, float] = {}
+    images: dict[str, np.ndarray] = {}
+    for name, pipe in pipes.items():
+        start = time.perf_counter()
+        images[name] = draw(pipe, args.batch)[1].astype(np.float64)
+        draw(pipe, 1)
+        first[name] = time.perf_counter() - start
+    times: dict[tuple[str, int], list[float]] = {(name, batch): [] for name in pipes for batch in (args.batch, 1)}
+    for _ in range(args.repeats):
+        for (name, batch), seconds in times.items():
+            seconds.append(draw(pipes[name], batch)[0])
+    reference = images.get("fp32", next(iter(images.values())))
     rows = []
-    for dtype in (torch.float32, torch.bfloat16):
-        pipe = Pipeline.from_pretrained(args.model, device=args.device, dtype=dtype)
-        for guidance in (1.0, 2.0):
-            for batch in (64, 1):
-                times = seconds(pipe, batch, guidance, tuple(args.steps) if args.steps else None, args.repeats)
-                middle = statistics.median(times)
-                rows.append(
-                    {
-                        "dtype": str(dtype).removeprefix("torch."),
-                        "guidance": guidance,
-                        "batch": batch,
-                        "seconds": round(middle, 4),
-                        "spread": [round(min(times), 4), round(max(times), 4)],
-                        "images_per_second": round(batch / middle, 2),
-                    }
-                )
-                print(rows[-1], flush=True)
-    steps = args.steps or (pipe.model.config.sampling.steps if pipe.model.config.sampling else None)
+    for name in pipes:
+        many, one = (statistics.median(times[name, batch]) for batch in (args.batch, 1))
+        rows.append({
+            "options": name,
+            "images_per_second": round(args.batch / many, 2),
+            "seconds_for_one_image": round(one, 4),
+            "seconds_all": {str(b): [round(t, 4) for t in times[name, b]] for b in (args.batch, 1)},
+            "first_calls_seconds": round(first[name], 1),
+            "mean_pixel_difference_of_255": round(float(np.abs(images[name] - reference).mean()), 3),
+        })  # fmt: skip
+        print(rows[-1], flush=True)
+    settings = pipes[args.options[0]].settings().to_json()
     record = {
-        "model": args.model, "threads": args.threads, "device": args.device, "processor": platform.processor(),
-        "torch": torch.__version__, "steps": steps, "rows": rows,
+        "model": args.model, "threads": args.threads, "device": args.device, "batch": args.batch,
+        "torch": torch.__version__, "settings": settings, "rows": rows,
+        "matmul_tflops_per_second": {n: round(matmul_peak(d, args.device), 3) for n, d in
+                                     (("bf16", torch.bfloat16), ("fp32", torch.float32))},
     }  # fmt: skip
     write_result(record, args.out)
 

@@ -17,7 +17,6 @@ from results import write_result
 from ecar.config import ModelConfig, StageConfig
 from ecar.model import ECAR
 from ecar.presets import get_preset
-from ecar.training.loop import compile_blocks
 from ecar.training.loss import Draws, stage_losses
 
 
@@ -26,7 +25,7 @@ def make_step(config: ModelConfig, batch: int, compiled: bool, dtype: torch.dtyp
     torch.manual_seed(0)
     model = ECAR(config)
     if compiled:
-        compile_blocks(model)
+        model.compile_blocks()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     shapes = [(batch, config.channels, *s.side) for s in model.plan]
     noise, context = [torch.randn(s) for s in shapes], [torch.randn(s) for s in shapes[:-1]]

@@ -27,6 +27,7 @@ METRICS = {
     "FD-classifier": True,
     "classifier_accuracy": False,
 }
+_TICKS = (1, 2, 4, 8, 16, 32)
 
 
 def read(files: list[Path]) -> dict[str, dict[str, Any]]:
@@ -87,26 +88,48 @@ def conclusions(ecar: dict[str, Any], dit: dict[str, Any], metric: str, guided: 
 
 
 def plot(ecar: dict[str, Any], dit: dict[str, Any], path: Path, title: str) -> None:
+    """Every setting as a point, the best that each cost buys as a line."""
     figure, axes = plt.subplots(1, len(METRICS), figsize=(5 * len(METRICS), 4.2))
     for axis, metric in zip(axes, METRICS, strict=True):
         for points, colour, label in ((dit, "tab:red", "DiT"), (ecar, "tab:blue", "ECAR")):
-            for guided, style in ((False, "o-"), (True, "s")):
-                line = [p for k, p in points.items() if p.get("guided") is guided and "teacher" not in k]
-                line.sort(key=lambda p: p["gflops"])
-                if line:
-                    x, y = [p["gflops"] for p in line], [p[metric] for p in line]
-                    axis.plot(x, y, style, color=colour, markersize=4, label=label + (" guided" if guided else ""))
-        for name, style in (("floor", ":"), ("reconstruction", "-.")):
-            if name in ecar:
-                axis.axhline(ecar[name][metric], color="grey", linestyle=style, label=name)
+            free = sorted((p for k, p in points.items() if "gflops" in p and "teacher" not in k), key=_cost)
+            for guided, face in ((False, "none"), (True, colour)):
+                chosen = [p for p in free if p["guided"] == guided]
+                x, y = [p["gflops"] for p in chosen], [p[metric] for p in chosen]
+                name = f"{label}{' guided' if guided else ''}"
+                axis.scatter(x, y, s=18, facecolors=face, edgecolors=colour, label=name)
+            axis.plot(*_frontier(free, metric), color=colour, alpha=0.6, drawstyle="steps-post")
+        sign = 1 if METRICS[metric] else -1
+        values = sorted(
+            (p[metric] for side in (ecar, dit) for p in side.values() if "gflops" in p), key=lambda v: sign * v
+        )
+        worst = values[int(0.85 * (len(values) - 1))]  # a few hopeless settings would squeeze the rest
+        pad = 0.08 * abs(worst - values[0])
+        axis.set_ylim(*sorted((values[0] - sign * pad, worst + sign * pad)))
+        if "reconstruction" in ecar:
+            axis.plot([], [], " ", label=f"reconstructions {ecar['reconstruction'][metric]:.4g}")
+            axis.plot([], [], " ", label=f"real images {ecar['floor'][metric]:.4g}")
         axis.set(xscale="log", xlabel="GFLOP per image (decoder counted)", title=metric)
-        if METRICS[metric]:
-            axis.set_yscale("log")
-        axis.grid(alpha=0.3, which="both")
-    axes[0].legend(fontsize=8)
+        axis.set_xticks(_TICKS, [str(t) for t in _TICKS])
+        axis.minorticks_off()
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=7)
     figure.suptitle(title)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
+
+
+def _cost(point: dict[str, Any]) -> float:
+    return float(point["gflops"])
+
+
+def _frontier(points: list[dict[str, Any]], metric: str) -> tuple[list[float], list[float]]:
+    """The settings, by cost, that are better than every cheaper one."""
+    best: list[dict[str, Any]] = []
+    for p in points:
+        if not best or (p[metric] < best[-1][metric]) == METRICS[metric]:
+            best.append(p)
+    return [p["gflops"] for p in best] + [25.0], [p[metric] for p in best] + [best[-1][metric]]
 
 
 def main() -> None:

@@ -31,7 +31,9 @@ class StageModel(nn.Module):
         self.plan = make_plan(config.stages)
         self.transformer, self.head = transformer, head
 
-    def velocity(self, stage: Stage, x: Tensor, t: Tensor, embedded: Tensor, labels: Tensor) -> Tensor:
+    def velocity(
+        self, stage: Stage, x: Tensor, t: Tensor, embedded: Tensor, labels: Tensor, conditioning: Any = None
+    ) -> Tensor:
         """Velocity v_k at x_k^t, in units of the map (not normalised).
 
         Args:
@@ -40,11 +42,14 @@ class StageModel(nn.Module):
             t: (B,) in [0, 1], or (1,) for one time for all.
             embedded: ``head.embed_tokens(stage, M_k)``, (B, n_k, D).
             labels: (B,) class ids; ``config.null_class`` is unconditional.
+            conditioning: ``head.conditioning(stage, t, labels)`` where it is known already.
 
         Returns:
             (B, C, h_k, w_k), float32.
         """
-        raw = self.head(stage, x, t, embedded, labels)
+        if conditioning is None:
+            conditioning = self.head.conditioning(stage, t, labels)
+        raw = self.head(stage, x, conditioning, embedded)
         if self.config.prediction == "x":
             return velocity_from_data(stage, x.float(), raw, t)
         return raw * self.velocity_scale(stage)
@@ -57,6 +62,13 @@ class StageModel(nn.Module):
     def velocity_scale(self, stage: Stage) -> float:
         """Standard deviation of the stage's velocity on the training data; 1 where it was not measured."""
         return self.config.velocity_std[stage.index] if self.config.velocity_std else 1.0
+
+    def compile_blocks(self) -> None:
+        """torch.compile every block, in place. All blocks share one graph per shape, so that starting takes a minute;
+        the whole network as one graph takes several and runs no faster."""
+        torch._dynamo.config.recompile_limit = 64  # one graph per stage, row count and gradient mode
+        for block in (*self.transformer.blocks, *self.head.blocks):
+            block.compile(dynamic=False)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from conftest import tiny_config
-from ecar.benchmark.bench import compare, make_side, run_once
+from ecar.benchmark.bench import compare, decoder_cost, make_side, run_once
 from ecar.cli.main import main
-from ecar.config import SamplingConfig
+from ecar.config import SamplingConfig, StageConfig
 
 TINY = ["--preset", "nano", "--resolution", "32", "--factor", "4", "--peer-factor", "4", "--peer-patch", "1"]
 TINY += ["--classes", "10", "--channels", "4", "--stages", "2", "--batch", "1,2", "--repeats", "1", "--device", "cpu"]
@@ -30,7 +30,20 @@ def test_record_holds_both_sides_and_ratios_follow_from_it(tmp_path: Path, capsy
     assert first["dit"]["steps_run"] == [2] and first["ecar"]["steps_run"] == first["ecar"]["steps"]
     ratio = first["dit"]["seconds_per_batch"] / first["ecar"]["seconds_per_batch"]
     assert record["ratios"][0]["less_time"] == pytest.approx(ratio, abs=0.01)
+    assert first["ecar"]["batch"] == 1 and record["ratios"][0]["both_sides"] == "eager"
+    costs = record["by_resolution"]["ecar"]["rows"]
+    assert [row["resolution"] for row in costs] == [32, 64, 128]
+    assert costs[0]["total_flops"] == flops["ecar"]["total"]
     assert {"trunk 1", "trunk 2", "head 1", "head 2", "rest"} == set(first["ecar"]["split_seconds"])
+
+
+@pytest.mark.parametrize("kind", ["kl", "tiny"])
+def test_decoder_makes_images_of_the_asked_resolution_and_is_counted(kind: str) -> None:
+    settings = SamplingConfig(steps=(1, 1), guidance=(1.0, 1.0))
+    config = tiny_config(stages=StageConfig(sides=((4, 4), (8, 8)), ends=(0.6, 1.0)), velocity_std=(), sampling=None)
+    side = make_side("x", config, settings, dtype=torch.float32, device="cpu")
+    cost = decoder_cost(kind, side, 1, 32)
+    assert cost["flops_per_image"] > 1e6 and cost["seconds_per_batch"] > 0
 
 
 def test_clocks_come_off_and_zero_layers_are_filled() -> None:
@@ -44,7 +57,7 @@ def test_clocks_come_off_and_zero_layers_are_filled() -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "word"),
-    [(["--against", "gan"], "dit"), (["--batch", "0"], "at least 1"), (["--resolution", "250"], "divide")],
+    [(["--decoder", "vq"], "none, kl or tiny"), (["--batch", "0"], "at least 1"), (["--resolution", "250"], "divide")],
 )
 def test_wrong_input_exits_with_2(arguments: list[str], word: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", *arguments]) == 2

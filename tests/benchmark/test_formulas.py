@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from conftest import random_model, tiny_config
+from ecar.benchmark.flops import flop_counter
 from ecar.benchmark.formulas import sampling_flops, training_flops
 from ecar.config import ModelConfig, SamplingConfig, StageConfig
 from ecar.model import build_model
@@ -35,7 +35,7 @@ CASES = [
 def test_sampling_formula_counts_what_the_counter_counts(config: ModelConfig, settings: SamplingConfig) -> None:
     model = build_model(config).eval()
     noise = draw_noise([0], model.plan, config.channels)
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         sample_latents(model, torch.tensor([1]), noise, settings)
     formula = sampling_flops(config, settings)
     assert sum(formula["trunk"] + formula["head"]) == pytest.approx(counter.get_total_flops(), rel=0.01)
@@ -47,7 +47,7 @@ def test_training_formula_counts_forward_and_backward(share: tuple[float, ...]) 
     batch, rows = 32, tuple(int(32 * s) for s in share)
     shapes = [(batch, 3, *s.side) for s in model.plan]
     draws = Draws([torch.randn(s) for s in shapes], [torch.randn(s) for s in shapes[:-1]], torch.rand(3, batch))
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         losses = stage_losses(model, torch.randn(shapes[-1]), torch.zeros(batch, dtype=torch.int64), draws, rows)
         torch.stack([x.mean() for x in losses]).sum().backward()
     assert training_flops(model.config, share) * batch == pytest.approx(counter.get_total_flops(), rel=0.01)

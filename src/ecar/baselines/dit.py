@@ -6,6 +6,9 @@ The network is diffusers' own; only its initialisation follows the paper, since 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -13,6 +16,7 @@ from ecar.config import ModelConfig
 from ecar.model import StageModel
 from ecar.stages import Stage
 from ecar.transformer import StageCache
+from ecar.transformer.block import EXPLICIT_BELOW
 
 TIME_SCALE = 1000.0  # DiT's time features are made for 0..1000
 
@@ -44,7 +48,6 @@ class DiTHead(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         from diffusers import DiTTransformer2DModel
-        from diffusers.models.attention_processor import AttnProcessor
 
         (height, width), patch = config.stages.sides[-1], config.patch
         if height != width or height % patch:
@@ -62,8 +65,7 @@ class DiTHead(nn.Module):
         )
         for block in self.network.transformer_blocks:
             block.norm1.emb.class_embedder.dropout_prob = 0.0  # the trainer drops labels, once for all blocks
-            if (height // patch) ** 2 < 512:  # explicit products: see transformer/block.py on short sequences
-                block.attn1.set_processor(AttnProcessor())
+            block.attn1.set_processor(FastestProcessor())
         _initialize(self.network)
 
     @property
@@ -76,11 +78,35 @@ class DiTHead(nn.Module):
         assert stage.index == 0
         return tokens
 
-    def forward(self, stage: Stage, x: Tensor, t: Tensor, embedded: Tensor, labels: Tensor) -> Tensor:
-        """x (B, C, h, w), t (B,) or (1,), an empty token map, labels (B,) -> (B, C, h, w) float32."""
+    def conditioning(self, stage: Stage, t: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Times (B,) or (1,) and class ids (B,) as they are: diffusers' blocks embed them themselves."""
+        assert stage.index == 0
+        return t.float().expand(len(labels)), labels
+
+    def conditionings(self, stage: Stage, times: Sequence[float], labels: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """``conditioning`` at each of several times."""
+        return [self.conditioning(stage, torch.full((1,), t, device=labels.device), labels) for t in times]
+
+    def forward(self, stage: Stage, x: Tensor, conditioning: tuple[Tensor, Tensor], embedded: Tensor) -> Tensor:
+        """x (B, C, h, w), times and class ids (B,), an empty token map -> (B, C, h, w) float32."""
         assert stage.index == 0 and embedded.shape[-1] == 0
+        times, labels = conditioning
         x = x.to(self.network.proj_out_2.weight.dtype)
-        return self.network(x, TIME_SCALE * t.float().expand(len(x)), labels, return_dict=False)[0].float()
+        return self.network(x, TIME_SCALE * times, labels, return_dict=False)[0].float()
+
+
+class FastestProcessor:
+    """diffusers' attention by explicit products where these are faster (see transformer/block.py), else fused."""
+
+    def __init__(self) -> None:
+        from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
+
+        self.explicit, self.fused = AttnProcessor(), AttnProcessor2_0()
+
+    def __call__(self, attn: nn.Module, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        short = hidden_states.device.type == "cpu" and hidden_states.shape[1] < EXPLICIT_BELOW
+        processor = self.explicit if short and torch.is_grad_enabled() else self.fused
+        return processor(attn, hidden_states, *args, **kwargs)
 
 
 class DiT(StageModel):

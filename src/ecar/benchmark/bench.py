@@ -13,11 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ecar.benchmark.flops import flop_counter
 from ecar.benchmark.formulas import sampling_flops
 from ecar.config import ModelConfig, SamplingConfig
 from ecar.model import StageModel, build_model
 from ecar.sampling.loop import sample_latents
 from ecar.sampling.noise import draw_noise
+from ecar.sampling.optimize import optimize
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,11 @@ class Side:
     settings: SamplingConfig
     run_settings: SamplingConfig
     scale: float
+    parameters: int
+
+    def optimize(self, quantize: str | None) -> None:
+        """Compile the blocks, and hold their weights packed or in int8."""
+        optimize(self.model, compile=True, quantize=quantize)
 
     def flops(self) -> dict[str, Any]:
         """Per image, guidance counted, the decoder not: from the closed formulas."""
@@ -63,9 +70,10 @@ def make_side(
             nn.init.normal_(parameter, std=0.02)
     model = model.to(device, dtype).eval()
     if run_steps is None or run_steps >= settings.steps[0]:
-        return Side(name, model, settings, settings, 1.0)
+        return Side(name, model, settings, settings, 1.0, model.num_parameters())
     assert len(settings.steps) == 1, "only steps of a single stage are all alike"
-    return Side(name, model, settings, replace(settings, steps=(run_steps,)), settings.steps[0] / run_steps)
+    run_settings, scale = replace(settings, steps=(run_steps,)), settings.steps[0] / run_steps
+    return Side(name, model, settings, run_settings, scale, model.num_parameters())
 
 
 def run_once(side: Side, batch: int) -> float:
@@ -111,6 +119,59 @@ def split(side: Side, batch: int) -> dict[str, float]:
     with _timed(side.model, seconds):
         total = run_once(side, batch) / side.scale
     return {**seconds, "rest": max(0.0, total - sum(seconds.values()))}
+
+
+def decoder_cost(kind: str, side: Side, batch: int, resolution: int) -> dict[str, Any]:
+    """Seconds and FLOPs of decoding the latents of a batch with a random autoencoder of diffusers.
+
+    Args:
+        kind: "kl": AutoencoderKL as in Stable Diffusion (factor 8) or LDM and MAR (factor 16); "tiny": AutoencoderTiny.
+        side: its latents' channels and sides, device and type.
+        batch: images.
+        resolution: side of the images, pixels.
+    """
+    from diffusers import AutoencoderKL, AutoencoderTiny
+
+    config, model = side.model.config, side.model
+    latent = config.stages.sides[-1]
+    doublings = (resolution // latent[0]).bit_length() - 1
+    if kind == "kl":
+        widths = (128,) * max(1, doublings - 2) + (256, 256, 512) if doublings > 3 else (128, 256, 512, 512)
+        widths = widths[-(doublings + 1) :]
+        decoder = AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * len(widths),
+            up_block_types=("UpDecoderBlock2D",) * len(widths),
+            block_out_channels=widths,
+            layers_per_block=2,
+            latent_channels=config.channels,
+        )
+    else:
+        decoder = AutoencoderTiny(
+            latent_channels=config.channels,
+            encoder_block_out_channels=(64,) * (doublings + 1),
+            decoder_block_out_channels=(64,) * (doublings + 1),
+            num_encoder_blocks=(1,) * (doublings + 1),
+            num_decoder_blocks=(3,) * doublings + (1,),
+        )
+    decoder = decoder.to(model.device, model.dtype).eval()
+    z = torch.randn(batch, config.channels, *latent, device=model.device, dtype=model.dtype)
+    times = []
+    with torch.no_grad():
+        with flop_counter() as counter:
+            image = decoder.decode(z).sample
+        assert image.shape[-1] == resolution, "the decoder's factor is not the side's"
+        for _ in range(3):
+            _synchronize(model.device)
+            start = time.perf_counter()
+            decoder.decode(z)
+            _synchronize(model.device)
+            times.append(time.perf_counter() - start)
+    return {
+        "kind": type(decoder).__name__,
+        "parameters": sum(p.numel() for p in decoder.decoder.parameters()),
+        "flops_per_image": int(counter.get_total_flops()) // batch,
+        "seconds_per_batch": round(statistics.median(times), 5),
+    }
 
 
 def matmul_peak(dtype: torch.dtype, device: str, size: int = 4096, repeats: int = 5) -> float:

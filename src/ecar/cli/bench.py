@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchOptions:
-    """Time ECAR against DiT, random weights, latents only (no decoder)."""
+    """Time ECAR against DiT with random weights; other systems are computed from their published configurations."""
 
     preset: str = "xl"
     """Model size of both: nano, ti, s, b, l or xl."""
@@ -32,8 +32,6 @@ class BenchOptions:
     """ECAR's solver steps, one number or one per stage; default 8, then 4 for each finer stage."""
     guidance: bool = True
     """Guidance: ECAR in every stage but the last, DiT in every step."""
-    against: str = "dit"
-    """dit (the only peer that is measured)."""
     peer_steps: tuple[int, ...] = (250, 50)
     """DiT's solver steps."""
     peer_run_steps: int = 5
@@ -50,10 +48,17 @@ class BenchOptions:
     """Batch sizes."""
     repeats: int = 3
     """Measurements of each side, in turns; the median counts."""
+    optimized: bool = False
+    """Also measure both sides compiled, and compiled with int8 products (several minutes more; on CPU it needs g++)."""
+    decoder: str = "none"
+    """Also time an autoencoder's decoder on both sides' latents: none, kl (diffusers' AutoencoderKL in the sizes of
+    Stable Diffusion's f8 and LDM's f16) or tiny (AutoencoderTiny)."""
     dtype: str = "bf16"
     """bf16 or fp32, both sides."""
     device: str = "auto"
     """auto (cuda where there is one), cpu, cuda."""
+    plot: str | None = None
+    """Also draw FLOPs against resolution (.png)."""
     out: str = "bench.json"
     """File to write (.json)."""
 
@@ -62,25 +67,16 @@ def run(arguments: Sequence[str]) -> None:
     """Parse, build, measure; prints a table and one JSON object as the last line."""
     options = parse(BenchOptions, arguments, "bench")
     out = output_file(options.out, (".json",))
+    plot = output_file(options.plot, (".png",), "--plot") if options.plot else None
     _check(options)
     import torch
 
-    from ecar.benchmark.bench import compare, make_side, matmul_peak
+    from ecar.benchmark.bench import matmul_peak
+    from ecar.benchmark.peers import published
+    from ecar.benchmark.resolutions import cost_by_resolution, draw_costs
     from ecar.devices import resolve_device
 
-    device = resolve_device(options.device)
-    dtype = torch_dtype(options.dtype)
-    from ecar.config import SamplingConfig
-
-    scale = 1.5 if options.guidance else 1.0
-    peer_settings = {n: SamplingConfig(steps=(n,), guidance=(scale,), solver="euler") for n in options.peer_steps}
-    ours = make_side("ecar", *_ecar(options), dtype=dtype, device=device)
-    peer = make_side(
-        "dit", _dit(options), peer_settings[options.peer_steps[0]], dtype=dtype, device=device,
-        run_steps=options.peer_run_steps,
-    )  # fmt: skip
-    flops = {"ecar": ours.flops()}
-    flops |= {f"dit {n} steps": replace(peer, settings=settings).flops() for n, settings in peer_settings.items()}
+    device, dtype = resolve_device(options.device), torch_dtype(options.dtype)
     record: dict[str, Any] = {
         "command": asdict(options),
         "machine": {
@@ -90,30 +86,81 @@ def run(arguments: Sequence[str]) -> None:
             "threads": torch.get_num_threads(),
             "matmul_tflops_per_second": round(matmul_peak(dtype, device), 4),
         },
-        "parameters": {"ecar": ours.model.num_parameters(), "dit": peer.model.num_parameters()},
-        "flops_per_image": flops,
-        "measured": [],
-        "ratios": [],
     }
-    for batch in options.batch:
-        measured = compare([ours, peer], batch, options.repeats)
-        record["measured"].append(measured)
-        for steps in peer_settings:
-            seconds = measured["dit"]["seconds_per_batch"] * steps / options.peer_steps[0]
-            record["ratios"].append({
-                "batch": batch,
-                "dit_steps": steps,
-                "fewer_flops": round(flops[f"dit {steps} steps"]["total"] / flops["ecar"]["total"], 2),
-                "less_time": round(seconds / measured["ecar"]["seconds_per_batch"], 2),
-            })  # fmt: skip
+    _measure(options, record, device)
+    systems = {"ecar": lambda side: _ecar(options, side), "dit": lambda side: (_dit(options, side), _euler(options)[0])}
+    record["by_resolution"] = cost_by_resolution(systems, options.resolution)
+    record["computed_at_256"] = [{**asdict(system), "total_flops": system.total} for system in published()]
     out.write_text(json.dumps(record, indent=2) + "\n")
+    if plot is not None:
+        draw_costs(record["by_resolution"], published() if options.resolution == 256 else [], plot)
     _print_table(record)
     print(json.dumps(record))
 
 
+def _measure(options: BenchOptions, record: dict[str, Any], device: str) -> None:
+    """Time both sides, as they are and optimised; adds parameters, FLOPs, measurements and ratios to ``record``."""
+    from ecar.benchmark.bench import compare, decoder_cost, make_side
+
+    dtype = torch_dtype(options.dtype)
+    peer_settings = dict(zip(options.peer_steps, _euler(options), strict=True))
+    first = options.peer_steps[0]
+    sides = []
+    for variant in ("", " compiled", " int8") if options.optimized else ("",):
+        made = [
+            make_side(f"ecar{variant}", *_ecar(options, options.resolution), dtype=dtype, device=device),
+            make_side(
+                f"dit{variant}", _dit(options, options.resolution), peer_settings[first], dtype=dtype, device=device,
+                run_steps=options.peer_run_steps,
+            ),
+        ]  # fmt: skip
+        for side in made if variant else ():
+            side.optimize(quantize="int8" if variant == " int8" else None)
+        sides += made
+    ours, peer = sides[:2]
+    flops = {"ecar": ours.flops()}
+    flops |= {f"dit {n} steps": replace(peer, settings=settings).flops() for n, settings in peer_settings.items()}
+    record |= {
+        "parameters": {side.name: side.parameters for side in (ours, peer)},
+        "flops_per_image": flops,
+        "decoder": {},
+        "measured": [],
+        "ratios": [],
+    }
+    for batch in options.batch:
+        measured = compare(sides, batch, options.repeats)
+        record["measured"].append(measured)
+        decoders = {"ecar": 0.0, "dit": 0.0}
+        if options.decoder != "none":
+            costs = {side.name: decoder_cost(options.decoder, side, batch, options.resolution) for side in (ours, peer)}
+            decoders = {name: cost["seconds_per_batch"] for name, cost in costs.items()}
+            record["decoder"][f"batch {batch}"] = costs
+        for variant in dict.fromkeys(side.name.partition(" ")[2] for side in sides):
+            ecar, dit = (measured[f"{name} {variant}".strip()]["seconds_per_batch"] for name in ("ecar", "dit"))
+            for steps in options.peer_steps:
+                record["ratios"].append({
+                    "batch": batch,
+                    "dit_steps": steps,
+                    "both_sides": variant or "eager",
+                    "fewer_flops": round(flops[f"dit {steps} steps"]["total"] / flops["ecar"]["total"], 2),
+                    "less_time": round(dit * steps / first / ecar, 2),
+                    "less_time_than_eager_dit": round(measured["dit"]["seconds_per_batch"] * steps / first / ecar, 2),
+                    "less_time_with_decoder": round(
+                        (dit * steps / first + decoders["dit"]) / (ecar + decoders["ecar"]), 2
+                    ) if options.decoder != "none" else None,
+                })  # fmt: skip
+
+
+def _euler(options: BenchOptions) -> list[SamplingConfig]:
+    from ecar.config import SamplingConfig
+
+    scale = 1.5 if options.guidance else 1.0
+    return [SamplingConfig(steps=(n,), guidance=(scale,), solver="euler") for n in options.peer_steps]
+
+
 def _check(options: BenchOptions) -> None:
-    if options.against != "dit":
-        raise ValueError(f"--against must be dit, got {options.against!r}")
+    if options.decoder not in ("none", "kl", "tiny"):
+        raise ValueError(f"--decoder must be none, kl or tiny, got {options.decoder!r}")
     check_dtype(options.dtype)
     if min((*options.batch, *options.peer_steps, options.peer_run_steps, options.repeats, options.classes)) < 1:
         raise ValueError("--batch, --peer-steps, --peer-run-steps, --repeats and --classes must be at least 1")
@@ -121,38 +168,42 @@ def _check(options: BenchOptions) -> None:
         raise ValueError(f"--resolution {options.resolution} does not divide by the latents' factors")
 
 
-def _ecar(options: BenchOptions) -> tuple[ModelConfig, SamplingConfig]:
+def _ecar(options: BenchOptions, resolution: int) -> tuple[ModelConfig, SamplingConfig]:
+    """ECAR at ``resolution``: each doubling adds a finer stage."""
     from ecar.config import SamplingConfig
     from ecar.presets import default_steps, preset_config
     from ecar.sampling.loop import check_settings
 
-    side, stages = options.resolution // options.factor, options.stages
+    side = resolution // options.factor
+    stages = options.stages + max(0, (resolution // options.resolution).bit_length() - 1)
     config = preset_config(
         "ecar", options.preset, latent=(side, side), stages=stages, channels=options.channels,
-        classes=options.classes, image=(options.resolution, options.resolution),
+        classes=options.classes, image=(resolution, resolution),
     )  # fmt: skip
-    steps = options.steps or default_steps(stages)
-    steps = steps * stages if len(steps) == 1 else steps
+    steps = options.steps or default_steps(options.stages)
+    steps = steps * stages if len(steps) == 1 else steps + steps[-1:] * (stages - options.stages)
     guidance = (1.5 if options.guidance else 1.0,) * (stages - 1) + (1.0,)
     settings = SamplingConfig(steps=steps, guidance=guidance, solver="ab2")
     check_settings(settings, stages)
     return config, settings
 
 
-def _dit(options: BenchOptions) -> ModelConfig:
+def _dit(options: BenchOptions, resolution: int) -> ModelConfig:
     from ecar.presets import preset_config
 
-    side = options.resolution // options.peer_factor
+    side = resolution // options.peer_factor
     return preset_config(
         "dit", options.preset, latent=(side, side), stages=1, channels=options.peer_channels,
-        classes=options.classes, image=(options.resolution, options.resolution), patch=options.peer_patch,
+        classes=options.classes, image=(resolution, resolution), patch=options.peer_patch,
     )  # fmt: skip
 
 
 def _print_table(record: dict[str, Any]) -> None:
-    for ratio, measured in ((r, m) for r in record["ratios"] for m in record["measured"]):
-        if measured["ecar"]["batch"] == ratio["batch"]:
-            print(
-                f"batch {ratio['batch']}, DiT at {ratio['dit_steps']} steps: {ratio['fewer_flops']}x fewer FLOPs, "
-                f"{ratio['less_time']}x less time ({measured['ecar']['seconds_per_batch']} s a batch)"
-            )
+    for ratio in record["ratios"]:
+        print(
+            f"batch {ratio['batch']}, both {ratio['both_sides']}, DiT at {ratio['dit_steps']} steps: "
+            f"{ratio['fewer_flops']}x fewer FLOPs, {ratio['less_time']}x less time"
+        )
+    for name, rows in record["by_resolution"].items():
+        costs = ", ".join(f"{row['resolution']}: {row['total_flops'] / 1e12:.3g}" for row in rows["rows"])
+        print(f"{name}, TFLOP by resolution: {costs}; FLOPs grow as tokens to the power {rows['exponent']}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 
 from ecar.cli.options import parse
@@ -10,10 +11,18 @@ from ecar.config import TrainConfig
 
 
 def run(arguments: Sequence[str]) -> None:
-    """Parse, train, print the folder of the final model as JSON."""
+    """Parse, train, print the folder of the final model as JSON.
+
+    Stopped by a signal, it exits with 75 (SIGTERM, SIGUSR1) or 130 (Ctrl-C) after a checkpoint.
+    """
     config = parse(TrainConfig, arguments, "train")
     from ecar.training.loop import train
+    from ecar.training.signals import Stopped
 
-    final = train(config)
+    try:
+        final = train(config)
+    except Stopped as stopped:
+        print(f"ecar: {stopped}", file=sys.stderr)
+        raise SystemExit(stopped.code) from None
     last = (final.parent / "log.jsonl").read_text().splitlines()[-1:]
     print(json.dumps({"model": str(final), **(json.loads(last[0]) if last else {})}))

@@ -7,8 +7,8 @@ different times: between two stages, batches split and join (``Rows``).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Self
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -31,6 +31,7 @@ class StageVelocity:
             acts on velocities: it takes two head passes a step (here: one of twice the rows).
         labels: class ids of the rows of ``embedded``.
         scale: guidance on velocities; 1 is off.
+        conditionings: ``head.conditioning`` of these rows at the times that are known beforehand.
     """
 
     model: StageModel
@@ -38,11 +39,12 @@ class StageVelocity:
     embedded: Tensor
     labels: Tensor
     scale: float
+    conditionings: dict[float, Any] = field(default_factory=dict)
 
     def __call__(self, x: Tensor, t: float) -> Tensor:
         copies = 1 if self.scale == 1 else 2
-        times = torch.full((1,), t, device=x.device)
-        v = self.model.velocity(self.stage, x.repeat(copies, 1, 1, 1), times, self.embedded, self.labels)
+        times, known = torch.full((1,), t, device=x.device), self.conditionings.get(t)
+        v = self.model.velocity(self.stage, x.repeat(copies, 1, 1, 1), times, self.embedded, self.labels, known)
         return v if copies == 1 else guide_halves(v, self.scale)
 
     def select(self, rows: Sequence[int]) -> StageVelocity:
@@ -50,7 +52,7 @@ class StageVelocity:
         index = torch.tensor(rows, device=self.labels.device)
         if self.scale != 1:
             index = torch.cat([index, index + len(self.labels) // 2])
-        return replace(self, embedded=self.embedded[index], labels=self.labels[index])
+        return replace(self, embedded=self.embedded[index], labels=self.labels[index], conditionings={})
 
 
 @dataclass(frozen=True)
@@ -231,7 +233,9 @@ def stage_velocity(
         tokens, scale = guide_halves(tokens, scale), 1.0
     elif scale == 1:
         tokens = tokens[:batch]
-    return StageVelocity(model, stage, model.head.embed_tokens(stage, tokens), labels[: len(tokens)], scale)
+    labels, times = labels[: len(tokens)], uniform_grid(settings.steps[stage.index])[:-1]
+    conditionings = dict(zip(times, model.head.conditionings(stage, times, labels), strict=True))
+    return StageVelocity(model, stage, model.head.embed_tokens(stage, tokens), labels, scale, conditionings)
 
 
 def _guided(settings: SamplingConfig, stage: int) -> bool:

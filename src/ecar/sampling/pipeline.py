@@ -19,6 +19,7 @@ from ecar.devices import resolve_device
 from ecar.model import StageModel
 from ecar.sampling.loop import StageResult, check_settings, sample_latents
 from ecar.sampling.noise import draw_noise
+from ecar.sampling.optimize import optimize
 from ecar.sampling.pictures import to_pil
 from ecar.tokenizers import Tokenizer
 
@@ -78,12 +79,26 @@ class Pipeline:
                 f"the model reads latents of tokenizer {model.config.tokenizer}, not of {tokenizer.fingerprint()}"
             )
         self.model, self.tokenizer, self.name = model.eval(), tokenizer.to(model.device).eval(), name
+        self._fixed_shapes = False
 
     @classmethod
     def from_pretrained(
-        cls, name: str | Path = "fashion", *, device: str = "auto", dtype: torch.dtype = torch.float32
+        cls,
+        name: str | Path = "fashion",
+        *,
+        device: str = "auto",
+        dtype: torch.dtype = torch.float32,
+        compile: bool = False,
+        quantize: str | None = None,
     ) -> Self:
-        """Load a bundled model, a folder or a Hub id; ``device`` may be auto.
+        """Load a bundled model, a folder or a Hub id.
+
+        Args:
+            name: which.
+            device: auto, cpu, cuda, ...
+            dtype: of weights and activations.
+            compile: compile the blocks: worth it for many images of one batch size (the first batch takes a minute).
+            quantize: "int8", see ``ecar.sampling.optimize``.
 
         Raises:
             ValueError: nothing there, or damaged, or no such device; the message says what and where.
@@ -92,7 +107,14 @@ class Pipeline:
 
         device = resolve_device(device)
         model, tokenizer = load_model(name)
-        return cls(model.to(device, dtype), tokenizer.to(device), str(name))
+        pipe = cls(model.to(device, dtype), tokenizer.to(device), str(name))
+        pipe.optimize(compile=compile, quantize=quantize)
+        return pipe
+
+    def optimize(self, *, compile: bool = False, quantize: str | None = None) -> None:
+        """Make this pipeline faster, in place: see ``ecar.sampling.optimize``."""
+        optimize(self.model, compile=compile, quantize=quantize)
+        self._fixed_shapes |= compile
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -239,11 +261,13 @@ class Pipeline:
         stages: list[list[Image.Image]],
         on_stage: Callable[[StagePreview], None] | None,
     ) -> list[Image.Image]:
-        model = self.model
+        model, count = self.model, len(ids)
+        if self._fixed_shapes:  # compiled code is of one batch size: the next power of two serves many counts
+            ids, seeds = (part + part[-1:] * (_next_power_of_two(count) - count) for part in (ids, seeds))
         noise = draw_noise(seeds, model.plan, model.config.channels)
 
         def preview(result: StageResult) -> None:
-            pictures = to_pil(self.tokenizer.decode(result.z))
+            pictures = to_pil(self.tokenizer.decode(result.data(range(count))))
             if stages:
                 stages[result.stage.index].extend(pictures)
             if on_stage is not None:
@@ -251,7 +275,11 @@ class Pipeline:
 
         wanted = preview if stages or on_stage is not None else None
         latents = sample_latents(model, torch.tensor(ids, device=model.device), noise, settings, wanted)
-        return to_pil(self.tokenizer.decode(latents))
+        return to_pil(self.tokenizer.decode(latents[:count]))
+
+
+def _next_power_of_two(number: int) -> int:
+    return 1 << (number - 1).bit_length()
 
 
 def _plain(name: str) -> str:

@@ -1,10 +1,15 @@
-"""Checkpoints: a folder of safetensors and JSON, written beside its place and renamed, never half there."""
+"""Checkpoints: a folder of safetensors and JSON, written beside its place and renamed, never half there.
+
+``manifest.json`` holds the SHA-256 of every file: safetensors loads a flipped bit without a word.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,40 +20,73 @@ from torch import Tensor, nn
 
 from ecar.training.ema import EMA
 
+_MANIFEST = "manifest.json"
+
 
 def save_checkpoint(run: Path, step: int, tensors: dict[str, Tensor], record: dict[str, Any], keep: int = 2) -> Path:
-    """Write ``run/checkpoints/step_N``; older ones are deleted only afterwards and ``keep`` of them stay."""
+    """Write ``run/checkpoints/step_N``; older ones are deleted only afterwards and ``keep`` of them stay.
+
+    Raises:
+        OSError: it cannot be written; what was there before is untouched.
+    """
     root = run / "checkpoints"
     target, temporary = root / f"step_{step:08d}", root / f"step_{step:08d}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    save_file({n: t.detach().contiguous().cpu() for n, t in tensors.items()}, temporary / "state.safetensors")
-    (temporary / "state.json").write_text(json.dumps({"step": step, **record}, indent=1) + "\n")
-    for file in temporary.iterdir():
-        with open(file, "rb") as handle:
-            os.fsync(handle.fileno())
+    try:
+        save_file({n: t.detach().contiguous().cpu() for n, t in tensors.items()}, temporary / "state.safetensors")
+        (temporary / "state.json").write_text(json.dumps({"step": step, **record}, indent=1) + "\n")
+        hashes = {file.name: _sha256(file) for file in sorted(temporary.iterdir())}
+        (temporary / _MANIFEST).write_text(json.dumps(hashes, indent=1) + "\n")
+        for path in (*temporary.iterdir(), temporary):
+            _flush(path)
+    except SafetensorError as error:  # wraps errors of the disk
+        raise OSError(str(error)) from error
     shutil.rmtree(target, ignore_errors=True)
     temporary.rename(target)
+    _flush(root)
     for old in _complete(root)[:-keep]:
         shutil.rmtree(old)
     return target
 
 
 def load_checkpoint(run: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """Tensors and record of the newest complete checkpoint, or None where there is none.
+    """Tensors and record of the newest sound checkpoint, or None where there is none. Damaged ones and leftovers of a
+    killed save are named on stderr.
 
     Raises:
-        ValueError: the newest checkpoint cannot be read.
+        ValueError: there are checkpoints, and none is sound.
     """
-    found = _complete(run / "checkpoints")
-    if not found:
-        return None
-    try:
-        return load_file(found[-1] / "state.safetensors"), json.loads((found[-1] / "state.json").read_text())
-    except (SafetensorError, ValueError, OSError) as error:
-        raise ValueError(
-            f"{found[-1]}: damaged checkpoint ({error}); delete it to resume from the one before"
-        ) from None
+    root = run / "checkpoints"
+    for stale in root.glob("step_*.tmp"):
+        print(f"{stale}: left by a save that was killed; removed", file=sys.stderr)
+        shutil.rmtree(stale)
+    found, faults = _complete(root), []
+    for folder in reversed(found):
+        try:
+            verify(folder)
+            return load_file(folder / "state.safetensors"), json.loads((folder / "state.json").read_text())
+        except (SafetensorError, ValueError, OSError) as error:
+            faults.append(f"{folder}: damaged checkpoint ({error})")
+            print(f"{faults[-1]}; trying the one before", file=sys.stderr)
+    if faults:
+        raise ValueError(f"{'; '.join(faults)}; no other is left: choose another --out, or delete them to start again")
+    return None
+
+
+def verify(folder: Path) -> None:
+    """Compare every file with the manifest; checkpoints from before there was one pass.
+
+    Raises:
+        ValueError: a file is missing or has another hash; it is named.
+    """
+    if not (folder / _MANIFEST).exists():
+        return
+    for name, expected in json.loads((folder / _MANIFEST).read_text()).items():
+        if not (folder / name).exists():
+            raise ValueError(f"{name} is missing")
+        if _sha256(folder / name) != expected:
+            raise ValueError(f"{name}: hash mismatch")
 
 
 def training_tensors(module: nn.Module, ema: EMA, optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
@@ -80,3 +118,17 @@ def restore_training(
 def _complete(root: Path) -> list[Path]:
     folders = [p for p in root.glob("step_*") if p.suffix != ".tmp" and (p / "state.json").exists()]
     return sorted(folders)
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    """fsync a file or a folder."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

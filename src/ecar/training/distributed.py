@@ -56,6 +56,14 @@ class World:
             x = x / self.size
         return x
 
+    def largest(self, number: int) -> int:
+        """The largest over the ranks, the same on each."""
+        if self.size == 1:
+            return number
+        numbers = torch.tensor([number], device=_collective_device())
+        dist.all_reduce(numbers, dist.ReduceOp.MAX)
+        return int(numbers)
+
     def barrier(self) -> None:
         """Wait for all ranks."""
         if self.size > 1:
@@ -65,6 +73,10 @@ class World:
         """Leave the process group."""
         if self.size > 1 and dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _collective_device() -> str:
+    return "cuda" if dist.get_backend() == "nccl" else "cpu"
 
 
 def check_divides(batch_size: int, rows: tuple[int, ...], size: int) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -25,12 +27,15 @@ from ecar.training.curves import LossCurves
 from ecar.training.distributed import World, check_divides, parallel
 from ecar.training.draws import draw_batch
 from ecar.training.ema import EMA
+from ecar.training.lock import run_lock
 from ecar.training.log import RunLog
 from ecar.training.loss import StageLoss
 from ecar.training.optim import learning_rate, make_optimizers
 from ecar.training.run import check_out, check_same_data, make_out, save_final, save_samples
+from ecar.training.signals import Stopped, StopRequest
 
 MAX_BAD_STEPS = 5
+MAX_FAILED_SAVES = 3
 _ALONE = World()
 _STATISTICS_IMAGES = 5000
 
@@ -45,21 +50,23 @@ def train(config: TrainConfig) -> Path:
     Raises:
         ValueError: bad options or data, or a run folder that holds a run with other options.
         NonFiniteLossError: ``MAX_BAD_STEPS`` steps in a row without a finite loss.
+        Stopped: a signal came; the checkpoint is written.
+        OSError: ``MAX_FAILED_SAVES`` saves in a row failed, or the last one.
     """
-    device = resolve_device(config.device)
+    out, device = make_out(config.out), resolve_device(config.device)
     world = World.start(device)
     config = dataclasses.replace(config, device=world.local_device(device))
-    out = make_out(config.out)
-    if world.rank == 0:
-        check_out(config, out)
-    world.barrier()
-    table, tokenizer = load_table(config)
-    torch.manual_seed(config.seed)
-    model = build_model(with_data(build_config(config, tokenizer), table)).to(config.device)
-    trainer = Trainer(config, model, table, tokenizer, out, world)
-    trainer.run()
-    if world.rank == 0:
-        save_final(trainer.averaged(), tokenizer, config, out)
+    with run_lock(out) if world.rank == 0 else nullcontext(), StopRequest() as stop:
+        if world.rank == 0:
+            check_out(config, out)
+        world.barrier()
+        table, tokenizer = load_table(config)
+        torch.manual_seed(config.seed)
+        model = build_model(with_data(build_config(config, tokenizer), table)).to(config.device)
+        trainer = Trainer(config, model, table, tokenizer, out, world, stop)
+        trainer.run()
+        if world.rank == 0:
+            save_final(trainer.averaged(), tokenizer, config, out)
     world.stop()
     return out / "final"
 
@@ -126,14 +133,6 @@ def with_data(model: ModelConfig, table: LatentTable) -> ModelConfig:
     )
 
 
-def compile_blocks(model: StageModel) -> None:
-    """torch.compile every block in place. All blocks share one graph per shape, so that starting takes a minute;
-    the whole loss as one graph takes several and runs no faster."""
-    torch._dynamo.config.recompile_limit = 64  # one graph per stage, row count and gradient mode
-    for block in (*model.transformer.blocks, *model.head.blocks):
-        block.compile(dynamic=False)
-
-
 class Trainer:
     """State of a run: model, average, optimizers, logs.
 
@@ -144,6 +143,7 @@ class Trainer:
         tokenizer: decodes the sample grids.
         out: folder of the run.
         world: this process among those of the run.
+        stop: says when to stop early.
     """
 
     def __init__(
@@ -154,9 +154,10 @@ class Trainer:
         tokenizer: Tokenizer,
         out: Path,
         world: World = _ALONE,
+        stop: StopRequest | None = None,
     ) -> None:
         self.config, self.model, self.table, self.tokenizer, self.out = config, model, table, tokenizer, out
-        self.world = world
+        self.world, self.stop, self.failed_saves, self.saved = world, stop or StopRequest(), 0, 0
         self.ema, self.optimizers = EMA(model, config.ema), make_optimizers(model, config)
         self.rows = tuple(max(1, round(share * config.batch_size)) for share in config.stage_share)
         check_divides(config.batch_size, self.rows, world.size)
@@ -167,9 +168,10 @@ class Trainer:
             check_same_data(found[1], model.config, len(table))
             restore_training(found[0], model, self.ema, self.optimizers)
             self.step, self.skipped = int(found[1]["step"]), int(found[1]["skipped"])
+            self.saved = self.step
             self.ema.updates = int(found[1]["ema_updates"])
         if config.compile:
-            compile_blocks(model)
+            model.compile_blocks()
         self.losses = parallel(StageLoss(model), world, stages=len(model.plan))
 
     def run(self) -> None:
@@ -212,6 +214,12 @@ class Trainer:
                 sums, steps = torch.zeros_like(sums), 0
             if log is not None:
                 self._at_intervals(log)
+            if code := self.world.largest(self.stop.code):  # every rank stops after the same step
+                bar.close()
+                if log is not None and self.saved != self.step:
+                    self._save(log)
+                self.world.barrier()
+                raise Stopped(self.step, code)
         bar.close()
 
     def train_step(self) -> Tensor | None:
@@ -249,16 +257,31 @@ class Trainer:
     def _at_intervals(self, log: RunLog) -> None:
         config, last = self.config, self.step == self.config.max_steps
         if self.step % config.save_every == 0 or last:
-            self.curves.save(self.out, self.step)
-            record = {
-                "skipped": self.skipped,
-                "ema_updates": self.ema.updates,
-                "train": dataclasses.asdict(config),
-                "model": self.model.config.to_json(),
-                "images": len(self.table),
-            }
-            tensors = training_tensors(self.model, self.ema, self.optimizers)
-            save_checkpoint(self.out, self.step, tensors, json.loads(json.dumps(record)))
+            self._save(log)
         if config.sample_every and (self.step % config.sample_every == 0 or last):  # after the checkpoint: it may fail
             path = save_samples(self.averaged(), self.tokenizer, self.out, self.step)
             log.image("samples", path, self.step)
+
+    def _save(self, log: RunLog) -> None:
+        """A checkpoint. A disk that is full now may have room at the next one: only several failures in a row end the
+        run, and a failure at its end."""
+        self.curves.save(self.out, self.step)
+        record = {
+            "skipped": self.skipped,
+            "ema_updates": self.ema.updates,
+            "train": dataclasses.asdict(self.config),
+            "model": self.model.config.to_json(),
+            "images": len(self.table),
+        }
+        tensors = training_tensors(self.model, self.ema, self.optimizers)
+        try:
+            save_checkpoint(self.out, self.step, tensors, json.loads(json.dumps(record)))
+        except OSError as error:
+            self.failed_saves += 1
+            last = self.step == self.config.max_steps or self.stop.code
+            if last or self.failed_saves >= MAX_FAILED_SAVES:
+                raise
+            print(f"WARNING: step {self.step}: no checkpoint ({error}); training goes on", file=sys.stderr, flush=True)
+            log.write(step=self.step, failed_save=str(error))
+        else:
+            self.failed_saves, self.saved = 0, self.step

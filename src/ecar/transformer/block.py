@@ -1,6 +1,7 @@
 """The transformer block of trunk and head: adaLN-zero modulation, QK-normalised attention, SwiGLU.
 
 Shapes: B batch, N tokens, D width. Modulation is (B, G, 6 D): one row per group of tokens (stage), never per token.
+Blocks are what is compiled: their arguments are tensors only, so that all blocks of a shape share one graph.
 """
 
 from __future__ import annotations
@@ -10,30 +11,34 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ecar.transformer.cache import StageCache
 from ecar.transformer.positions import rotate
 
+Memory = tuple[Tensor, Tensor]
+
 # On CPU the backward pass of scaled_dot_product_attention in bfloat16 takes several times as long as explicit
-# products while the score matrix is small (measured; it crosses over near this many keys).
-_EXPLICIT_BELOW = 512
+# products while the score matrix is small (measured; it crosses over near this many keys). Forward alone it is faster
+# at any size.
+EXPLICIT_BELOW = 512
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight over the last axis, computed in float32 (1910.07467)."""
+    """x / rms(x) * weight over the last axis (1910.07467); the sum of squares is float32."""
 
     def __init__(self, width: int, *, affine: bool = True) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width)) if affine else None
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-6)
-        return (normed if self.weight is None else normed * self.weight).to(x.dtype)
+        # No float32 copy of x: in bfloat16 on CPU that costs several times the products themselves.
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        scale = torch.rsqrt(norm.square() / x.shape[-1] + 1e-6)
+        normed = x * scale.to(x.dtype)
+        return normed if self.weight is None else normed * self.weight.to(x.dtype)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """Softmax attention: q (B, heads, N, d), k and v (B, heads, M, d), mask (N, M) True where allowed."""
-    if q.device.type == "cpu" and k.shape[2] < _EXPLICIT_BELOW:
+    if q.device.type == "cpu" and k.shape[2] < EXPLICIT_BELOW and torch.is_grad_enabled():
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
         if mask is not None:
             scores = scores.masked_fill(~mask, float("-inf"))
@@ -51,13 +56,13 @@ class Attention(nn.Module):
         self.q_norm, self.k_norm = RMSNorm(width // heads), RMSNorm(width // heads)
         self.to_out = nn.Linear(width, width)
 
-    def forward(
-        self, x: Tensor, table: Tensor, mask: Tensor | None = None, cache: StageCache | None = None, layer: int = 0
-    ) -> Tensor:
+    def forward(self, x: Tensor, table: Tensor, mask: Tensor | None = None, memory: Memory | None = None) -> Tensor:
         q, k, v = rearrange(self.to_qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.heads)
         q, k = rotate(self.q_norm(q), table), rotate(self.k_norm(k), table)
-        if cache is not None:
-            k, v = cache.append(layer, k, v)
+        if memory is not None:
+            keys, values = memory
+            keys[:, :, -x.shape[1] :], values[:, :, -x.shape[1] :] = k, v
+            k, v = keys, values
         return self.to_out(rearrange(attention(q, k, v, mask), "b h n d -> b n (h d)"))
 
 
@@ -90,30 +95,42 @@ class Block(nn.Module):
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
 
+    def modulate(self, condition: Tensor) -> Tensor:
+        """Activated condition (B, G, D) -> modulation (B, G, 6 D), in the type of the weights.
+
+        Not autocast: it is per group, so float32 costs little in training, and keeps the residual stream precise.
+        """
+        with torch.autocast(condition.device.type, enabled=False):
+            return self.modulation(condition.to(self.modulation.weight.dtype))
+
     def forward(
         self,
         x: Tensor,
-        condition: Tensor,
+        modulation: Tensor,
         table: Tensor,
         *,
         groups: Tensor | None = None,
         mask: Tensor | None = None,
-        cache: StageCache | None = None,
-        layer: int = 0,
+        memory: Memory | None = None,
     ) -> Tensor:
-        """x (B, N, D), condition (B, G, D) already activated, rotary table (2, N, head_dim / 2), groups (N,) the row of
-        ``condition`` of each token."""
-        # Not autocast: it is per group, so float32 costs little in training, and keeps the residual stream precise.
-        with torch.autocast(x.device.type, enabled=False):
-            # In the type of the weights: casting bfloat16 weights up in every call costs more than the product.
-            modulation = self.modulation(condition.to(self.modulation.weight.dtype)).float()
-            if groups is not None:
-                modulation = modulation[:, groups]  # (B, N, 6 D)
-            shift1, scale1, gate1, shift2, scale2, gate2 = modulation.chunk(6, dim=-1)  # (B, G or N, D)
-        h = (self.norm1(x) * (1 + scale1) + shift1).to(x.dtype)
-        x = x + (gate1 * self.attention(h, table, mask, cache, layer)).to(x.dtype)
-        h = (self.norm2(x) * (1 + scale2) + shift2).to(x.dtype)
-        return x + (gate2 * self.mlp(h)).to(x.dtype)
+        """One block.
+
+        Args:
+            x: (B, N, D).
+            modulation: (B, G, 6 D) of ``modulate``.
+            table: rotary table (2, N, head_dim / 2).
+            groups: (N,) the row of ``modulation`` of each token; None: there is one row for all.
+            mask: (N, N), True where allowed.
+            memory: keys and values (B, heads, M, head_dim) of the stages before, with N free places at the end that
+                this call fills.
+        """
+        if groups is not None:
+            modulation = modulation[:, groups]  # (B, N, 6 D)
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation.chunk(6, dim=-1)  # (B, 1 or N, D)
+        h = torch.addcmul(shift1, self.norm1(x), 1 + scale1).to(x.dtype)
+        x = torch.addcmul(x, gate1, self.attention(h, table, mask, memory)).to(x.dtype)
+        h = torch.addcmul(shift2, self.norm2(x), 1 + scale2).to(x.dtype)
+        return torch.addcmul(x, gate2, self.mlp(h)).to(x.dtype)
 
 
 def initialize(module: nn.Module) -> None:

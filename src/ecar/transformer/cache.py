@@ -35,15 +35,13 @@ class StageCache:
         self._keys, self._values = (torch.empty(shape, device=device, dtype=dtype) for _ in range(2))
         self.length = 0
 
-    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store k, v (B, heads, n, head_dim) behind what is there; all keys and values of the layer come back."""
-        end = self.length + k.shape[2]
-        self._keys[layer, :, :, self.length : end] = k
-        self._values[layer, :, :, self.length : end] = v
+    def memory(self, layer: int, tokens: int) -> tuple[Tensor, Tensor]:
+        """Views of a layer's keys and values, (B, heads, length + tokens, head_dim); the last ones are to be filled."""
+        end = self.length + tokens
         return self._keys[layer, :, :, :end], self._values[layer, :, :, :end]
 
     def advance(self, tokens: int) -> None:
-        """Close a stage: the next ``append`` writes behind its tokens."""
+        """Close a stage: the next ``memory`` has its free places behind these tokens."""
         self.length += tokens
 
     def first_rows(self, rows: int) -> None:

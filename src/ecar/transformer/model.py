@@ -5,6 +5,8 @@ Shapes: B batch, n_k = h_k w_k tokens of stage k, N = sum of n_k, C latent chann
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -59,8 +61,8 @@ class StageTransformer(nn.Module):
         table = torch.cat([self._table(s, device) for s in stages], dim=1)  # (2, N, head_dim / 2)
         condition = torch.stack([self._condition(s, labels) for s in stages], dim=1)  # (B, K, D)
         x = torch.cat(inputs, dim=1)  # (B, N, D)
-        for block in self.blocks:
-            x = block(x, condition, table, groups=groups if len(stages) > 1 else None, mask=mask)
+        for block in self._blocks():
+            x = block(x, block.modulate(condition), table, groups=groups if len(stages) > 1 else None, mask=mask)
         return list(self.norm_out(x).split(sizes, dim=1))
 
     def step(self, stage: Stage, end_before: Tensor | None, labels: Tensor, cache: StageCache) -> Tensor:
@@ -77,8 +79,8 @@ class StageTransformer(nn.Module):
         assert cache.length == sum(s.tokens for s in self.plan[: stage.index]), "the cache holds other stages"
         x = self._embed(stage, end_before, labels)
         condition, table = self._condition(stage, labels)[:, None], self._table(stage, labels.device)
-        for layer, block in enumerate(self.blocks):
-            x = block(x, condition, table, cache=cache, layer=layer)
+        for layer, block in enumerate(self._blocks()):
+            x = block(x, block.modulate(condition), table, memory=cache.memory(layer, stage.tokens))
         cache.advance(stage.tokens)
         return self.norm_out(x)
 
@@ -93,6 +95,9 @@ class StageTransformer(nn.Module):
             device=device,
             dtype=dtype,
         )
+
+    def _blocks(self) -> list[Block]:
+        return cast(list[Block], list(self.blocks))
 
     def _embed(self, stage: Stage, end_before: Tensor | None, labels: Tensor) -> Tensor:
         features = fourier_features(stage.side, FOURIER_BANDS, labels.device)

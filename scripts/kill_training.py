@@ -1,0 +1,145 @@
+"""Kill a run of two processes at random moments, start it again each time, and compare with a run left alone.
+
+    python scripts/kill_training.py --data photos/ --kills 20 --out docs/results/kills.json
+
+The kills are SIGKILLs. Every restart has to go on from the last checkpoint, and the final weights have to be those of
+the undisturbed run, bit for bit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+
+def command(data: str, out: Path, steps: int, processes: int) -> list[str]:
+    """A small training under torchrun."""
+    flags = {
+        "data": data, "out": out, "tokenizer": "pixels:2", "resolution": 8, "width": 16, "heads": 2, "trunk-depth": 1,
+        "head-depth": 1, "max-steps": steps, "batch-size": 8, "save-every": 5, "sample-every": 0, "log-every": 1,
+        "dtype": "fp32", "device": "cpu",
+    }  # fmt: skip
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
+    launcher += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
+    pairs = (str(x) for k, v in flags.items() for x in (f"--{k}", v))
+    return [*launcher, "-m", "ecar", "train", *pairs, "--no-tensorboard"]
+
+
+def start(arguments: list[str]) -> subprocess.Popen[str]:
+    """The run, its output kept."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(arguments, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def last_step(out: Path) -> int:
+    """Of the log; 0 without one."""
+    log = out / "log.jsonl"
+    lines = log.read_text().splitlines() if log.exists() else []
+    try:
+        return int(json.loads(lines[-1])["step"]) if lines else 0
+    except ValueError:
+        return 0  # torn by the kill
+
+
+def checkpoints(out: Path) -> list[str]:
+    """Names of what lies in the checkpoint folder."""
+    return sorted(path.name for path in (out / "checkpoints").glob("*"))
+
+
+def weights_hash(out: Path) -> str:
+    """SHA-256 of the final weights."""
+    return hashlib.sha256((out / "final" / "model.safetensors").read_bytes()).hexdigest()
+
+
+def processes_of(out: Path) -> list[int]:
+    """Ids of launcher (oldest, first) and workers, to which torchrun gives sessions of their own."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            arguments = (entry / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if str(out).encode() in arguments:
+            found.append(int(entry.name))
+    return sorted(found)
+
+
+def kill_and_restart(arguments: list[str], out: Path, kills: int, chance: random.Random) -> list[dict[str, object]]:
+    """Kill ``kills`` times, each after a random number of new steps or during start-up; one record per kill.
+
+    Two kills of three take all processes at once, the third a single worker: the others have to go by themselves.
+    """
+    records: list[dict[str, object]] = []
+    while len(records) < kills:
+        process, before, wanted = start(arguments), last_step(out), chance.randint(0, 12)
+        began, single = time.perf_counter(), wanted > 0 and len(records) % 3 == 2
+        while process.poll() is None and last_step(out) < before + wanted:
+            time.sleep(0.01)
+        time.sleep(chance.random() * (2.0 if wanted == 0 else 0.1))
+        if process.poll() is not None:
+            output = process.communicate()[0]
+            raise SystemExit(f"the run ended by itself (rc {process.returncode}); ask for more --steps\n{output}")
+        victims = processes_of(out)
+        for victim in victims[-1:] if single else victims:
+            os.kill(victim, signal.SIGKILL)
+        killed = time.perf_counter()
+        process.communicate()
+        while processes_of(out):
+            time.sleep(0.05)
+        records.append({
+            "kill": len(records) + 1,
+            "killed": "one worker" if single else f"all {len(victims)} processes",
+            "seconds_after_start": round(killed - began, 2),
+            "seconds_until_all_were_gone": round(time.perf_counter() - killed, 2),
+            "step_before": before,
+            "step_at_kill": last_step(out),
+            "checkpoints": checkpoints(out),
+        })  # fmt: skip
+        print(records[-1], flush=True)
+    return records
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    folder = Path(tempfile.mkdtemp())
+    try:
+        whole, killed = folder / "whole", folder / "killed"
+        for out in (whole, killed):
+            arguments = command(args.data, out, args.steps, args.processes)
+            records = kill_and_restart(arguments, out, args.kills, random.Random(args.seed)) if out == killed else []
+            process = start(arguments)
+            output = process.communicate()[0]
+            if process.returncode:
+                raise SystemExit(f"{out.name}: rc {process.returncode}\n{output}")
+        hashes = [weights_hash(out) for out in (whole, killed)]
+        record = {
+            "kills": records, "steps": args.steps, "processes": args.processes, "seed": args.seed,
+            "undisturbed_sha256": hashes[0], "killed_sha256": hashes[1], "same": hashes[0] == hashes[1],
+        }  # fmt: skip
+        if args.out is not None:
+            args.out.write_text(json.dumps(record, indent=1) + "\n")
+        print(json.dumps({k: v for k, v in record.items() if k != "kills"}))
+        sys.exit(0 if record["same"] else 1)
+    finally:
+        shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main()

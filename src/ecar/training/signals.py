@@ -1,0 +1,47 @@
+"""Ask a run to stop: SIGTERM (a cluster's scheduler), SIGUSR1 (its warning), SIGINT (Ctrl-C)."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+# What the process exits with, so that a script knows whether to start it again: 75 is sysexits' "try again later".
+EXIT_CODES = {signal.SIGTERM: 75, signal.SIGUSR1: 75, signal.SIGINT: 130}
+
+
+class Stopped(Exception):
+    """The run was asked to stop, and its checkpoint is written."""
+
+    def __init__(self, step: int, code: int) -> None:
+        super().__init__(f"stopped after step {step}, checkpoint written; the same command resumes")
+        self.code = code
+
+
+class StopRequest:
+    """While it is entered, the first signal sets ``code``; a second one acts as if nobody listened.
+
+    Saves replace what was there only when they are whole, so stopping at once does no damage either.
+    """
+
+    def __init__(self) -> None:
+        self.code = 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._received) for number in EXIT_CODES}
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._restore()
+
+    def _received(self, number: int, _: FrameType | None) -> None:
+        self.code = EXIT_CODES[signal.Signals(number)]
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}

@@ -1,0 +1,63 @@
+"""Faster is the same: packed and int8 products, compiled pipelines, padded batches."""
+
+from __future__ import annotations
+
+import gc
+
+import numpy as np
+import pytest
+import torch
+
+from ecar import Pipeline
+from ecar.sampling import optimize as module
+from ecar.sampling.optimize import Int8Linear, PackedLinear
+
+
+def pixels(pipe: Pipeline, count: int) -> np.ndarray:
+    images = pipe(list(range(count)), steps=(2, 1)).images
+    return np.stack([np.asarray(image, np.float32) for image in images])
+
+
+@pytest.mark.skipif(not module._packs_bfloat16(), reason="this CPU has no bfloat16 products")
+def test_packed_product_is_the_product() -> None:
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(96, 160, dtype=torch.bfloat16)
+    packed = PackedLinear(linear)
+    for rows in (1, 7, 300):
+        x = torch.randn(2, rows, 96).bfloat16()
+        assert torch.allclose(packed(x).float(), linear(x).float(), atol=0.02)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_int8_product_is_close_and_a_row_does_not_see_its_neighbours(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(96, 160, dtype=dtype)
+    int8, x = Int8Linear(linear), torch.randn(3, 5, 96).to(dtype)
+    error = (int8(x) - linear(x)).float().square().mean() / linear(x).float().square().mean()
+    assert int8(x).dtype == dtype and 0 < float(error) < 1e-3
+    huge = torch.cat([x, 1000 * x])
+    assert torch.allclose(int8(huge)[:3].float(), int8(x).float(), atol=1e-6)
+
+
+def test_weights_go_with_their_module() -> None:
+    before = len(module._held)
+    layer = Int8Linear(torch.nn.Linear(64, 64))
+    assert len(module._held) == before + 1
+    del layer
+    gc.collect()
+    assert len(module._held) == before
+
+
+def test_compiled_and_int8_pipelines_make_nearly_the_same_images_at_any_count() -> None:
+    plain = pixels(Pipeline.from_pretrained("fashion"), 3)
+    for options, most in (({"dtype": torch.bfloat16, "compile": True}, 1.0), ({"quantize": "int8"}, 2.0)):
+        fast = Pipeline.from_pretrained("fashion", **options)
+        images = pixels(fast, 3)  # three: compiled code pads to four
+        assert images.shape == plain.shape and 0 < np.abs(images - plain).mean() < most
+    stages = fast(["Bag"] * 3, steps=(2, 1), return_stages=True).stages
+    assert [len(s) for s in stages] == [3, 3]
+
+
+def test_unknown_quantization_is_refused() -> None:
+    with pytest.raises(ValueError, match="must be int8"):
+        Pipeline.from_pretrained("fashion", quantize="int2")

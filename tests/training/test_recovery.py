@@ -1,0 +1,235 @@
+"""Nothing is lost: crashes during a save, damaged files, full disks, signals, two runs in one folder, random kills."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_training import lines, options, weights
+
+from ecar.training import checkpoint, loop
+from ecar.training.checkpoint import load_checkpoint, save_checkpoint
+from ecar.training.lock import run_lock
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+
+
+class Crash(BaseException):
+    """The process dies here."""
+
+
+def tensors(step: int) -> dict[str, torch.Tensor]:
+    return {"a": torch.full((4, 3), float(step)), "b": torch.arange(step + 1)}
+
+
+def crash_at(call: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Let the process die at the n-th operation on files of a save; returns the operations that were seen."""
+    seen: list[str] = []
+
+    def guarded(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            seen.append(name)
+            if len(seen) == call:
+                raise Crash(name)
+            return real(*args, **kwargs)
+
+        return run
+
+    monkeypatch.setattr(checkpoint, "save_file", guarded("save_file", checkpoint.save_file))
+    monkeypatch.setattr(checkpoint.shutil, "rmtree", guarded("rmtree", checkpoint.shutil.rmtree))
+    monkeypatch.setattr(checkpoint.os, "fsync", guarded("fsync", os.fsync))
+    for name in ("mkdir", "rename", "write_text"):
+        monkeypatch.setattr(Path, name, guarded(name, getattr(Path, name)))
+    return seen
+
+
+def test_a_crash_at_any_operation_of_a_save_leaves_a_loadable_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    operations, call = [], 0
+    while True:
+        call += 1
+        run = tmp_path / str(call)
+        for step in (1, 2, 3):
+            save_checkpoint(run, step, tensors(step), {})
+        with monkeypatch.context() as patch:
+            seen = crash_at(call, patch)
+            try:
+                save_checkpoint(run, 4, tensors(4), {})
+            except Crash:
+                crashed = True
+            else:
+                crashed = False
+        operations.append(seen[-1])
+        found = load_checkpoint(run)
+        assert found is not None
+        step = int(found[1]["step"])
+        assert step in (3, 4) and all(torch.equal(found[0][k], v) for k, v in tensors(step).items())
+        assert not list((run / "checkpoints").glob("*.tmp"))
+        if not crashed:
+            break
+    assert step == 4 and {"save_file", "write_text", "fsync", "rename", "rmtree", "mkdir"} <= set(operations)
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "json"])
+def test_a_damaged_file_is_named_and_the_checkpoint_before_is_used(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
+    for step in (1, 2):
+        save_checkpoint(tmp_path, step, tensors(step), {})
+    file = tmp_path / "checkpoints" / "step_00000002" / ("state.json" if damage == "json" else "state.safetensors")
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1  # one bit: safetensors loads it without a word
+    file.write_bytes(data[:50] if damage == "truncate" else data)
+    if damage == "remove":
+        file.unlink()
+    found = load_checkpoint(tmp_path)
+    assert found is not None and found[1]["step"] == 1
+    message = capsys.readouterr().err
+    assert file.name in message and ("missing" if damage == "remove" else "hash mismatch") in message
+
+
+def test_only_damaged_checkpoints_are_an_error_not_a_new_start(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, 1, tensors(1), {})
+    (tmp_path / "checkpoints" / "step_00000001" / "state.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match="no other is left"):
+        load_checkpoint(tmp_path)
+
+
+def test_checkpoints_from_before_the_manifest_still_load(tmp_path: Path) -> None:
+    (save_checkpoint(tmp_path, 1, tensors(1), {}) / "manifest.json").unlink()
+    found = load_checkpoint(tmp_path)
+    assert found is not None and found[1]["step"] == 1
+
+
+@pytest.mark.parametrize(("failures", "ends"), [(2, False), (3, True)])
+def test_a_full_disk_stops_training_only_after_three_saves_in_a_row(
+    digits_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    failures: int,
+    ends: bool,
+) -> None:
+    real, calls = loop.save_checkpoint, []
+
+    def full(*args: Any, **kwargs: Any) -> Path:
+        calls.append(1)
+        if 1 < len(calls) <= 1 + failures:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(loop, "save_checkpoint", full)
+    config = options(digits_folder, tmp_path, save_every=1, max_steps=6, sample_every=0)
+    if ends:
+        with pytest.raises(OSError, match="No space left"):
+            loop.train(config)
+        assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step_00000001"]  # what was there is there
+    else:
+        loop.train(config)
+    assert capsys.readouterr().err.count("WARNING: step") == 2
+    assert sum("failed_save" in line for line in lines(tmp_path)) == 2
+
+
+def test_a_full_disk_at_the_last_save_is_an_error(
+    digits_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> Path:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(loop, "save_checkpoint", full)
+    with pytest.raises(OSError, match="No space left"):
+        loop.train(options(digits_folder, tmp_path, save_every=6))
+
+
+def arguments(data: Path, out: Path, steps: int) -> list[str]:
+    flags = {
+        "data": data, "out": out, "tokenizer": "pixels:2", "resolution": 8, "width": 16, "heads": 2, "trunk-depth": 1,
+        "head-depth": 1, "max-steps": steps, "batch-size": 8, "save-every": 1000, "sample-every": 0, "log-every": 1,
+        "warmup": 2, "decay": 0.0, "dtype": "fp32", "device": "cpu",
+    }  # fmt: skip
+    pairs = [str(x) for k, v in flags.items() for x in (f"--{k}", v)]
+    return [sys.executable, "-m", "ecar", "train", *pairs, "--no-tensorboard"]
+
+
+def started(command: list[str], out: Path) -> subprocess.Popen[str]:
+    """A run that has taken some steps."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    deadline = time.monotonic() + 120
+    while not (out / "log.jsonl").exists() or len((out / "log.jsonl").read_text().splitlines()) < 3:
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.02)
+    return process
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130), (signal.SIGUSR1, 75)])
+def test_a_signal_saves_exits_with_its_code_and_is_where_an_undisturbed_run_is(
+    digits_folder: Path, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    process = started(arguments(digits_folder, tmp_path / "parts", 1_000_000), tmp_path / "parts")
+    process.send_signal(number)
+    error = process.communicate(timeout=60)[1]
+    assert process.returncode == code and "the same command resumes" in error
+    stopped = load_checkpoint(tmp_path / "parts")
+    assert stopped is not None
+    step = int(stopped[1]["step"])
+    # The run left alone is asked for two steps more: the learning rate falls in the last one.
+    whole = [*arguments(digits_folder, tmp_path / "whole", step + 2), "--save-every", str(step)]
+    assert subprocess.run(whole, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True).returncode == 0
+    alone = load_file(tmp_path / "whole" / "checkpoints" / f"step_{step:08d}" / "state.safetensors")
+    assert all(torch.equal(tensor, stopped[0][name]) for name, tensor in alone.items())
+
+
+def test_a_second_run_in_the_same_folder_is_refused_and_a_dead_one_is_taken_over(
+    digits_folder: Path, tmp_path: Path
+) -> None:
+    command = arguments(digits_folder, tmp_path, 1_000_000)
+    first = started(command, tmp_path)
+    second = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert second.returncode == 2 and f"pid {first.pid}" in second.stderr
+    first.kill()
+    first.communicate()
+    (tmp_path / "log.jsonl").unlink()  # what `started` waits for
+    third = started(command, tmp_path)
+    third.terminate()
+    assert f"taking over from a run that died (pid {first.pid}" in third.communicate(timeout=60)[1]
+
+
+def test_the_lock_goes_when_the_block_ends(tmp_path: Path) -> None:
+    for _ in range(2):
+        with run_lock(tmp_path), pytest.raises(ValueError, match="a run is active"), run_lock(tmp_path):
+            pass
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_data_are_read(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="cannot write there"):
+        loop.train(options(tmp_path / "no data here", tmp_path / "file" / "run"))
+
+
+def test_random_kills_of_two_processes_change_nothing(digits_folder: Path) -> None:
+    command = [sys.executable, str(SCRIPTS / "kill_training.py"), "--data", str(digits_folder), "--kills", "3"]
+    result = subprocess.run([*command, "--steps", "100"], capture_output=True, text=True, timeout=400)
+    assert result.returncode == 0 and '"same": true' in result.stdout, result.stdout + result.stderr
+
+
+def test_resumed_after_a_fall_back_is_bit_for_bit_the_undisturbed_run(digits_folder: Path, tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    loop.train(options(digits_folder, whole))
+    loop.train(options(digits_folder, parts))
+    newest = parts / "checkpoints" / "step_00000006" / "state.safetensors"
+    newest.write_bytes(newest.read_bytes()[:100])
+    loop.train(options(digits_folder, parts))  # from step 3 again
+    a, b = weights(whole), weights(parts)
+    assert all(torch.equal(a[k], b[k]) for k in a)
