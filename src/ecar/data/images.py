@@ -8,9 +8,6 @@ import warnings
 import numpy as np
 from PIL import Image, ImageOps
 
-
-# Written into caches: latents of images that were cut in another way are another data set. Change it with `fit`.
-PREPROCESSING = "cover-centre-bicubic-1"
 MAX_PIXELS = 89_478_485  # Pillow warns from here on; a file of a few kilobytes can ask for more than there is memory
 
 

@@ -6,11 +6,8 @@ import os
 import re
 import sys
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
-
-import numpy as np
 
 from ecar.data.images import BadImageError
 
@@ -28,9 +25,6 @@ class Rows(Protocol):
 
     def path(self, index: int) -> str:
         """Where the row is, for messages."""
-
-    def identity(self, index: int) -> str:
-        """What tells the row from another without reading it: name and size."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,10 +54,6 @@ class FolderRows:
     def path(self, index: int) -> str:
         return printable(str(self.files[index]))
 
-    def identity(self, index: int) -> str:
-        file = self.files[index]
-        return f"{printable(str(file.relative_to(self.root)))} {file.stat().st_size}"
-
 
 @dataclass(frozen=True)
 class TableRows:
@@ -84,17 +74,6 @@ class TableRows:
     def path(self, index: int) -> str:
         cell = self.table[index][self.column] or {}
         return str(cell.get("path") or f"row {index}")
-
-    def identity(self, index: int) -> str:
-        return str(self._sizes[index])
-
-    @cached_property
-    def _sizes(self) -> np.ndarray:
-        """Bytes of each row, from arrow's offsets: the images themselves are not touched."""
-        import pyarrow.compute as pc
-
-        lengths = pc.binary_length(pc.struct_field(self.table.data.column(self.column), "bytes"))
-        return np.asarray(pc.fill_null(lengths, -1))
 
 
 def open_table(table: Any, data: str) -> Opened:

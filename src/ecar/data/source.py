@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,21 +48,12 @@ class ImageSource:
         """Path of one image's file, or its row number, for messages."""
         return self.rows.path(int(self.chosen[index]))
 
-    def fingerprint(self) -> str:
-        """SHA-256 (16 hex digits) of names, sizes, labels and classes: what can be known without reading images."""
-        digest = hashlib.sha256(json.dumps([len(self), list(self.class_names)]).encode())
-        digest.update(self.chosen.tobytes() + self.labels.tobytes())
-        for row in self.chosen.tolist():
-            digest.update(self.rows.identity(row).encode() + b"\0")
-        return digest.hexdigest()[:16]
-
 
 @dataclass(kw_only=True)
 class ImageReport:
-    """What happened while reading: how many images were used, their rows in the data set, and what was skipped."""
+    """What happened while reading: images used, and images skipped with the reason."""
 
     used: int = 0
-    rows: list[int] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
 
 
@@ -125,33 +114,24 @@ def iterate_images(
     *,
     batch_size: int,
     report: ImageReport,
-    part: range | None = None,
-    stop_on_bad: bool = False,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Batches of (images (B, height, width, 3) uint8, labels (B,) int64), in row order.
 
-    Bad images are skipped and listed in ``report``, which may come with the findings of earlier parts; more than a
-    tenth of bad ones is an error. The others keep their order, their labels and their row numbers.
-
-    Args:
-        part: only these places of ``source``; the whole by default.
-        stop_on_bad: the first bad image is an error.
+    Bad images are skipped and listed in ``report``; more than a tenth of bad ones is an error. The others keep their
+    order and their labels.
 
     Raises:
         ValueError: too many bad images, or none that is good.
     """
     images: list[np.ndarray] = []
     labels: list[int] = []
-    for index in range(len(source)) if part is None else part:
+    for index in range(len(source)):
         try:
             images.append(fit(decode_image(source.read(index)), height, width))
             labels.append(int(source.labels[index]))
-            report.rows.append(int(source.chosen[index]))
             report.used += 1
         except (BadImageError, OSError) as error:
             report.skipped.append(f"{source.path(index)}: {error}")
-            if stop_on_bad:
-                raise ValueError(f"{source.name}: bad image {report.skipped[-1]}") from error
             if len(report.skipped) > max(5, _BAD_SHARE_LIMIT * len(source)):
                 raise ValueError(
                     f"{source.name}: {len(report.skipped)} bad images of the first {index + 1}; "
@@ -162,7 +142,7 @@ def iterate_images(
             images, labels = [], []
     if images:
         yield np.stack(images), np.asarray(labels)
-    if report.used == 0 and part is None:
+    if report.used == 0:
         raise ValueError(f"{source.name}: no usable image; {'; '.join(report.skipped)}")
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import tarfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -56,9 +57,6 @@ class TarRows:
     def path(self, index: int) -> str:
         return printable(f"{self.tars[index]}: {self.members[index].key}")
 
-    def identity(self, index: int) -> str:
-        return printable(f"{self.tars[index].name} {self.members[index].key} {self.members[index].size}")
-
 
 def find_tars(data: str) -> list[Path]:
     """Tars of a pattern such as ``train-{000..127}.tar`` or ``train-*.tar``, or of a single name; else none.
@@ -84,10 +82,7 @@ def expand_braces(pattern: str) -> list[str]:
     if brace is None:
         return [pattern]
     first, last, words = brace.groups()
-    if words is None:
-        parts = [str(n).zfill(len(first)) for n in range(int(first), int(last) + 1)]
-    else:
-        parts = words.split(",")
+    parts = words.split(",") if words else [str(n).zfill(len(first)) for n in range(int(first), int(last) + 1)]
     return [name for part in parts for name in expand_braces(pattern[: brace.start()] + part + pattern[brace.end() :])]
 
 
@@ -131,10 +126,8 @@ def read_index(tar: Path) -> list[Member]:
         pass
     members = scan_tar(tar)
     rows = [[m.key, m.offset, m.size, m.label] for m in members]
-    try:
+    with suppress(OSError):  # a read-only folder: the tar is scanned every time
         write_atomically(path, json.dumps({"state": state, "samples": rows}).encode())
-    except OSError:
-        pass  # a read-only folder: the tar is scanned every time
     return members
 
 
