@@ -188,7 +188,8 @@ class TrainConfig(JsonConfig):
     """Options of ``ecar train``."""
 
     data: str
-    """Folder of images (class subfolders give labels), parquet file or folder, Hub data set id, or a latent cache."""
+    """Folder of images (class subfolders give labels), WebDataset tars, parquet file or folder, Hub data set id, or a
+    latent cache."""
     out: str
     """Folder of the run. The same command again resumes."""
     tokenizer: str | None = None

@@ -15,6 +15,7 @@ VERBS = {
     "train": "train a model on images (the same command again resumes)",
     "tokenizer": "train the small convolutional autoencoder",
     "encode": "encode a data set to latents once",
+    "data": "check a data set: broken, tiny, odd and duplicate images",
     "evaluate": "judge samples against real images",
     "bench": "time sampling against DiT",
     "estimate": "parameters, memory, FLOPs and time of a model that does not exist yet",

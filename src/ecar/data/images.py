@@ -8,6 +8,8 @@ import warnings
 import numpy as np
 from PIL import Image, ImageOps
 
+MAX_PIXELS = 89_478_485  # Pillow warns from here on; a file of a few kilobytes can ask for more than there is memory
+
 
 class BadImageError(ValueError):
     """An image that cannot be used; the message says why."""
@@ -20,14 +22,18 @@ def decode_image(data: bytes) -> Image.Image:
     are laid over white; of an animation the first frame is taken.
 
     Raises:
-        BadImageError: empty, truncated, not an image, not finite, or of more pixels than Pillow's limit (89 million).
+        BadImageError: empty, truncated, not an image, not finite, or of more than ``MAX_PIXELS`` pixels.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit is our own
             opened = Image.open(io.BytesIO(data))
+            if opened.width * opened.height > MAX_PIXELS:
+                raise BadImageError(f"has {opened.width}x{opened.height} pixels, more than {MAX_PIXELS:,}")
             opened.load()
             return _to_rgb(ImageOps.exif_transpose(opened))
+    except BadImageError:
+        raise
     except Exception as error:  # Pillow raises many types for broken files: OSError, SyntaxError, struct.error, ...
         raise BadImageError(f"cannot be decoded ({type(error).__name__}: {error})") from error
 

@@ -1,0 +1,70 @@
+"""``ecar data check``: what is wrong with the images of a data set."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from ecar.cli.options import output_file, parse
+
+_SHOWN = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckOptions:
+    """List broken, tiny, 16-bit, CMYK, palette, transparent, animated and duplicate images; exit code 1 where some are
+    broken."""
+
+    data: Annotated[str, tyro.conf.Positional]
+    """Folder of images, WebDataset tars, parquet file or folder, or Hub data set id."""
+    resolution: tuple[int, ...] = (32,)
+    """Images smaller than this side (or height and width) are tiny."""
+    split: str = "train"
+    """Split of a data set that has several."""
+    max_images: int | None = None
+    """Look at this many images only, chosen at random."""
+    out: str | None = None
+    """Also write every finding (.json)."""
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Parse, look at every image, print a summary."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print("usage: ecar data check DATA [options]      (ecar data check --help lists the options)")
+        return
+    action, *rest = arguments
+    if action != "check":
+        raise ValueError(f"ecar data knows check, not {action!r}")
+    options = parse(CheckOptions, rest, "data check")
+    if len(options.resolution) not in (1, 2) or min(options.resolution) < 1:
+        raise ValueError(f"--resolution takes one side, or height and width; got {options.resolution}")
+    out = output_file(options.out, (".json",)) if options.out else None
+    from ecar.data.check import BROKEN, check_images
+    from ecar.data.source import load_source
+
+    source = load_source(options.data, split=options.split, max_images=options.max_images)
+    report = check_images(source, options.resolution[0], options.resolution[-1])
+    for kind, found in report.findings.items():
+        print(f"{kind}: {len(found)}")
+        for line in found[:_SHOWN]:
+            print(f"    {line}")
+        if len(found) > _SHOWN:
+            print(f"    ... and {len(found) - _SHOWN} more")
+    record = {
+        "data": options.data,
+        "images": report.images,
+        "classes": report.classes,
+        "empty_classes": source.empty_classes,
+        "sides": {f"{w}x{h}": count for (w, h), count in report.sides.most_common(20)},
+        "findings": {kind: len(found) for kind, found in report.findings.items()},
+    }
+    if out is not None:
+        out.write_text(json.dumps({**record, "findings": report.findings}, indent=1) + "\n")
+    print(json.dumps(record))
+    if BROKEN in report.findings:
+        sys.exit(1)

@@ -1,0 +1,168 @@
+"""Rows of encoded images in a folder or a table: how many, their bytes, their names. Nothing is decoded here."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from ecar.data.images import BadImageError
+
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".ppm"}
+SPLITS = {"train", "training", "test", "val", "valid", "validation", "dev"}
+
+
+class Rows(Protocol):
+    """Random access to encoded images."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> bytes:
+        """Encoded bytes of a row; BadImageError or OSError for a row without any."""
+
+    def path(self, index: int) -> str:
+        """Where the row is, for messages."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """Rows, their labels as the data have them (ids or names; None: no labels), the names of the classes where the
+    data say them, and classes without a single image that the data name."""
+
+    rows: Rows
+    labels: list[int | str] | None
+    class_names: tuple[str, ...] = ()
+    empty_classes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class FolderRows:
+    """Image files under ``root``."""
+
+    root: Path
+    files: tuple[Path, ...]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def read(self, index: int) -> bytes:
+        return self.files[index].read_bytes()
+
+    def path(self, index: int) -> str:
+        return printable(str(self.files[index]))
+
+
+@dataclass(frozen=True)
+class TableRows:
+    """A ``datasets.Dataset`` whose image column is not decoded (bytes or path)."""
+
+    table: Any
+    column: str
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def read(self, index: int) -> bytes:
+        cell = self.table[index][self.column]
+        if cell is None or (cell["bytes"] is None and cell["path"] is None):
+            raise BadImageError("is empty")
+        return cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes()
+
+    def path(self, index: int) -> str:
+        cell = self.table[index][self.column] or {}
+        return str(cell.get("path") or f"row {index}")
+
+
+def open_table(table: Any, data: str) -> Opened:
+    """A ``datasets.Dataset`` as rows. Raises ValueError without an image column."""
+    from datasets import ClassLabel, Image
+
+    images = [c for c, f in table.features.items() if isinstance(f, Image)]
+    if not images:
+        raise ValueError(f"{data}: no image column among {list(table.features)}")
+    rows = TableRows(table.cast_column(images[0], Image(decode=False)), images[0])
+    label_column = next((c for c in ("label", "labels", "fine_label", "class") if c in table.features), None)
+    if label_column is None:
+        return Opened(rows=rows, labels=None)
+    feature = table.features[label_column]
+    names = tuple(feature.names) if isinstance(feature, ClassLabel) else ()
+    return Opened(rows=rows, labels=list(table[label_column]), class_names=names)
+
+
+def open_folder(root: Path) -> Opened:
+    """A folder of images; the first level of subfolders, if any, names the classes (natural order).
+
+    Raises:
+        ValueError: no images, class folders beside loose images, or folders of splits.
+    """
+    files, tops = _walk(root)
+    if not files:
+        raise ValueError(f"{root}: no images found (looked for {', '.join(sorted(IMAGE_SUFFIXES))})")
+    rows = FolderRows(root, tuple(files))
+    used = {p.relative_to(root).parts[0] for p in files if p.parent != root}
+    if not used:
+        return Opened(rows=rows, labels=None)
+    loose = [p for p in files if p.parent == root]
+    if loose:
+        raise ValueError(f"{root}: has class subfolders and loose images (such as {loose[0].name}); move those")
+    if {top.lower() for top in used} <= SPLITS:
+        raise ValueError(f"{root}: holds the splits {', '.join(sorted(used))}, not classes; give one of those folders")
+    empty = tuple(sorted(map(printable, tops - used), key=natural_key))
+    if empty:
+        print(f"{root}: folders without images are no classes: {', '.join(empty)}", file=sys.stderr)
+    names = sorted(used, key=natural_key)
+    places = {name: i for i, name in enumerate(names)}
+    labels: list[int | str] = [places[p.relative_to(root).parts[0]] for p in files]
+    return Opened(rows=rows, labels=labels, class_names=tuple(map(printable, names)), empty_classes=empty)
+
+
+def _walk(root: Path) -> tuple[list[Path], set[str]]:
+    """Image files under ``root`` in natural order, and the names of its subfolders; hidden names are left out.
+
+    Links to folders are followed, but every real folder is read once: a loop of links ends.
+    """
+    files: list[Path] = []
+    tops: set[str] = set()
+    seen: set[tuple[int, int]] = set()
+    for folder, subfolders, names in os.walk(root, followlinks=True):
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in seen:
+            subfolders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        tops |= set(subfolders) if Path(folder) == root else set()
+        found = (Path(folder, n) for n in names if not n.startswith(".") and Path(n).suffix.lower() in IMAGE_SUFFIXES)
+        files += [file for file in found if file.is_file()]
+    return sorted(files, key=lambda file: natural_key(str(file.relative_to(root)))), tops
+
+
+def of_split(files: list[Path], root: Path, split: str) -> list[Path]:
+    """The files of a split, by the names of files and folders; all of them where no name mentions any split.
+
+    Raises:
+        ValueError: other splits are mentioned, this one is not.
+    """
+
+    def parts(file: Path) -> set[str]:
+        return {word for part in file.relative_to(root).parts for word in re.split(r"[^a-z0-9]+", part.lower())}
+
+    chosen = [f for f in files if split.lower() in parts(f)]
+    if not chosen and any(parts(f) & SPLITS for f in files):
+        kind = files[0].suffix.removeprefix(".")
+        raise ValueError(f"{root}: no {kind} file of the split {split!r} among {', '.join(f.name for f in files[:5])}")
+    return chosen or files
+
+
+def natural_key(name: str) -> list[tuple[int, int, str]]:
+    """Sort key that puts "class2" before "class10"; names that differ in case only have an order too."""
+    parts = [(0, int(p), "") if p.isdecimal() else (1, 0, p.lower()) for p in re.split(r"(\d+)", name) if p]
+    return [*parts, (-1, 0, name)]
+
+
+def printable(name: str) -> str:
+    r"""A file name that is not UTF-8 with its odd bytes as ``\xNN``: it can be printed, compared and stored."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
