@@ -111,6 +111,8 @@ def test_non_finite_loss_is_skipped_counted_and_then_stops(
     with pytest.raises(loop.NonFiniteLossError, match="5 steps in a row"):
         loop.train(options(digits_folder, tmp_path, max_steps=20))
     assert [(x["step"], x["skipped"]) for x in lines(tmp_path)] == [(1, 0), (3, 1), (4, 1)]
+    rows = json.loads((tmp_path / "non_finite.json").read_text())
+    assert list(rows) == ["5", "6", "7", "8", "9"] and all(len(r) == 8 and max(r) < 120 for r in rows.values())
     state = load_file(tmp_path / "checkpoints" / "step_00000003" / "state.safetensors")
     assert all(torch.isfinite(t).all() for t in state.values())
 

@@ -31,7 +31,7 @@ from ecar.training.lock import run_lock
 from ecar.training.log import RunLog
 from ecar.training.loss import StageLoss
 from ecar.training.optim import learning_rate, make_optimizers
-from ecar.training.run import check_out, check_same_data, make_out, save_final, save_samples
+from ecar.training.run import check_out, check_same_data, make_out, save_batches, save_final, save_samples
 from ecar.training.signals import Stopped, StopRequest
 
 MAX_BAD_STEPS = 5
@@ -190,9 +190,12 @@ class Trainer:
             if means is None:
                 bad, self.skipped = bad + 1, self.skipped + 1
                 if bad >= MAX_BAD_STEPS:
+                    if first:
+                        save_batches(self.out, config, len(self.table), range(self.step - bad + 1, self.step + 1))
                     raise NonFiniteLossError(
-                        f"{bad} steps in a row without a finite loss (the last: {self.step}); run the command again "
-                        f"with a lower --lr or --dtype fp32: it resumes from the last checkpoint"
+                        f"{bad} steps in a row without a finite loss (the last: {self.step}; their images are listed in "
+                        f"non_finite.json); run the command again with a lower --lr or --dtype fp32: it resumes from "
+                        f"the last checkpoint"
                     )
             else:
                 bad, sums, steps = 0, sums + means, steps + 1

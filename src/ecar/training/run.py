@@ -12,6 +12,7 @@ import torch
 
 from ecar import __version__
 from ecar.config import ModelConfig, TrainConfig, differences
+from ecar.data.order import batch_indices
 from ecar.model import StageModel
 from ecar.sampling.pictures import grid
 from ecar.sampling.pipeline import Pipeline
@@ -69,6 +70,12 @@ def check_out(config: TrainConfig, out: Path) -> None:
     """ValueError if the folder holds a run of other options; otherwise write down those of this one."""
     options = {k: v for k, v in dataclasses.asdict(config).items() if k not in _FREE}
     check_same_options(out / "train.json", options, {"model": "ecar"})
+
+
+def save_batches(out: Path, config: TrainConfig, images: int, steps: range) -> None:
+    """``non_finite.json``: the rows of the data set that each of some steps (from 1) trained on."""
+    rows = {step: batch_indices(images, config.batch_size, config.seed, step - 1).tolist() for step in steps}
+    (out / "non_finite.json").write_text(json.dumps(rows) + "\n")
 
 
 def save_samples(model: StageModel, tokenizer: Tokenizer, out: Path, step: int) -> Path:
