@@ -193,9 +193,9 @@ class Trainer:
                     if first:
                         save_batches(self.out, config, len(self.table), range(self.step - bad + 1, self.step + 1))
                     raise NonFiniteLossError(
-                        f"{bad} steps in a row without a finite loss (the last: {self.step}; their images are listed in "
-                        f"non_finite.json); run the command again with a lower --lr or --dtype fp32: it resumes from "
-                        f"the last checkpoint"
+                        f"{bad} steps in a row without a finite loss (the last: {self.step}; non_finite.json lists "
+                        f"their images); run the command again with a lower --lr or --dtype fp32: it resumes from the "
+                        f"last checkpoint"
                     )
             else:
                 bad, sums, steps = 0, sums + means, steps + 1
