@@ -19,7 +19,7 @@ import threading
 from pathlib import Path
 
 from ecar.benchmark.formulas import training_flops
-from ecar.config import TrainConfig
+from ecar.training.config import TrainConfig
 from ecar.training.loop import build_config, load_table, with_data
 
 

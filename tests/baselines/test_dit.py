@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from ecar.baselines.dit import TIME_SCALE, DiT, shared_embedder_parameters
-from ecar.config import ModelConfig, SamplingConfig, StageConfig, TrainConfig
+from ecar.config import ModelConfig, SamplingConfig, StageConfig
 from ecar.model import build_model
 from ecar.sampling.loop import sample_latents
 from ecar.sampling.noise import draw_noise
 from ecar.sampling.pipeline import Pipeline
 from ecar.training import loop
+from ecar.training.config import TrainConfig
 from ecar.training.loss import Draws, stage_losses
 
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from ecar.cli.main import main
-from ecar.config import TrainConfig
 from ecar.evaluation.classifier import Classifier, accuracy, load_classifier, predict, save_classifier, train_classifier
 from ecar.evaluation.evaluate import check_count
 from ecar.evaluation.extractors import Dinov2Extractor, EfficientNetExtractor, get_extractor
@@ -19,6 +18,7 @@ from ecar.evaluation.reference import read_images, reference_from_statistics
 from ecar.evaluation.samples import Samples, collect, make_samples, read_samples, write_samples
 from ecar.sampling.pipeline import Pipeline
 from ecar.training import loop
+from ecar.training.config import TrainConfig
 
 
 @pytest.fixture(scope="module")

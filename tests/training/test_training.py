@@ -14,13 +14,13 @@ import torch
 from safetensors.torch import load_file
 
 from conftest import random_model, tiny_config
-from ecar.config import TokenizerConfig, TrainConfig
 from ecar.data.latents import encode_source, load_latents, save_latents
 from ecar.data.source import load_source
 from ecar.sampling.pipeline import Pipeline
 from ecar.stages import make_plan, pyramid
 from ecar.tokenizers import ConvTokenizer, PixelTokenizer
 from ecar.training import loop, loss
+from ecar.training.config import TokenizerConfig, TrainConfig
 from ecar.training.draws import training_times
 from ecar.training.ema import EMA
 from ecar.training.loss import Draws, stage_losses

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 
 from ecar.cli.options import parse
-from ecar.config import TokenizerConfig
+from ecar.training.config import TokenizerConfig
 
 
 def run(arguments: Sequence[str]) -> None:

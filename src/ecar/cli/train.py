@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from ecar.cli.options import parse
-from ecar.config import TrainConfig
+from ecar.training.config import TrainConfig
 
 
 def run(arguments: Sequence[str]) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ecar.config import TrainConfig
 from ecar.data.latents import LatentTable
 from ecar.data.order import batch_indices, derive_seed
 from ecar.stages import Stage
+from ecar.training.config import TrainConfig
 from ecar.training.loss import Draws
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ecar.config import ModelConfig, SamplingConfig, StageConfig, TrainConfig
+from ecar.config import ModelConfig, SamplingConfig, StageConfig
 from ecar.data.latents import LatentTable, encode_source, is_cache, load_latents
 from ecar.data.source import load_source
 from ecar.devices import resolve_device
@@ -23,6 +23,7 @@ from ecar.presets import default_steps, get_preset
 from ecar.stages import make_plan, pyramid, velocity_std
 from ecar.tokenizers import Tokenizer, load_tokenizer
 from ecar.training.checkpoint import load_checkpoint, restore_training, save_checkpoint, training_tensors
+from ecar.training.config import TrainConfig
 from ecar.training.curves import LossCurves
 from ecar.training.distributed import World, check_divides, parallel
 from ecar.training.draws import draw_batch

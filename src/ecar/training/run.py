@@ -11,12 +11,13 @@ from typing import Any
 import torch
 
 from ecar import __version__
-from ecar.config import ModelConfig, TrainConfig, differences
+from ecar.config import ModelConfig, differences
 from ecar.data.order import batch_indices
 from ecar.model import StageModel
 from ecar.sampling.pictures import grid
 from ecar.sampling.pipeline import Pipeline
 from ecar.tokenizers import Tokenizer
+from ecar.training.config import TrainConfig
 from ecar.weights import save_model
 
 # Options that may change when a run is resumed.

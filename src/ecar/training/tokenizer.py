@@ -24,13 +24,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ecar.config import TokenizerConfig
 from ecar.data.images import to_signed
 from ecar.data.source import ImageReport, iterate_images, load_source
 from ecar.devices import resolve_device
 from ecar.features import EfficientNetLite0
 from ecar.tokenizers.conv import ConvTokenizer
 from ecar.training.checkpoint import load_checkpoint, restore_training, save_checkpoint, training_tensors
+from ecar.training.config import TokenizerConfig
 from ecar.training.ema import EMA
 from ecar.training.log import RunLog
 from ecar.training.run import check_same_options, make_out

@@ -1,0 +1,202 @@
+"""Options of ``ecar train`` and ``ecar tokenizer``: frozen, validated when made; the text under a field is its help."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ecar.config import MODEL_KINDS, JsonConfig, Side
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(JsonConfig):
+    """Options of ``ecar train``."""
+
+    data: str
+    """Folder of images (class subfolders give labels), WebDataset tars, parquet file or folder, Hub data set id, or a
+    latent cache."""
+    out: str
+    """Folder of the run. The same command again resumes."""
+    tokenizer: str | None = None
+    """pixels (default), pixels:FACTOR, a folder of `ecar tokenizer`, or a diffusers autoencoder (folder or Hub id).
+    A latent cache brings its own."""
+    model: str = "ecar"
+    """ecar, or dit: the baseline (diffusers' DiT under single-scale flow matching, trunk + head blocks deep)."""
+    preset: str = "ti"
+    """Model size: nano, ti, s, b, l or xl."""
+    resolution: tuple[int, ...] = (32,)
+    """Side of the images in pixels, or height and width."""
+    stages: int | None = None
+    """Number of stages, coarse to fine; default 2, and 1 for dit."""
+    ends: tuple[float, ...] | None = None
+    """b_k per stage; default 0.6 for every stage but the last, which ends at 1."""
+    rho: float = 0.7
+    """Share of noise that a stage takes over from the one before."""
+    width: int | None = None
+    """Overrides the preset's width."""
+    heads: int | None = None
+    """Overrides the preset's attention heads."""
+    trunk_depth: int | None = None
+    """Overrides the preset's trunk blocks."""
+    head_depth: int | None = None
+    """Overrides the preset's head blocks."""
+    prediction: str = "v"
+    """What the head regresses: v (velocity) or x (data)."""
+    context_noise: float = 0.3
+    """Noise on the maps that the trunk reads."""
+    stage_share: tuple[float, ...] = ()
+    """Share of each batch that trains each stage, non-increasing; default 1, then 1/2 for each finer stage."""
+    stage_weight: tuple[float, ...] = ()
+    """Loss weight of each stage; default 1 each."""
+    flip: bool = False
+    """Mirror half of the images. Off by default: letters and shoes have a direction."""
+    max_steps: int = 10_000
+    """Optimizer steps."""
+    batch_size: int = 128
+    """Images per step."""
+    optimizer: str = "adamw"
+    """adamw, or muon (matrices of the blocks by Muon, the rest by AdamW)."""
+    lr: float = 1e-3
+    """Peak learning rate (Muon's updates are scaled to AdamW's): warm-up, flat, then linear to 2%."""
+    warmup: int = 200
+    """Warm-up steps."""
+    decay: float = 0.3
+    """Share of the steps, at the end, over which the learning rate falls."""
+    weight_decay: float = 0.01
+    """Weight decay on matrices."""
+    clip: float = 1.0
+    """Gradient norm limit."""
+    ema: float = 0.999
+    """Decay of the weight average that is sampled and shipped."""
+    label_dropout: float = 0.1
+    """Share of labels replaced by the null class, for guidance."""
+    t_mean: tuple[float, ...] = ()
+    """Location of the logit-normal times per stage: above 0 trains more near the stage's end; default 0 each."""
+    uniform_t: float = 0.2
+    """Share of times drawn uniformly; the rest is logit-normal(t_mean, 1)."""
+    dtype: str = "bf16"
+    """Autocast: bf16 or fp32. Loss and head output are always float32."""
+    compile: bool = False
+    """torch.compile the loss: a minute or two to start, then faster."""
+    device: str = "auto"
+    """Device to train on: auto (cuda where there is one), cpu, cuda, mps."""
+    seed: int = 0
+    """Seed of weights, data order, noise and times."""
+    max_images: int | None = None
+    """Use only the first images of the data."""
+    log_every: int = 50
+    """Steps between log lines."""
+    sample_every: int = 1000
+    """Steps between sample grids (fixed seeds, averaged weights); 0 is off."""
+    save_every: int = 1000
+    """Steps between checkpoints."""
+    tensorboard: bool = True
+    """Also log to TensorBoard where it is installed."""
+
+    def __post_init__(self) -> None:
+        if self.model not in MODEL_KINDS:
+            raise ValueError(f"model must be one of {', '.join(MODEL_KINDS)}, got {self.model!r}")
+        stages = (1 if self.model == "dit" else 2) if self.stages is None else self.stages
+        if self.model == "dit" and (stages != 1 or self.prediction != "v" or self.trunk_depth):
+            raise ValueError("dit has one stage, no trunk and predicts velocities; leave out those options")
+        object.__setattr__(self, "stages", stages)
+        for name in ("stages", "max_steps", "batch_size", "log_every", "save_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if len(self.resolution) not in (1, 2) or min(self.resolution) < 1:
+            raise ValueError(f"resolution takes one side, or height and width; got {self.resolution}")
+        share = self.stage_share or (1.0,) + (0.5,) * (stages - 1)
+        weight = self.stage_weight or (1.0,) * stages
+        t_mean = self.t_mean or (0.0,) * stages
+        if any(len(entries) != stages for entries in (share, weight, t_mean)):
+            raise ValueError(f"stage_share, stage_weight and t_mean need one entry per stage ({stages})")
+        if share[0] != 1.0 or list(share) != sorted(share, reverse=True) or share[-1] <= 0:
+            raise ValueError(
+                f"stage_share must start at 1 and not increase (a stage needs the ones before), got {share}"
+            )
+        if self.dtype not in ("bf16", "fp32"):
+            raise ValueError(f"dtype must be bf16 or fp32, got {self.dtype!r}")
+        if self.optimizer not in ("adamw", "muon"):
+            raise ValueError(f"optimizer must be adamw or muon, got {self.optimizer!r}")
+        for name in ("label_dropout", "ema"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+        if not 0 <= self.uniform_t <= 1 or not 0 <= self.decay <= 1:
+            raise ValueError(f"uniform_t and decay must be in [0, 1], got {self.uniform_t} and {self.decay}")
+        if not (self.lr > 0 and self.clip > 0):
+            raise ValueError(f"lr and clip must be positive, got {self.lr} and {self.clip}")
+        if not 0 <= self.seed < 2**53:
+            raise ValueError(f"seed must be in 0..2^53-1, got {self.seed}")
+        object.__setattr__(self, "stage_share", share)
+        object.__setattr__(self, "stage_weight", weight)
+        object.__setattr__(self, "t_mean", t_mean)
+
+    @property
+    def num_stages(self) -> int:
+        """``stages`` with its default filled in."""
+        assert self.stages is not None
+        return self.stages
+
+    @property
+    def image_side(self) -> Side:
+        """(height, width) in pixels."""
+        return self.resolution[0], self.resolution[-1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerConfig:
+    """Options of ``ecar tokenizer``."""
+
+    data: str
+    """Folder of images, parquet file or folder, or Hub data set id."""
+    out: str
+    """Folder to write: the tokenizer, log.jsonl, reconstructions.png. The same command again resumes."""
+    resolution: int = 32
+    """Side of the training images in pixels."""
+    channels: int = 4
+    """Latent channels."""
+    factor: int = 4
+    """Pixels per latent position, along each side; a power of two."""
+    widths: tuple[int, ...] = (32, 64, 128)
+    """Channels per level from the image side inwards; log2(factor) + 1 of them."""
+    depth: int = 2
+    """Residual blocks per decoder level."""
+    max_steps: int = 4000
+    """Optimizer steps."""
+    batch_size: int = 128
+    """Images per step."""
+    lr: float = 2e-3
+    """Peak learning rate of AdamW; 5% warm-up, cosine decay to 1%."""
+    perceptual: float = 0.5
+    """Weight of the perceptual term; 0 is off (and needs no EfficientNet weights)."""
+    scale_consistency: float = 0.5
+    """Weight of the pooled terms; 0 is off."""
+    scale_levels: int = 1
+    """How many poolings to ask consistency for: stages - 1."""
+    latent_noise: float = 0.1
+    """Standard deviation of the noise on unit-scale latents."""
+    max_images: int | None = None
+    """Use only the first images of the data."""
+    save_every: int = 500
+    """Steps between checkpoints."""
+    log_every: int = 50
+    """Steps between log lines."""
+    seed: int = 0
+    """Seed of weights, order and noise."""
+    device: str = "auto"
+    """Device to train on: auto (cuda where there is one), cpu, cuda, mps."""
+
+    def __post_init__(self) -> None:
+        for name in ("resolution", "channels", "max_steps", "batch_size", "save_every", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.factor < 2 or self.factor & (self.factor - 1):
+            raise ValueError(f"factor must be a power of two of at least 2, got {self.factor}")
+        if len(self.widths) != self.factor.bit_length():
+            raise ValueError(f"widths needs {self.factor.bit_length()} entries for factor {self.factor}: {self.widths}")
+        if self.scale_levels < 0 or self.scale_consistency < 0 or self.perceptual < 0 or self.lr <= 0:
+            raise ValueError("scale_levels, scale_consistency and perceptual must not be negative, lr must be positive")
+        if not 0 <= self.seed < 2**40:
+            raise ValueError(f"seed must be in 0..2^40-1, got {self.seed}")
+        smallest = self.factor * 2 ** (self.scale_levels if self.scale_consistency else 0)
+        if self.resolution % smallest:
+            raise ValueError(f"resolution {self.resolution} does not divide by {smallest} (factor and pooling levels)")
