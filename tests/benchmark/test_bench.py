@@ -37,6 +37,16 @@ def test_record_holds_both_sides_and_ratios_follow_from_it(tmp_path: Path, capsy
     assert {"trunk 1", "trunk 2", "head 1", "head 2", "rest"} == set(first["ecar"]["split_seconds"])
 
 
+def test_curve_measures_further_step_counts_of_the_same_model(tmp_path: Path) -> None:
+    out = tmp_path / "bench.json"
+    assert main(["bench", *TINY, "--peer-steps", "4", "--curve", "6+3", "1+1", "--out", str(out)]) == 0
+    record = json.loads(out.read_text())
+    assert [tuple(r["ecar_steps"]) for r in record["ratios"]] == [(8, 4), (6, 3), (1, 1)] * 2
+    by_flops = [r["fewer_flops"] for r in record["ratios"][:3]]
+    assert by_flops == sorted(by_flops) and len(set(by_flops)) == 3
+    assert record["measured"][0]["ecar 1+1"]["steps_run"] == [1, 1]
+
+
 @pytest.mark.parametrize("kind", ["kl", "tiny"])
 def test_decoder_makes_images_of_the_asked_resolution_and_is_counted(kind: str) -> None:
     settings = SamplingConfig(steps=(1, 1), guidance=(1.0, 1.0))
@@ -57,7 +67,12 @@ def test_clocks_come_off_and_zero_layers_are_filled() -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "word"),
-    [(["--decoder", "vq"], "none, kl or tiny"), (["--batch", "0"], "at least 1"), (["--resolution", "250"], "divide")],
+    [
+        (["--decoder", "vq"], "none, kl or tiny"),
+        (["--batch", "0"], "at least 1"),
+        (["--resolution", "250"], "divide"),
+        (["--curve", "8,4"], "one per stage"),
+    ],
 )
 def test_wrong_input_exits_with_2(arguments: list[str], word: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", *arguments]) == 2

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ecar.cli.options import check_dtype, output_file, parse, torch_dtype
 
 if TYPE_CHECKING:
+    from ecar.benchmark.bench import Side
     from ecar.config import ModelConfig, SamplingConfig
 
 
@@ -30,6 +31,8 @@ class BenchOptions:
     """ECAR's stages."""
     steps: tuple[int, ...] | None = None
     """ECAR's solver steps, one number or one per stage; default 8, then 4 for each finer stage."""
+    curve: tuple[str, ...] = ()
+    """Further settings of ECAR's steps to measure in the same turns, such as 6+3+3 4+2+2."""
     guidance: bool = True
     """Guidance: ECAR in every stage but the last, DiT in every step."""
     peer_steps: tuple[int, ...] = (250, 50)
@@ -100,25 +103,12 @@ def run(arguments: Sequence[str]) -> None:
 
 def _measure(options: BenchOptions, record: dict[str, Any], device: str) -> None:
     """Time both sides, as they are and optimised; adds parameters, FLOPs, measurements and ratios to ``record``."""
-    from ecar.benchmark.bench import compare, decoder_cost, make_side
+    from ecar.benchmark.bench import compare, decoder_cost
 
-    dtype = torch_dtype(options.dtype)
     peer_settings = dict(zip(options.peer_steps, _euler(options), strict=True))
-    first = options.peer_steps[0]
-    sides = []
-    for variant in ("", " compiled", " int8") if options.optimized else ("",):
-        made = [
-            make_side(f"ecar{variant}", *_ecar(options, options.resolution), dtype=dtype, device=device),
-            make_side(
-                f"dit{variant}", _dit(options, options.resolution), peer_settings[first], dtype=dtype, device=device,
-                run_steps=options.peer_run_steps,
-            ),
-        ]  # fmt: skip
-        for side in made if variant else ():
-            side.optimize(quantize="int8" if variant == " int8" else None)
-        sides += made
-    ours, peer = sides[:2]
-    flops = {"ecar": ours.flops()}
+    sides = _sides(options, peer_settings[options.peer_steps[0]], device)
+    ours, peer = (next(side for side in sides if side.name == name) for name in ("ecar", "dit"))
+    flops = {side.name: side.flops() for side in sides if side.name.split()[-1] not in ("compiled", "int8", "dit")}
     flops |= {f"dit {n} steps": replace(peer, settings=settings).flops() for n, settings in peer_settings.items()}
     record |= {
         "parameters": {side.name: side.parameters for side in (ours, peer)},
@@ -135,20 +125,66 @@ def _measure(options: BenchOptions, record: dict[str, Any], device: str) -> None
             costs = {side.name: decoder_cost(options.decoder, side, batch, options.resolution) for side in (ours, peer)}
             decoders = {name: cost["seconds_per_batch"] for name, cost in costs.items()}
             record["decoder"][f"batch {batch}"] = costs
-        for variant in dict.fromkeys(side.name.partition(" ")[2] for side in sides):
-            ecar, dit = (measured[f"{name} {variant}".strip()]["seconds_per_batch"] for name in ("ecar", "dit"))
+        record["ratios"] += _ratios(options, batch, measured, flops, decoders)
+
+
+def _sides(options: BenchOptions, peer_settings: SamplingConfig, device: str) -> list[Side]:
+    """Both systems in every variant (named "ecar", "ecar compiled", ...), and ECAR at the curve's step counts."""
+    from ecar.benchmark.bench import make_side
+
+    dtype, sides = torch_dtype(options.dtype), []
+    config, settings = _ecar(options, options.resolution)
+    for variant in ("", " compiled", " int8") if options.optimized else ("",):
+        ours = make_side(f"ecar{variant}", config, settings, dtype=dtype, device=device)
+        peer = make_side(
+            f"dit{variant}", _dit(options, options.resolution), peer_settings, dtype=dtype, device=device,
+            run_steps=options.peer_run_steps,
+        )  # fmt: skip
+        for side in (ours, peer) if variant else ():
+            side.optimize(quantize="int8" if variant == " int8" else None)
+        sides += [ours, peer]
+        for text in options.curve:
+            other = replace(settings, steps=_steps(text, len(config.stages.sides)))
+            sides.append(replace(ours, name=f"ecar {text}{variant}", settings=other, run_settings=other))
+    return sides
+
+
+def _ratios(
+    options: BenchOptions, batch: int, measured: dict[str, Any], flops: dict[str, Any], decoders: dict[str, float]
+) -> list[dict[str, Any]]:
+    """How many times DiT costs what ECAR costs: each variant against the same of DiT, at each of DiT's step counts."""
+    first, ratios = options.peer_steps[0], []
+    for variant in ("", " compiled", " int8") if options.optimized else ("",):
+        dit = measured[f"dit{variant}"]["seconds_per_batch"]
+        for name in ("ecar", *(f"ecar {text}" for text in options.curve)):
+            ecar = measured[f"{name}{variant}"]["seconds_per_batch"]
             for steps in options.peer_steps:
-                record["ratios"].append({
+                ratios.append({
                     "batch": batch,
+                    "ecar_steps": measured[f"{name}{variant}"]["steps"],
                     "dit_steps": steps,
-                    "both_sides": variant or "eager",
-                    "fewer_flops": round(flops[f"dit {steps} steps"]["total"] / flops["ecar"]["total"], 2),
+                    "both_sides": variant.strip() or "eager",
+                    "fewer_flops": round(flops[f"dit {steps} steps"]["total"] / flops[name]["total"], 2),
                     "less_time": round(dit * steps / first / ecar, 2),
                     "less_time_than_eager_dit": round(measured["dit"]["seconds_per_batch"] * steps / first / ecar, 2),
                     "less_time_with_decoder": round(
                         (dit * steps / first + decoders["dit"]) / (ecar + decoders["ecar"]), 2
                     ) if options.decoder != "none" else None,
                 })  # fmt: skip
+    return ratios
+
+
+def _steps(text: str, stages: int) -> tuple[int, ...]:
+    """ "6,3,3" -> (6, 3, 3); ValueError unless it is one positive number per stage."""
+    try:
+        steps = tuple(int(part) for part in text.split("+"))
+    except ValueError:
+        steps = ()
+    if len(steps) != stages or min(steps) < 1:
+        raise ValueError(
+            f"--curve takes {stages} positive numbers with commas, one per stage, such as 6,3,3; got {text!r}"
+        )
+    return steps
 
 
 def _euler(options: BenchOptions) -> list[SamplingConfig]:
@@ -164,6 +200,8 @@ def _check(options: BenchOptions) -> None:
     check_dtype(options.dtype)
     if min((*options.batch, *options.peer_steps, options.peer_run_steps, options.repeats, options.classes)) < 1:
         raise ValueError("--batch, --peer-steps, --peer-run-steps, --repeats and --classes must be at least 1")
+    for text in options.curve:
+        _steps(text, options.stages)
     if options.resolution % options.factor or options.resolution % (options.peer_factor * options.peer_patch):
         raise ValueError(f"--resolution {options.resolution} does not divide by the latents' factors")
 
@@ -201,7 +239,8 @@ def _dit(options: BenchOptions, resolution: int) -> ModelConfig:
 def _print_table(record: dict[str, Any]) -> None:
     for ratio in record["ratios"]:
         print(
-            f"batch {ratio['batch']}, both {ratio['both_sides']}, DiT at {ratio['dit_steps']} steps: "
+            f"batch {ratio['batch']}, both {ratio['both_sides']}, ECAR at {ratio['ecar_steps']} steps, "
+            f"DiT at {ratio['dit_steps']}: "
             f"{ratio['fewer_flops']}x fewer FLOPs, {ratio['less_time']}x less time"
         )
     for name, rows in record["by_resolution"].items():
