@@ -1,9 +1,10 @@
 """Time sampling of a model with each option that makes it faster, and what the option does to the images.
 
 Images per second at --batch, seconds of one image, both with decoding; the options take turns in one process and the
-median counts. The difference of the images is against eager float32 with the same seeds.
+median counts. The difference of the images is against eager float32 with the same seeds. With --data, the Frechet
+distance and KID of --num balanced samples of each option, seeds 0, 1, ..., against those real images.
 
-python scripts/bench_sampling.py --model fashion --threads 2 --out docs/results/fashion_speed.json
+python scripts/bench_sampling.py --model fashion --threads 2 --data test.parquet --out docs/results/fashion_speed.json
 """
 
 from __future__ import annotations
@@ -19,6 +20,10 @@ from results import write_result
 
 from ecar import Pipeline
 from ecar.benchmark.bench import matmul_peak
+from ecar.evaluation.evaluate import measure
+from ecar.evaluation.extractors import get_extractor
+from ecar.evaluation.reference import read_images, reference_from_images
+from ecar.evaluation.samples import Samples
 
 OPTIONS: dict[str, dict[str, object]] = {
     "fp32": {},
@@ -39,6 +44,22 @@ def draw(pipe: Pipeline, batch: int) -> tuple[float, np.ndarray]:
     return seconds, np.stack([np.asarray(image) for image in output.images])
 
 
+def quality(pipes: dict[str, Pipeline], data: str, num: int, batch: int) -> dict[str, dict[str, object]]:
+    """Of each option: what ``ecar evaluate`` measures, for the same labels and seeds."""
+    extractor = get_extractor("efficientnet-lite0")
+    height, width = next(iter(pipes.values())).model.config.image_side
+    images, labels, names = read_images(data, "test", height, width, None)
+    reference = reference_from_images(data, images, labels, names, extractor, Path("~/.cache/ecar").expanduser())
+    result = {}
+    for name, pipe in pipes.items():
+        classes = pipe.model.config.num_classes
+        wanted = [i % classes for i in range(num)] if classes else None
+        drawn = pipe(wanted, seeds=range(num), batch_size=batch).images
+        stacked = torch.from_numpy(np.stack([np.asarray(image.convert("RGB")) for image in drawn])).permute(0, 3, 1, 2)
+        result[name] = measure(Samples(stacked, None), reference, extractor)
+    return result
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="fashion")
@@ -47,6 +68,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--options", nargs="+", choices=OPTIONS, default=list(OPTIONS))
+    parser.add_argument("--data", help="real images: also measure what each option costs in quality")
+    parser.add_argument("--num", type=int, default=2000, help="samples of each option for that")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -65,6 +88,7 @@ def main() -> None:
     for _ in range(args.repeats):
         for (name, batch), seconds in times.items():
             seconds.append(draw(pipes[name], batch)[0])
+    scores = quality(pipes, args.data, args.num, args.batch) if args.data else {}
     reference = images.get("fp32", next(iter(images.values())))
     rows = []
     for name in pipes:
@@ -76,6 +100,7 @@ def main() -> None:
             "seconds_all": {str(b): [round(t, 4) for t in times[name, b]] for b in (args.batch, 1)},
             "first_calls_seconds": round(first[name], 1),
             "mean_pixel_difference_of_255": round(float(np.abs(images[name] - reference).mean()), 3),
+            **scores.get(name, {}),
         })  # fmt: skip
         print(rows[-1], flush=True)
     settings = pipes[args.options[0]].settings().to_json()

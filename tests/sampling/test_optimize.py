@@ -7,10 +7,17 @@ import gc
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from conftest import tiny_config
 from ecar import Pipeline
+from ecar.config import SamplingConfig
+from ecar.model import build_model
 from ecar.sampling import optimize as module
+from ecar.sampling.loop import sample_latents
+from ecar.sampling.noise import StageNoise
 from ecar.sampling.optimize import Int8Linear, PackedLinear
+from ecar.transformer.positions import rotary_table
 
 
 def pixels(pipe: Pipeline, count: int) -> np.ndarray:
@@ -61,3 +68,30 @@ def test_compiled_and_int8_pipelines_make_nearly_the_same_images_at_any_count() 
 def test_unknown_quantization_is_refused() -> None:
     with pytest.raises(ValueError, match="must be int8"):
         Pipeline.from_pretrained("fashion", quantize="int2")
+
+
+def test_sampling_reads_no_value_back_from_the_device() -> None:
+    """On a GPU every read is a wait. Fake tensors have no values: reading one raises."""
+    with FakeTensorMode():
+        model = build_model(tiny_config()).eval()
+        noise = []
+        for stage in model.plan:
+            shape = (2, model.config.channels, *stage.side)
+            before = (2, model.config.channels, stage.side[0] // 2, stage.side[1] // 2)
+            noise.append(StageNoise(torch.empty(shape), torch.empty(before) if stage.index else None))
+        count = len(model.plan)
+        for where in ("velocity", "tokens"):
+            settings = SamplingConfig(steps=(2,) * count, guidance=(1.5,) * count, solver="ab2", guidance_on=where)
+            z = sample_latents(model, torch.zeros(2, dtype=torch.int64), noise, settings)
+            assert z.shape == (2, model.config.channels, *model.plan[-1].side)
+
+
+def test_blocks_compile_without_a_graph_break() -> None:
+    model = build_model(tiny_config()).eval()
+    x, width = torch.randn(2, 16, model.config.width), model.config.width
+    for block in (model.transformer.blocks[0], model.head.blocks[0]):
+        table = rotary_table((4, 4), (4, 4), width // model.config.heads, x.device)
+        whole = torch.compile(block, fullgraph=True, backend="eager")  # fullgraph: a break raises
+        with torch.no_grad():
+            modulation = torch.randn(2, 1, 6 * width)
+            assert torch.allclose(whole(x, modulation, table), block(x, modulation, table), atol=1e-5)
