@@ -181,8 +181,9 @@ def loss(model, z, labels, es, contexts, times):
 
 
 @torch.no_grad()
-def sample(model, labels, es, contexts, steps, guidance):
-    """Latents from noise: Euler steps and guidance scale per stage. Recomputes the tokens: no cache, to stay short."""
+def sample(model, labels, es, contexts, steps, guidance, guidance_from=()):
+    """Latents from noise: Euler steps, guidance scale and the time from which it acts per stage. Recomputes the tokens:
+    no cache, to stay short."""
     null, ys, read = torch.full_like(labels, model.c["num_classes"]), [], []
     for k, (count, scale) in enumerate(zip(steps, guidance, strict=True)):
         if k:
@@ -195,7 +196,7 @@ def sample(model, labels, es, contexts, steps, guidance):
         for i in range(count):
             t = torch.full((len(labels),), i / count)
             v = model.velocity(k, x, t, m, labels)
-            if scale != 1:
+            if scale != 1 and i / count >= (guidance_from[k] if guidance_from else 0):
                 v_null = model.velocity(k, x, t, m_null, null)
                 v = v_null + scale * (v - v_null)
             x = x + v / count
@@ -223,7 +224,8 @@ def main():
     torch.manual_seed(0)
     es = [torch.randn(len(labels), c["channels"], *side) for side in model.sides]
     contexts = [torch.randn_like(e) for e in es[:-1]]
-    z = sample(model, labels, es, contexts, c["sampling"]["steps"], c["sampling"]["guidance"])
+    s = c["sampling"]
+    z = sample(model, labels, es, contexts, s["steps"], s["guidance"], s.get("guidance_from"))
     x = load_tokenizer(Path(folder) / "tokenizer").decode(z)
     rows = [torch.cat(list(row), -1) for row in x.split(8)]
     sheet = ((torch.cat(rows, -2) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()

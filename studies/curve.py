@@ -3,9 +3,10 @@
     python studies/curve.py --model RUN/final --data test.parquet --train-data train.parquet \\
         --classifier judge.safetensors --settings 8,4 8,4:1.5 16,8:1:heun --out curve.jsonl
 
-A setting is STEPS[:GUIDANCE[:SOLVER[:WHERE]]] with WHERE velocity or tokens. Lines for the floor (training images) and
-for the tokenizer's reconstructions come first. --teacher-forced also samples the last stage from the real maps of the
-stages before: the gap to free running is exposure bias, what remains is the head's own error.
+A setting is STEPS[:GUIDANCE[:SOLVER[:WHERE[:FROM]]]] with WHERE velocity or tokens and FROM the time from which it
+acts. Lines for the floor (training images) and for the tokenizer's reconstructions come first. --teacher-forced also
+samples the last stage from the real maps of the stages before: the gap to free running is exposure bias, what remains
+is the head's own error.
 Settings that the file already holds are not run again.
 """
 
@@ -36,10 +37,14 @@ from ecar.weights import weights_fingerprint
 
 
 def parse_setting(text: str, pipe: Pipeline) -> SamplingConfig:
-    """STEPS[:GUIDANCE[:SOLVER[:WHERE]]]."""
-    steps, guidance, solver, where = [*text.split(":"), *["1", "ab2", "velocity"][text.count(":") :]]
+    """STEPS[:GUIDANCE[:SOLVER[:WHERE[:FROM]]]]."""
+    steps, guidance, solver, where, start = [*text.split(":"), *["1", "ab2", "velocity", "0"][text.count(":") :]]
     scales = [float(g) for g in guidance.split(",")]
-    return pipe.settings([int(s) for s in steps.split(",")], scales if len(scales) > 1 else scales[0], solver, where)
+    starts, several = [float(t) for t in start.split(",")], len(scales) > 1
+    return pipe.settings(
+        [int(s) for s in steps.split(",")], scales if several else scales[0], solver, where,
+        None if where == "tokens" else starts if len(starts) > 1 else starts[0],
+    )  # fmt: skip
 
 
 @torch.no_grad()

@@ -23,7 +23,7 @@ ALLOWED = {
     "weights.py": {"config", "model", "tokenizers"},
     "sampling": {"config", "devices", "stages", "transformer", "flow", "model", "tokenizers", "weights", "sampling"},
     "data": {"config", "tokenizers", "data"},
-    "benchmark": {"config", "presets", "stages", "transformer", "model", "sampling", "training", "benchmark"},
+    "benchmark": {"config", "presets", "stages", "transformer", "flow", "model", "sampling", "training", "benchmark"},
     "serving": {"config", "stages", "sampling", "serving"},
     "evaluation": {"config", "data", "features", "sampling", "evaluation"},
 }

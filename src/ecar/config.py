@@ -111,6 +111,9 @@ class SamplingConfig(JsonConfig):
     """euler, heun or ab2 (Adams-Bashforth, two steps)."""
     guidance_on: str = "velocity"
     """Where guidance acts: velocity (two head passes a step) or tokens (one)."""
+    guidance_from: tuple[float, ...] = ()
+    """Time of each stage, in [0, 1), from which guidance on velocities acts; before it a step takes one head pass.
+    Empty: everywhere."""
 
 
 @dataclass(frozen=True, kw_only=True)

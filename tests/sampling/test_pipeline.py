@@ -54,6 +54,18 @@ def test_guidance_of_almost_one_is_continuous_with_off(pipe: Pipeline) -> None:
         assert torch.allclose(off, other, atol=1e-3)
 
 
+def test_guidance_from_a_time_on_acts_only_then(pipe: Pipeline) -> None:
+    """From 0 it is guidance everywhere; from beyond the last step's time it is none; between, neither."""
+    guided = {"guidance": (3.0, 1.0, 2.0)}
+    off, everywhere = (latents(pipe, [0, 1], [1, 2], settings(**g)) for g in ({}, guided))
+    zero, late, some = (
+        latents(pipe, [0, 1], [1, 2], settings(**guided, guidance_from=starts))
+        for starts in ((0.0, 0.0, 0.0), (0.9, 0.0, 0.9), (0.3, 0.0, 0.0))
+    )
+    assert torch.equal(zero, everywhere) and torch.allclose(late, off, atol=1e-4)
+    assert not torch.allclose(some, everywhere, atol=1e-3) and not torch.allclose(some, off, atol=1e-3)
+
+
 def test_guidance_of_zero_ignores_the_class(pipe: Pipeline) -> None:
     null = pipe.model.config.null_class
     zero = latents(pipe, [0, 2], [1, 2], settings(guidance=(0.0, 0.0, 0.0)))
@@ -126,6 +138,9 @@ def test_unknown_class_offers_the_nearest_names(pipe: Pipeline) -> None:
         ({"guidance": float("nan")}, "0..100"),
         ({"solver": "magic"}, "unknown solver"),
         ({"guidance_on": "pixels"}, "velocity or tokens"),
+        ({"guidance_from": 1.0}, "[0, 1)"),
+        ({"guidance_from": (0.5, 0.0)}, "one per stage"),
+        ({"guidance_from": 0.5, "guidance_on": "tokens"}, "on velocities"),
         ({"seeds": [1]}, "2 labels but 1 seeds"),
         ({"seeds": [1, -1]}, "seed must be"),
         ({"batch_size": 0}, "batch_size"),

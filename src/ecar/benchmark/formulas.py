@@ -6,8 +6,10 @@ D width, n tokens of a stage, m keys, C latent channels, h hidden width of the f
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from ecar.config import ModelConfig, SamplingConfig
+from ecar.flow.solvers import uniform_grid
 from ecar.stages import make_plan
 from ecar.transformer.block import hidden_width
 from ecar.transformer.model import FOURIER_BANDS
@@ -64,6 +66,14 @@ def evaluations(steps: int, solver: str) -> int:
     return steps if solver != "heun" else max(2, 2 * steps - 1)
 
 
+def evaluation_times(steps: int, solver: str) -> list[float]:
+    """The times of a stage at which the solver asks for a velocity."""
+    grid = uniform_grid(steps)
+    if solver != "heun":
+        return grid[:-1]
+    return [t for pair in pairwise(grid) for t in pair][: evaluations(steps, solver)]
+
+
 def sampling_flops(config: ModelConfig, settings: SamplingConfig) -> dict[str, list[int]]:
     """``trunk`` and ``head`` (with guidance) of one image, per stage; the decoder is not in it."""
     guided_until = max((k + 1 for k, g in enumerate(settings.guidance) if g != 1), default=0)
@@ -71,7 +81,9 @@ def sampling_flops(config: ModelConfig, settings: SamplingConfig) -> dict[str, l
     head = []
     for k, (step, embed) in enumerate(zip(head_flops(config), token_flops(config), strict=True)):
         copies = 2 if settings.guidance[k] != 1 and settings.guidance_on == "velocity" else 1
-        head.append(copies * (embed + evaluations(settings.steps[k], settings.solver) * step))
+        start = settings.guidance_from[k] if settings.guidance_from else 0.0
+        passes = sum(copies if t >= start else 1 for t in evaluation_times(settings.steps[k], settings.solver))
+        head.append(copies * embed + passes * step)
     return {"trunk": trunk, "head": head}
 
 

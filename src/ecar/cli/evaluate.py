@@ -59,6 +59,8 @@ class EvaluateOptions:
     """euler, heun or ab2; default: the model's."""
     guidance_on: str | None = None
     """velocity or tokens; default: the model's."""
+    guidance_from: tuple[float, ...] | None = None
+    """Time of a stage, in [0, 1), from which guidance acts, one number or one per stage; default: the model's."""
     seed: int = 0
     """Seed of image 0; image i uses seed + i."""
     batch_size: int = 250
@@ -137,7 +139,7 @@ def _pipeline(options: EvaluateOptions, device: str) -> Pipeline | None:
 
 def _settings(options: EvaluateOptions, pipe: Pipeline) -> SamplingConfig:
     steps, guidance = one_or_all(options.steps), one_or_all(options.guidance)
-    return pipe.settings(steps, guidance, options.solver, options.guidance_on)
+    return pipe.settings(steps, guidance, options.solver, options.guidance_on, one_or_all(options.guidance_from))
 
 
 def _read(options: EvaluateOptions) -> Samples:

@@ -40,6 +40,8 @@ class SampleOptions:
     """euler, heun or ab2; default: the model's."""
     guidance_on: str | None = None
     """velocity or tokens; default: the model's."""
+    guidance_from: tuple[float, ...] | None = None
+    """Time of a stage, in [0, 1), from which guidance acts, one number or one per stage; default: the model's."""
     stages: str | None = None
     """Also write a strip of the stages of the first images (.png)."""
     gif: str | None = None
@@ -103,6 +105,7 @@ def run(arguments: Sequence[str]) -> None:
         guidance=one_or_all(options.guidance),
         solver=options.solver,
         guidance_on=options.guidance_on,
+        guidance_from=one_or_all(options.guidance_from),
         batch_size=options.batch_size,
         return_stages=bool(files.stages or files.gif),
         progress=True,

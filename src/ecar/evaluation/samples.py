@@ -76,7 +76,7 @@ def make_samples(
         start = time.perf_counter()
         output = pipe(
             labels, seeds=[seed + i for i in ids], batch_size=batch, steps=settings.steps, guidance=settings.guidance,
-            solver=settings.solver, guidance_on=settings.guidance_on,
+            solver=settings.solver, guidance_on=settings.guidance_on, guidance_from=settings.guidance_from,
         )  # fmt: skip
         seconds = time.perf_counter() - start
         images = np.stack([np.asarray(image) for image in output.images])

@@ -31,6 +31,7 @@ class StageVelocity:
             acts on velocities: it takes two head passes a step (here: one of twice the rows).
         labels: class ids of the rows of ``embedded``.
         scale: guidance on velocities; 1 is off.
+        start: time from which it acts; before, only the conditional rows are computed.
         conditionings: ``head.conditioning`` of these rows at the times that are known beforehand.
     """
 
@@ -39,12 +40,14 @@ class StageVelocity:
     embedded: Tensor
     labels: Tensor
     scale: float
+    start: float = 0.0
     conditionings: dict[float, Any] = field(default_factory=dict)
 
     def __call__(self, x: Tensor, t: float) -> Tensor:
-        copies = 1 if self.scale == 1 else 2
-        times, known = torch.full((1,), t, device=x.device), self.conditionings.get(t)
-        v = self.model.velocity(self.stage, x.repeat(copies, 1, 1, 1), times, self.embedded, self.labels, known)
+        copies = 1 if self.scale == 1 or t < self.start else 2
+        times, known, rows = torch.full((1,), t, device=x.device), self.conditionings.get(t), copies * len(x)
+        embedded, labels = self.embedded[:rows], self.labels[:rows]
+        v = self.model.velocity(self.stage, x.repeat(copies, 1, 1, 1), times, embedded, labels, known)
         return v if copies == 1 else guide_halves(v, self.scale)
 
     def select(self, rows: Sequence[int]) -> StageVelocity:
@@ -139,6 +142,11 @@ def check_settings(settings: SamplingConfig, stages: int) -> None:
         raise ValueError(f"guidance needs one number or {stages}, one per stage; got {settings.guidance}")
     if any(not 0 <= g <= 100 for g in settings.guidance):
         raise ValueError(f"guidance must be in 0..100 (1 is off), got {settings.guidance}")
+    starts = settings.guidance_from
+    if starts and (len(starts) != stages or any(not 0 <= t < 1 for t in starts)):
+        raise ValueError(f"guidance_from needs one time in [0, 1) or {stages}, one per stage; got {starts}")
+    if any(starts) and settings.guidance_on != "velocity":
+        raise ValueError("guidance_from acts with guidance on velocities: leave it out, or take guidance_on velocity")
     if settings.guidance_on not in ("velocity", "tokens"):
         raise ValueError(f"guidance_on must be velocity or tokens, got {settings.guidance_on!r}")
 
@@ -234,8 +242,12 @@ def stage_velocity(
     elif scale == 1:
         tokens = tokens[:batch]
     labels, times = labels[: len(tokens)], uniform_grid(settings.steps[stage.index])[:-1]
-    conditionings = dict(zip(times, model.head.conditionings(stage, times, labels), strict=True))
-    return StageVelocity(model, stage, model.head.embed_tokens(stage, tokens), labels, scale, conditionings)
+    start = settings.guidance_from[stage.index] if settings.guidance_from and scale != 1 else 0.0
+    conditionings: dict[float, Any] = {}
+    for rows, part in ((batch, [t for t in times if t < start]), (len(labels), [t for t in times if t >= start])):
+        if part:
+            conditionings |= zip(part, model.head.conditionings(stage, part, labels[:rows]), strict=True)
+    return StageVelocity(model, stage, model.head.embed_tokens(stage, tokens), labels, scale, start, conditionings)
 
 
 def _guided(settings: SamplingConfig, stage: int) -> bool:

@@ -168,11 +168,12 @@ class Pipeline:
         guidance: Sequence[float] | float | None = None,
         solver: str | None = None,
         guidance_on: str | None = None,
+        guidance_from: Sequence[float] | float | None = None,
     ) -> SamplingConfig:
         """The model's default settings with changes; one number for ``steps`` holds for every stage.
 
-        One number for ``guidance`` acts on every stage but the last: measured, guidance in the last stage costs a
-        second pass over its many tokens and does not improve the images.
+        One number for ``guidance`` acts on every stage but the last, whose many tokens a second pass would cost most;
+        one number for ``guidance_from`` holds for every stage.
 
         Raises:
             ValueError: wrong number of stages, unknown solver, values out of range.
@@ -193,6 +194,11 @@ class Pipeline:
             changes["solver"] = solver
         if guidance_on is not None:
             changes["guidance_on"] = guidance_on
+            if guidance_on == "tokens":  # there, guidance acts once a stage: the default times of velocities fall away
+                changes["guidance_from"] = ()
+        if guidance_from is not None:
+            several = guidance_from if isinstance(guidance_from, Sequence) else (guidance_from,) * stages
+            changes["guidance_from"] = tuple(float(t) for t in several)
         result = dataclasses.replace(base, **changes)  # type: ignore[arg-type]
         check_settings(result, stages)
         if self.model.config.kind == "dit" and result.guidance_on == "tokens":
@@ -211,6 +217,7 @@ class Pipeline:
         guidance: Sequence[float] | float | None = None,
         solver: str | None = None,
         guidance_on: str | None = None,
+        guidance_from: Sequence[float] | float | None = None,
         batch_size: int = 64,
         return_stages: bool = False,
         on_stage: Callable[[StagePreview], None] | None = None,
@@ -226,6 +233,7 @@ class Pipeline:
             guidance: scale, one number or one per stage; 1 is off.
             solver: euler, heun or ab2.
             guidance_on: velocity or tokens.
+            guidance_from: time of the stage from which guidance on velocities acts, one number or one per stage.
             batch_size: images computed at once.
             return_stages: also decode a preview of each stage.
             on_stage: called with the previews of the first batch onwards, stage by stage.
@@ -234,7 +242,7 @@ class Pipeline:
         Raises:
             ValueError: unknown class, wrong counts or settings.
         """
-        settings = self.settings(steps, guidance, solver, guidance_on)
+        settings = self.settings(steps, guidance, solver, guidance_on, guidance_from)
         if labels is None:
             labels = [None] * (len(seeds) if seeds is not None else 1)
         ids = [self.class_id(label) for label in labels]
