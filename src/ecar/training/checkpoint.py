@@ -74,6 +74,11 @@ def load_checkpoint(run: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | Non
     return None
 
 
+def has_checkpoint(run: Path) -> bool:
+    """Whether ``load_checkpoint`` would look at any (sound or not)."""
+    return bool(_complete(run / "checkpoints"))
+
+
 def verify(folder: Path) -> None:
     """Compare every file with the manifest; checkpoints from before there was one pass.
 

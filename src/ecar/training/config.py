@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from ecar.config import MODEL_KINDS, JsonConfig, Side
 
+_DEFAULTS = {"model": "ecar", "preset": "ti", "resolution": (32,), "rho": 0.7, "prediction": "v", "context_noise": 0.3}
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(JsonConfig):
@@ -19,18 +21,22 @@ class TrainConfig(JsonConfig):
     tokenizer: str | None = None
     """pixels (default), pixels:FACTOR, a folder of `ecar tokenizer`, or a diffusers autoencoder (folder or Hub id).
     A latent cache brings its own."""
-    model: str = "ecar"
-    """ecar, or dit: the baseline (diffusers' DiT under single-scale flow matching, trunk + head blocks deep)."""
-    preset: str = "ti"
-    """Model size: nano, ti, s, b, l or xl."""
-    resolution: tuple[int, ...] = (32,)
-    """Side of the images in pixels, or height and width."""
+    init_from: str | None = None
+    """Start from the weights of a model (folder, bundled name or Hub id). Its tokenizer, sizes and stages are then the
+    defaults; what does not fit is listed and initialised fresh."""
+    model: str | None = None
+    """ecar (default), or dit: the baseline (diffusers' DiT under single-scale flow matching, trunk + head blocks
+    deep)."""
+    preset: str | None = None
+    """Model size: nano, ti (default), s, b, l or xl."""
+    resolution: tuple[int, ...] = ()
+    """Side of the images in pixels, or height and width; default 32."""
     stages: int | None = None
     """Number of stages, coarse to fine; default 2, and 1 for dit."""
     ends: tuple[float, ...] | None = None
     """b_k per stage; default 0.6 for every stage but the last, which ends at 1."""
-    rho: float = 0.7
-    """Share of noise that a stage takes over from the one before."""
+    rho: float | None = None
+    """Share of noise that a stage takes over from the one before; default 0.7."""
     width: int | None = None
     """Overrides the preset's width."""
     heads: int | None = None
@@ -39,10 +45,10 @@ class TrainConfig(JsonConfig):
     """Overrides the preset's trunk blocks."""
     head_depth: int | None = None
     """Overrides the preset's head blocks."""
-    prediction: str = "v"
-    """What the head regresses: v (velocity) or x (data)."""
-    context_noise: float = 0.3
-    """Noise on the maps that the trunk reads."""
+    prediction: str | None = None
+    """What the head regresses: v (velocity, default) or x (data)."""
+    context_noise: float | None = None
+    """Noise on the maps that the trunk reads; default 0.3."""
     stage_share: tuple[float, ...] = ()
     """Share of each batch that trains each stage, non-increasing; default 1, then 1/2 for each finer stage."""
     stage_weight: tuple[float, ...] = ()
@@ -93,26 +99,18 @@ class TrainConfig(JsonConfig):
     """Also log to TensorBoard where it is installed."""
 
     def __post_init__(self) -> None:
-        if self.model not in MODEL_KINDS:
-            raise ValueError(f"model must be one of {', '.join(MODEL_KINDS)}, got {self.model!r}")
-        stages = (1 if self.model == "dit" else 2) if self.stages is None else self.stages
-        if self.model == "dit" and (stages != 1 or self.prediction != "v" or self.trunk_depth):
-            raise ValueError("dit has one stage, no trunk and predicts velocities; leave out those options")
-        object.__setattr__(self, "stages", stages)
-        for name in ("stages", "max_steps", "batch_size", "log_every", "save_every"):
+        if self.init_from is None:  # else the model's own are the defaults: ``finetune.with_defaults``
+            stages = 1 if self.model == "dit" else 2
+            for name, value in {**_DEFAULTS, "stages": stages}.items():
+                if getattr(self, name) in (None, ()):
+                    object.__setattr__(self, name, value)
+        for name in ("max_steps", "batch_size", "log_every", "save_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if len(self.resolution) not in (1, 2) or min(self.resolution) < 1:
+        if self.resolution and (len(self.resolution) > 2 or min(self.resolution) < 1):
             raise ValueError(f"resolution takes one side, or height and width; got {self.resolution}")
-        share = self.stage_share or (1.0,) + (0.5,) * (stages - 1)
-        weight = self.stage_weight or (1.0,) * stages
-        t_mean = self.t_mean or (0.0,) * stages
-        if any(len(entries) != stages for entries in (share, weight, t_mean)):
-            raise ValueError(f"stage_share, stage_weight and t_mean need one entry per stage ({stages})")
-        if share[0] != 1.0 or list(share) != sorted(share, reverse=True) or share[-1] <= 0:
-            raise ValueError(
-                f"stage_share must start at 1 and not increase (a stage needs the ones before), got {share}"
-            )
+        if self.stages is not None and self.model is not None:
+            self._check_stages(self.stages)
         if self.dtype not in ("bf16", "fp32"):
             raise ValueError(f"dtype must be bf16 or fp32, got {self.dtype!r}")
         if self.optimizer not in ("adamw", "muon"):
@@ -126,6 +124,24 @@ class TrainConfig(JsonConfig):
             raise ValueError(f"lr and clip must be positive, got {self.lr} and {self.clip}")
         if not 0 <= self.seed < 2**53:
             raise ValueError(f"seed must be in 0..2^53-1, got {self.seed}")
+
+    def _check_stages(self, stages: int) -> None:
+        """Check the options that have one entry per stage, and fill in their defaults."""
+        if self.model not in MODEL_KINDS:
+            raise ValueError(f"model must be one of {', '.join(MODEL_KINDS)}, got {self.model!r}")
+        if self.model == "dit" and (stages != 1 or self.prediction not in (None, "v") or self.trunk_depth):
+            raise ValueError("dit has one stage, no trunk and predicts velocities; leave out those options")
+        if stages < 1:
+            raise ValueError(f"stages must be at least 1, got {stages}")
+        share = self.stage_share or (1.0,) + (0.5,) * (stages - 1)
+        weight = self.stage_weight or (1.0,) * stages
+        t_mean = self.t_mean or (0.0,) * stages
+        if any(len(entries) != stages for entries in (share, weight, t_mean)):
+            raise ValueError(f"stage_share, stage_weight and t_mean need one entry per stage ({stages})")
+        if share[0] != 1.0 or list(share) != sorted(share, reverse=True) or share[-1] <= 0:
+            raise ValueError(
+                f"stage_share must start at 1 and not increase (a stage needs the ones before), got {share}"
+            )
         object.__setattr__(self, "stage_share", share)
         object.__setattr__(self, "stage_weight", weight)
         object.__setattr__(self, "t_mean", t_mean)

@@ -28,6 +28,7 @@ from ecar.training.curves import LossCurves
 from ecar.training.distributed import World, check_divides, parallel
 from ecar.training.draws import draw_batch
 from ecar.training.ema import EMA
+from ecar.training.finetune import Source
 from ecar.training.lock import run_lock
 from ecar.training.log import RunLog
 from ecar.training.loss import StageLoss
@@ -58,25 +59,38 @@ def train(config: TrainConfig) -> Path:
     world = World.start(device)
     config = dataclasses.replace(config, device=world.local_device(device))
     with run_lock(out) if world.rank == 0 else nullcontext(), StopRequest() as stop:
+        source = Source.find(config, out)
+        config = source.with_defaults(config) if source else config
         if world.rank == 0:
             check_out(config, out)
         world.barrier()
-        table, tokenizer = load_table(config)
+        table, tokenizer = load_table(config, source)
         torch.manual_seed(config.seed)
-        model = build_model(with_data(build_config(config, tokenizer), table)).to(config.device)
-        trainer = Trainer(config, model, table, tokenizer, out, world, stop)
+        model = start_model(with_data(build_config(config, tokenizer), table), source).to(config.device)
+        trainer = Trainer(config, model, table, tokenizer, out, world, stop, source)
         trainer.run()
         if world.rank == 0:
-            save_final(trainer.averaged(), tokenizer, config, out)
+            save_final(trainer.averaged(), tokenizer, config, out, source)
     world.stop()
     return out / "final"
 
 
-def load_table(config: TrainConfig) -> tuple[LatentTable, Tokenizer]:
-    """The latents to train on: a cache as it is, or images encoded now, after every option has been checked."""
+def start_model(config: ModelConfig, source: Source | None) -> StageModel:
+    """A fresh model, filled from ``source`` where there is one."""
+    if source is None:
+        return build_model(config)
+    model = build_model(source.adapt(config))
+    source.fill(model)
+    return model
+
+
+def load_table(config: TrainConfig, source: Source | None = None) -> tuple[LatentTable, Tokenizer]:
+    """The latents to train on: a cache as it is, or images encoded now, after every option has been checked. The
+    tokenizer of ``source`` is the default."""
+    own = source.tokenizer if source else None
     if is_cache(config.data):
         table, tokenizer = load_latents(config.data)
-        build_config(config, tokenizer)
+        _check_model(config, tokenizer, source)
         if config.tokenizer is not None and load_tokenizer(config.tokenizer).fingerprint() != table.tokenizer:
             raise ValueError(
                 f"--data {config.data} holds latents of another tokenizer than --tokenizer; "
@@ -89,10 +103,16 @@ def load_table(config: TrainConfig) -> tuple[LatentTable, Tokenizer]:
         rows = slice(None, config.max_images)
         latents = table.latents[: 2 if config.flip else 1, rows]
         return dataclasses.replace(table, latents=latents, labels=table.labels[rows]), tokenizer
-    tokenizer = load_tokenizer(config.tokenizer or "pixels")
-    build_config(config, tokenizer)
-    source = load_source(config.data, max_images=config.max_images)
-    return encode_source(source, tokenizer, config.image_side, flip=config.flip, device=config.device), tokenizer
+    tokenizer = own if own is not None and config.tokenizer is None else load_tokenizer(config.tokenizer or "pixels")
+    _check_model(config, tokenizer, source)
+    images = load_source(config.data, max_images=config.max_images)
+    return encode_source(images, tokenizer, config.image_side, flip=config.flip, device=config.device), tokenizer
+
+
+def _check_model(config: TrainConfig, tokenizer: Tokenizer, source: Source | None) -> None:
+    model = build_config(config, tokenizer)
+    if source is not None:
+        source.adapt(model)
 
 
 def build_config(config: TrainConfig, tokenizer: Tokenizer) -> ModelConfig:
@@ -101,7 +121,8 @@ def build_config(config: TrainConfig, tokenizer: Tokenizer) -> ModelConfig:
     Raises:
         ValueError: sides that do not divide, an unknown preset, sizes that do not fit each other.
     """
-    side, preset = tokenizer.latent_side(*config.image_side), get_preset(config.preset)
+    assert config.model and config.prediction and config.rho is not None and config.context_noise is not None
+    side, preset = tokenizer.latent_side(*config.image_side), get_preset(config.preset or "ti")
     stages, dit = config.num_stages, config.model == "dit"
     trunk = 0 if dit else preset.trunk_depth
     return ModelConfig(
@@ -145,6 +166,7 @@ class Trainer:
         out: folder of the run.
         world: this process among those of the run.
         stop: says when to stop early.
+        source: the model that the run starts from, already in ``model``.
     """
 
     def __init__(
@@ -156,8 +178,10 @@ class Trainer:
         out: Path,
         world: World = _ALONE,
         stop: StopRequest | None = None,
+        source: Source | None = None,
     ) -> None:
         self.config, self.model, self.table, self.tokenizer, self.out = config, model, table, tokenizer, out
+        self.source = source
         self.world, self.stop, self.failed_saves, self.saved = world, stop or StopRequest(), 0, 0
         self.ema, self.optimizers = EMA(model, config.ema), make_optimizers(model, config)
         self.rows = tuple(max(1, round(share * config.batch_size)) for share in config.stage_share)
@@ -180,6 +204,11 @@ class Trainer:
         config = self.config
         first = self.world.rank == 0
         log = RunLog(self.out, step=self.step, tensorboard=config.tensorboard) if first else None
+        if self.step == 0 and first and self.source is not None:
+            self.source.keep(config, self.out)
+            self.source.announce()
+        if log is not None and self.step == 0 and self.source is not None:
+            log.write(step=0, init_from=self.source.record())
         if self.step == 0 and first:
             print(f"{self.model.num_parameters():,} parameters, {len(self.table):,} images, rows {self.rows}")
         sums, steps, bad, start = torch.zeros(len(self.model.plan)), 0, 0, time.perf_counter()

@@ -18,6 +18,7 @@ from ecar.sampling.pictures import grid
 from ecar.sampling.pipeline import Pipeline
 from ecar.tokenizers import Tokenizer
 from ecar.training.config import TrainConfig
+from ecar.training.finetune import Source
 from ecar.weights import save_model
 
 # Options that may change when a run is resumed.
@@ -48,7 +49,7 @@ def check_same_options(path: Path, options: dict[str, object], defaults: dict[st
     """
     now = json.loads(json.dumps(options))
     if path.exists() and any(path.parent.glob("checkpoints/step_*")):
-        before = {**(defaults or {}), **json.loads(path.read_text())}
+        before = {**json.loads(json.dumps(defaults or {})), **json.loads(path.read_text())}
         if changed := differences(before, now):
             raise ValueError(f"{path.parent} holds a run with other options ({changed}); choose another --out")
     temporary = path.with_suffix(".tmp")
@@ -70,7 +71,8 @@ def check_same_data(record: dict[str, Any], config: ModelConfig, images: int) ->
 def check_out(config: TrainConfig, out: Path) -> None:
     """ValueError if the folder holds a run of other options; otherwise write down those of this one."""
     options = {k: v for k, v in dataclasses.asdict(config).items() if k not in _FREE}
-    check_same_options(out / "train.json", options, {"model": "ecar"})
+    newer = {f.name: f.default for f in dataclasses.fields(TrainConfig) if f.default is not dataclasses.MISSING}
+    check_same_options(out / "train.json", options, {**newer, "model": "ecar"})
 
 
 def save_batches(out: Path, config: TrainConfig, images: int, steps: range) -> None:
@@ -92,10 +94,14 @@ def save_samples(model: StageModel, tokenizer: Tokenizer, out: Path, step: int) 
     return path
 
 
-def save_final(model: StageModel, tokenizer: Tokenizer, config: TrainConfig, out: Path) -> Path:
+def save_final(
+    model: StageModel, tokenizer: Tokenizer, config: TrainConfig, out: Path, source: Source | None = None
+) -> Path:
     """``out/final``: the averaged weights as a model folder, with a card of how they were made."""
     final = out / "final"
     save_model(final, model, tokenizer, torch.float32)
     record = {"ecar": __version__, "torch": torch.__version__, **dataclasses.asdict(config)}
+    if source is not None:
+        record["source"] = source.record()
     (final / "training.json").write_text(json.dumps(record, indent=2) + "\n")
     return final
