@@ -52,7 +52,12 @@ class TrainConfig(JsonConfig):
     max_steps: int = 10_000
     """Optimizer steps."""
     batch_size: int = 128
-    """Images per step."""
+    """Images per step, over all processes."""
+    accumulate: int = 1
+    """Cut each process's part of the batch into this many micro-batches, one after the other: same step, less memory.
+    """
+    activation_checkpointing: bool = False
+    """Compute each block's activations again in the backward pass: same step, less memory, about a third more time."""
     optimizer: str = "adamw"
     """adamw, or muon (matrices of the blocks by Muon, the rest by AdamW)."""
     lr: float = 1e-3
@@ -99,7 +104,7 @@ class TrainConfig(JsonConfig):
         if self.model == "dit" and (stages != 1 or self.prediction != "v" or self.trunk_depth):
             raise ValueError("dit has one stage, no trunk and predicts velocities; leave out those options")
         object.__setattr__(self, "stages", stages)
-        for name in ("stages", "max_steps", "batch_size", "log_every", "save_every"):
+        for name in ("stages", "max_steps", "batch_size", "accumulate", "log_every", "save_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if len(self.resolution) not in (1, 2) or min(self.resolution) < 1:
