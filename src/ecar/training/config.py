@@ -58,7 +58,12 @@ class TrainConfig(JsonConfig):
     max_steps: int = 10_000
     """Optimizer steps."""
     batch_size: int = 128
-    """Images per step."""
+    """Images per step, over all processes."""
+    accumulate: int = 1
+    """Cut each process's part of the batch into this many micro-batches, one after the other: same step, less memory.
+    """
+    activation_checkpointing: bool = False
+    """Compute each block's activations again in the backward pass: same step, less memory, about a third more time."""
     optimizer: str = "adamw"
     """adamw, or muon (matrices of the blocks by Muon, the rest by AdamW)."""
     lr: float = 1e-3
@@ -104,7 +109,7 @@ class TrainConfig(JsonConfig):
             for name, value in {**_DEFAULTS, "stages": stages}.items():
                 if getattr(self, name) in (None, ()):
                     object.__setattr__(self, name, value)
-        for name in ("max_steps", "batch_size", "log_every", "save_every"):
+        for name in ("max_steps", "batch_size", "accumulate", "log_every", "save_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.resolution and (len(self.resolution) > 2 or min(self.resolution) < 1):

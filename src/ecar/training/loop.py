@@ -25,13 +25,14 @@ from ecar.tokenizers import Tokenizer, load_tokenizer
 from ecar.training.checkpoint import load_checkpoint, restore_training, save_checkpoint, training_tensors
 from ecar.training.config import TrainConfig
 from ecar.training.curves import LossCurves
-from ecar.training.distributed import World, check_divides, parallel
+from ecar.training.distributed import Part, World, check_divides, no_sync, parallel
 from ecar.training.draws import draw_batch
 from ecar.training.ema import EMA
 from ecar.training.finetune import Source
 from ecar.training.lock import run_lock
 from ecar.training.log import RunLog
-from ecar.training.loss import StageLoss
+from ecar.training.loss import Draws, StageLoss
+from ecar.training.memory import checkpoint_activations, memory_advice
 from ecar.training.optim import learning_rate, make_optimizers
 from ecar.training.run import check_out, check_same_data, make_out, save_batches, save_final, save_samples
 from ecar.training.signals import Stopped, StopRequest
@@ -68,7 +69,8 @@ def train(config: TrainConfig) -> Path:
         torch.manual_seed(config.seed)
         model = start_model(with_data(build_config(config, tokenizer), table), source).to(config.device)
         trainer = Trainer(config, model, table, tokenizer, out, world, stop, source)
-        trainer.run()
+        with memory_advice(config.accumulate):
+            trainer.run()
         if world.rank == 0:
             save_final(trainer.averaged(), tokenizer, config, out, source)
     world.stop()
@@ -185,7 +187,7 @@ class Trainer:
         self.world, self.stop, self.failed_saves, self.saved = world, stop or StopRequest(), 0, 0
         self.ema, self.optimizers = EMA(model, config.ema), make_optimizers(model, config)
         self.rows = tuple(max(1, round(share * config.batch_size)) for share in config.stage_share)
-        check_divides(config.batch_size, self.rows, world.size)
+        check_divides(config.batch_size, self.rows, world.size, config.accumulate)
         self.curves = LossCurves(len(model.plan))
         self.step = self.skipped = 0
         found = load_checkpoint(out)
@@ -195,6 +197,8 @@ class Trainer:
             self.step, self.skipped = int(found[1]["step"]), int(found[1]["skipped"])
             self.saved = self.step
             self.ema.updates = int(found[1]["ema_updates"])
+        if config.activation_checkpointing:
+            checkpoint_activations(model)
         if config.compile:
             model.compile_blocks()
         self.losses = parallel(StageLoss(model), world, stages=len(model.plan))
@@ -258,18 +262,18 @@ class Trainer:
     def train_step(self) -> Tensor | None:
         """One update; per-stage mean losses (S,), or None where the loss or gradient was not finite (no update)."""
         config = self.config
-        z, labels, draws = draw_batch(config, self.table, self.model.plan, self.model.config.null_class, self.step)
-        z, labels, draws = self.world.rows(z), self.world.rows(labels), self.world.draws(draws)
-        rows, autocast = tuple(r // self.world.size for r in self.rows), config.dtype == "bf16"
-        with torch.autocast(torch.device(config.device).type, torch.bfloat16, enabled=autocast):
-            losses = self.losses(z, labels, draws, rows)
-        means = torch.stack([loss.mean() for loss in losses])
-        weights = torch.tensor(config.stage_weight, device=means.device)
+        batch = draw_batch(config, self.table, self.model.plan, self.model.config.null_class, self.step)
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
-        (weights * means).sum().backward()
+        means = torch.zeros(len(self.rows), device=config.device)
+        parts, curves = self.world.parts(config.accumulate), []
+        for part in parts:
+            with no_sync(self.losses, last=part is parts[-1]):
+                times, losses = self._backward(part, *batch)
+            means += torch.stack([loss.detach().mean() for loss in losses]) / len(parts)
+            curves.append((times, losses))
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip, foreach=True)
-        means = self.world.mean(means.detach())
+        means = self.world.mean(means)
         if not math.isfinite(float(norm) + float(means.sum())):  # the same numbers, so the same answer, on every rank
             return None
         for optimizer in self.optimizers:
@@ -277,9 +281,21 @@ class Trainer:
                 group["lr"] = learning_rate(self.step, config)
             optimizer.step()
         self.ema.update(self.model)
-        for k, loss in enumerate(losses):
-            self.curves.add(k, draws.times[k, : rows[k]], loss)
+        for times, losses in curves:
+            for k, loss in enumerate(losses):
+                self.curves.add(k, times[k, : len(loss)], loss)
         return means.cpu()
+
+    def _backward(self, part: Part, z: Tensor, labels: Tensor, draws: Draws) -> tuple[Tensor, list[Tensor]]:
+        """Add the gradient of a micro-batch; returns its times (S, b) and losses (rows of the stage,)."""
+        config, draws = self.config, part.draws(draws)
+        rows, autocast = tuple(r // part.count for r in self.rows), config.dtype == "bf16"
+        with torch.autocast(torch.device(config.device).type, torch.bfloat16, enabled=autocast):
+            losses = self.losses(part.rows(z), part.rows(labels), draws, rows)
+        means = torch.stack([loss.mean() for loss in losses])
+        weights = torch.tensor(config.stage_weight, device=means.device)
+        ((weights * means).sum() / config.accumulate).backward()
+        return draws.times, [loss.detach() for loss in losses]
 
     def averaged(self) -> StageModel:
         """A copy of the model with the averaged weights, in evaluation mode."""
