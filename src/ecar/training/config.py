@@ -24,6 +24,12 @@ class TrainConfig(JsonConfig):
     init_from: str | None = None
     """Start from the weights of a model (folder, bundled name or Hub id). Its tokenizer, sizes and stages are then the
     defaults; what does not fit is listed and initialised fresh."""
+    lora_rank: int | None = None
+    """With --init-from: freeze its weights and train low-rank matrices beside them (LoRA) of this rank."""
+    lora_alpha: float | None = None
+    """LoRA's product is scaled by alpha / rank; default: the rank."""
+    lora_targets: tuple[str, ...] = ()
+    """Linear layers that get LoRA matrices, by the last part of their names; default to_qkv and to_out (attention)."""
     model: str | None = None
     """ecar (default), or dit: the baseline (diffusers' DiT under single-scale flow matching, trunk + head blocks
     deep)."""
@@ -76,8 +82,9 @@ class TrainConfig(JsonConfig):
     """Weight decay on matrices."""
     clip: float = 1.0
     """Gradient norm limit."""
-    ema: float = 0.999
-    """Decay of the weight average that is sampled and shipped."""
+    ema: tuple[float, ...] = (0.999,)
+    """Decay of the weight average that is sampled and shipped; further ones are averages that are saved beside it, as
+    final_ema_DECAY."""
     label_dropout: float = 0.1
     """Share of labels replaced by the null class, for guidance."""
     t_mean: tuple[float, ...] = ()
@@ -120,9 +127,19 @@ class TrainConfig(JsonConfig):
             raise ValueError(f"dtype must be bf16 or fp32, got {self.dtype!r}")
         if self.optimizer not in ("adamw", "muon"):
             raise ValueError(f"optimizer must be adamw or muon, got {self.optimizer!r}")
-        for name in ("label_dropout", "ema"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+        if isinstance(self.ema, float | int):  # one number stands for itself
+            object.__setattr__(self, "ema", (float(self.ema),))
+        if not self.ema or len(set(self.ema)) < len(self.ema) or any(not 0 <= d < 1 for d in self.ema):
+            raise ValueError(f"ema takes different decays in [0, 1), got {self.ema}")
+        if not 0 <= self.label_dropout < 1:
+            raise ValueError(f"label_dropout must be in [0, 1), got {self.label_dropout}")
+        if (self.lora_alpha is not None or self.lora_targets) and self.lora_rank is None:
+            raise ValueError("lora_alpha and lora_targets need lora_rank")
+        if self.lora_rank is not None:
+            if self.init_from is None:
+                raise ValueError("lora_rank needs init_from: the model whose weights stay as they are")
+            if self.lora_rank < 1 or not (self.lora_alpha is None or self.lora_alpha > 0):
+                raise ValueError(f"lora_rank and lora_alpha must be positive: {self.lora_rank}, {self.lora_alpha}")
         if not 0 <= self.uniform_t <= 1 or not 0 <= self.decay <= 1:
             raise ValueError(f"uniform_t and decay must be in [0, 1], got {self.uniform_t} and {self.decay}")
         if not (self.lr > 0 and self.clip > 0):

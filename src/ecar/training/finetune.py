@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from ecar.adapters import Adapter, merged, save_adapter
 from ecar.config import ModelConfig
 from ecar.data.latents import is_cache
-from ecar.model import StageModel
+from ecar.model import StageModel, build_model
 from ecar.tokenizers import Tokenizer, load_tokenizer
 from ecar.training.checkpoint import has_checkpoint
 from ecar.training.config import TrainConfig
@@ -36,6 +38,7 @@ class Source:
         weights: its state; None in a resumed run, whose checkpoint has the weights.
         fresh: parameters of the new model that are not the source's, known once it is built.
         notes: what did not fit, in words.
+        adapter: LoRA's shape, known once the model is built; None where all weights are trained.
     """
 
     name: str
@@ -45,6 +48,7 @@ class Source:
     weights: dict[str, Tensor] | None = None
     fresh: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    adapter: Adapter | None = None
 
     @classmethod
     def find(cls, config: TrainConfig, out: Path) -> Source | None:
@@ -70,8 +74,10 @@ class Source:
         """``config`` with everything that the user left open as it is in the source.
 
         Raises:
-            ValueError: a kind, width or number of heads that the source does not have.
+            ValueError: another kind of model.
         """
+        if config.lora_rank is not None:
+            import peft  # noqa: F401  (missing? said now, not after the images are read)
         before, changes = self.config, dict[str, Any]()
         side = before.image_side
         stages = config.stages or len(before.stages.sides)
@@ -111,9 +117,28 @@ class Source:
             model = model.replace(velocity_std=before.velocity_std)
         return model
 
-    def fill(self, model: StageModel) -> None:
-        """Load what fits into a freshly built model; what does not is named on stderr. A resumed run has nothing to
-        load: its weights are in the checkpoint."""
+    def check(self, config: TrainConfig, model: ModelConfig) -> None:
+        """ValueError where nothing of the source fits, or a LoRA target names nothing. Cheap."""
+        model = self.adapt(model)
+        if config.lora_rank is not None:
+            with torch.device("meta"):
+                self._make_adapter(config, build_model(model.replace(num_classes=1)))  # the data are not read yet
+
+    def build(self, config: TrainConfig, model: ModelConfig) -> StageModel:
+        """The model that is trained, filled from the source; with LoRA matrices where these are asked for. A resumed
+        run has nothing to fill: its weights are in the checkpoint."""
+        built = build_model(self.adapt(model))
+        self._fill(built)
+        if config.lora_rank is not None:
+            self.adapter = self._make_adapter(config, built)
+            self.adapter.attach(built)
+        return built
+
+    def _make_adapter(self, config: TrainConfig, model: StageModel) -> Adapter:
+        assert config.lora_rank is not None
+        return Adapter.make(model, config.lora_rank, config.lora_alpha, config.lora_targets, self.fresh)
+
+    def _fill(self, model: StageModel) -> None:
         if self.weights is None:
             return
         done = transfer(self.weights, self.config, model)
@@ -135,6 +160,20 @@ class Source:
     def record(self) -> dict[str, Any]:
         """For ``training.json`` and the log."""
         return {"name": self.name, "weights": self.fingerprint, "fresh": self.fresh, "notes": self.notes}
+
+    def averaged(self, model: StageModel, weights: dict[str, Tensor]) -> StageModel:
+        """A plain copy of a model in training, with ``weights`` in the place of its trained ones."""
+        plain = build_model(model.config)
+        state = {**model.state_dict(), **weights}
+        if self.adapter is not None:
+            return merged(plain, self.adapter, state)
+        plain.load_state_dict(state)
+        return plain
+
+    def save_adapter(self, out: Path, model: ModelConfig, weights: dict[str, Tensor]) -> None:
+        """``out/adapter`` from the averages of the trained weights, where there is one."""
+        if self.adapter is not None:
+            save_adapter(out / "adapter", self.adapter, model, weights, base=self.name, fingerprint=self.fingerprint)
 
     def announce(self) -> None:
         """Name on stderr what was not loaded."""

@@ -67,23 +67,18 @@ def train(config: TrainConfig) -> Path:
         world.barrier()
         table, tokenizer = load_table(config, source)
         torch.manual_seed(config.seed)
-        model = start_model(with_data(build_config(config, tokenizer), table), source).to(config.device)
+        wanted = with_data(build_config(config, tokenizer), table)
+        model = (source.build(config, wanted) if source else build_model(wanted)).to(config.device)
         trainer = Trainer(config, model, table, tokenizer, out, world, stop, source)
         with memory_advice(config.accumulate):
             trainer.run()
         if world.rank == 0:
-            save_final(trainer.averaged(), tokenizer, config, out, source)
+            for decay in config.ema:
+                save_final(trainer.averaged(decay), tokenizer, config, out, decay, source)
+            if source is not None:
+                source.save_adapter(out, model.config, trainer.ema.weights)
     world.stop()
     return out / "final"
-
-
-def start_model(config: ModelConfig, source: Source | None) -> StageModel:
-    """A fresh model, filled from ``source`` where there is one."""
-    if source is None:
-        return build_model(config)
-    model = build_model(source.adapt(config))
-    source.fill(model)
-    return model
 
 
 def load_table(config: TrainConfig, source: Source | None = None) -> tuple[LatentTable, Tokenizer]:
@@ -114,7 +109,7 @@ def load_table(config: TrainConfig, source: Source | None = None) -> tuple[Laten
 def _check_model(config: TrainConfig, tokenizer: Tokenizer, source: Source | None) -> None:
     model = build_config(config, tokenizer)
     if source is not None:
-        source.adapt(model)
+        source.check(config, model)
 
 
 def build_config(config: TrainConfig, tokenizer: Tokenizer) -> ModelConfig:
@@ -212,9 +207,10 @@ class Trainer:
             self.source.keep(config, self.out)
             self.source.announce()
         if log is not None and self.step == 0 and self.source is not None:
-            log.write(step=0, init_from=self.source.record())
+            trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+            log.write(step=0, init_from=self.source.record(), trained_parameters=trained)
         if self.step == 0 and first:
-            print(f"{self.model.num_parameters():,} parameters, {len(self.table):,} images, rows {self.rows}")
+            print(f"{_parameters(self.model)}, {len(self.table):,} images, rows {self.rows}")
         sums, steps, bad, start = torch.zeros(len(self.model.plan)), 0, 0, time.perf_counter()
         bar = tqdm(total=config.max_steps, initial=self.step, desc="training", disable=None if first else True)
         while self.step < config.max_steps:
@@ -297,11 +293,14 @@ class Trainer:
         ((weights * means).sum() / config.accumulate).backward()
         return draws.times, [loss.detach() for loss in losses]
 
-    def averaged(self) -> StageModel:
-        """A copy of the model with the averaged weights, in evaluation mode."""
-        model = build_model(self.model.config).to(self.config.device)
-        self.ema.copy_to(model)
-        return model.eval()
+    def averaged(self, decay: float | None = None) -> StageModel:
+        """A copy of the model with averaged weights (of the first decay, or another one), in evaluation mode."""
+        weights = self.ema.averages[self.config.ema[0] if decay is None else decay]
+        if self.source is not None:
+            return self.source.averaged(self.model, weights).to(self.config.device).eval()
+        model = build_model(self.model.config)
+        model.load_state_dict({**self.model.state_dict(), **weights})
+        return model.to(self.config.device).eval()
 
     def _at_intervals(self, log: RunLog) -> None:
         config, last = self.config, self.step == self.config.max_steps
@@ -334,3 +333,9 @@ class Trainer:
             log.write(step=self.step, failed_save=str(error))
         else:
             self.failed_saves, self.saved = 0, self.step
+
+
+def _parameters(model: StageModel) -> str:
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    frozen = "" if trained == model.num_parameters() else f", {trained:,} of them trained"
+    return f"{model.num_parameters():,} parameters{frozen}"

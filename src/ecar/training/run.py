@@ -51,6 +51,8 @@ def check_same_options(path: Path, options: dict[str, object], defaults: dict[st
     now = json.loads(json.dumps(options))
     if path.exists() and any(path.parent.glob("checkpoints/step_*")):
         before = {**json.loads(json.dumps(defaults or {})), **json.loads(path.read_text())}
+        single = {k for k, v in before.items() if isinstance(now.get(k), list) and isinstance(v, int | float)}
+        before |= {k: [before[k]] for k in single}  # options that became lists
         if changed := differences(before, now):
             raise ValueError(f"{path.parent} holds a run with other options ({changed}); choose another --out")
     temporary = path.with_suffix(".tmp")
@@ -96,12 +98,13 @@ def save_samples(model: StageModel, tokenizer: Tokenizer, out: Path, step: int) 
 
 
 def save_final(
-    model: StageModel, tokenizer: Tokenizer, config: TrainConfig, out: Path, source: Source | None = None
+    model: StageModel, tokenizer: Tokenizer, config: TrainConfig, out: Path, decay: float, source: Source | None = None
 ) -> Path:
-    """``out/final``: the averaged weights as a model folder, with a card of how they were made."""
-    final = out / "final"
+    """``out/final`` (``out/final_ema_DECAY`` for the averages that are not the first): averaged weights as a model
+    folder, with a card of how they were made."""
+    final = out / ("final" if decay == config.ema[0] else f"final_ema_{decay}")
     save_model(final, model, tokenizer, torch.float32)
-    record = {"ecar": __version__, "torch": torch.__version__, **dataclasses.asdict(config)}
+    record = {"ecar": __version__, "torch": torch.__version__, **dataclasses.asdict(config), "ema": decay}
     if source is not None:
         record["source"] = source.record()
     (final / "training.json").write_text(json.dumps(record, indent=2) + "\n")
