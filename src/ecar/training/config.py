@@ -8,6 +8,13 @@ from ecar.config import MODEL_KINDS, JsonConfig, Side
 
 _DEFAULTS = {"model": "ecar", "preset": "ti", "resolution": (32,), "rho": 0.7, "prediction": "v", "context_noise": 0.3}
 
+# What --allow-change may name: all but the shapes of weights and optimizers. The last two are properties of the data.
+CHANGEABLE = {
+    "data", "max_images", "flip", "batch_size", "warmup", "decay", "weight_decay", "ema", "label_dropout", "t_mean",
+    "uniform_t", "seed", "stage_share", "stage_weight", "ends", "rho", "prediction", "context_noise", "resolution",
+    "tokenizer", "on_policy", "on_policy_after", "on_policy_from", "images", "class_names",
+}  # fmt: skip
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(JsonConfig):
@@ -18,6 +25,8 @@ class TrainConfig(JsonConfig):
     latent cache."""
     out: str
     """Folder of the run. The same command again resumes."""
+    allow_change: tuple[str, ...] = ()
+    """Options, or properties of the data, that may differ from those of the run that is resumed."""
     tokenizer: str | None = None
     """pixels (default), pixels:FACTOR, a folder of `ecar tokenizer`, or a diffusers autoencoder (folder or Hub id).
     A latent cache brings its own."""
@@ -55,6 +64,13 @@ class TrainConfig(JsonConfig):
     """What the head regresses: v (velocity, default) or x (data)."""
     context_noise: float | None = None
     """Noise on the maps that the trunk reads; default 0.3."""
+    on_policy: float = 0.0
+    """Share of images whose later stages read the model's own maps of the earlier ones in training, as in sampling."""
+    on_policy_after: float = 0.3
+    """Share of the steps before on_policy begins."""
+    on_policy_from: float = 0.5
+    """The model takes over at a time drawn from here to 1 in each stage: nearer to 0 its maps are more its own, and
+    belong less to the image that the next stage has to reach."""
     stage_share: tuple[float, ...] = ()
     """Share of each batch that trains each stage, non-increasing; default 1, then 1/2 for each finer stage."""
     stage_weight: tuple[float, ...] = ()
@@ -116,6 +132,12 @@ class TrainConfig(JsonConfig):
             for name, value in {**_DEFAULTS, "stages": stages}.items():
                 if getattr(self, name) in (None, ()):
                     object.__setattr__(self, name, value)
+        object.__setattr__(self, "allow_change", tuple(key.replace("-", "_") for key in self.allow_change))
+        if unknown := set(self.allow_change) - CHANGEABLE:
+            raise ValueError(
+                f"allow_change: {', '.join(sorted(unknown))} cannot change within a run (start another one with "
+                f"--init-from); what can: {', '.join(sorted(CHANGEABLE))}"
+            )
         for name in ("max_steps", "batch_size", "accumulate", "log_every", "save_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -140,6 +162,9 @@ class TrainConfig(JsonConfig):
                 raise ValueError("lora_rank needs init_from: the model whose weights stay as they are")
             if self.lora_rank < 1 or not (self.lora_alpha is None or self.lora_alpha > 0):
                 raise ValueError(f"lora_rank and lora_alpha must be positive: {self.lora_rank}, {self.lora_alpha}")
+        for name in ("on_policy", "on_policy_after", "on_policy_from"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
         if not 0 <= self.uniform_t <= 1 or not 0 <= self.decay <= 1:
             raise ValueError(f"uniform_t and decay must be in [0, 1], got {self.uniform_t} and {self.decay}")
         if not (self.lr > 0 and self.clip > 0):
@@ -153,6 +178,8 @@ class TrainConfig(JsonConfig):
             raise ValueError(f"model must be one of {', '.join(MODEL_KINDS)}, got {self.model!r}")
         if self.model == "dit" and (stages != 1 or self.prediction not in (None, "v") or self.trunk_depth):
             raise ValueError("dit has one stage, no trunk and predicts velocities; leave out those options")
+        if self.on_policy and (stages == 1 or self.prediction == "x"):
+            raise ValueError("on_policy needs several stages and prediction v")
         if stages < 1:
             raise ValueError(f"stages must be at least 1, got {stages}")
         share = self.stage_share or (1.0,) + (0.5,) * (stages - 1)

@@ -35,8 +35,7 @@ class Part:
 
     def draws(self, draws: Draws) -> Draws:
         """Its part of the random numbers of a global batch."""
-        noise, context = [self.rows(n) for n in draws.noise], [self.rows(c) for c in draws.context]
-        return Draws(noise, context, draws.times[:, self.index :: self.count])
+        return draws.select(slice(self.index, None, self.count))
 
 
 @dataclass(frozen=True)

@@ -62,14 +62,13 @@ def train(config: TrainConfig) -> Path:
     with run_lock(out) if world.rank == 0 else nullcontext(), StopRequest() as stop:
         source = Source.find(config, out)
         config = source.with_defaults(config) if source else config
-        if world.rank == 0:
-            check_out(config, out)
+        changed = check_out(config, out) if world.rank == 0 else ""
         world.barrier()
         table, tokenizer = load_table(config, source)
         torch.manual_seed(config.seed)
         wanted = with_data(build_config(config, tokenizer), table)
         model = (source.build(config, wanted) if source else build_model(wanted)).to(config.device)
-        trainer = Trainer(config, model, table, tokenizer, out, world, stop, source)
+        trainer = Trainer(config, model, table, tokenizer, out, world, stop, source, changed)
         with memory_advice(config.accumulate):
             trainer.run()
         if world.rank == 0:
@@ -164,6 +163,7 @@ class Trainer:
         world: this process among those of the run.
         stop: says when to stop early.
         source: the model that the run starts from, already in ``model``.
+        changed: what is other than in the run that is resumed, in words.
     """
 
     def __init__(
@@ -176,9 +176,10 @@ class Trainer:
         world: World = _ALONE,
         stop: StopRequest | None = None,
         source: Source | None = None,
+        changed: str = "",
     ) -> None:
         self.config, self.model, self.table, self.tokenizer, self.out = config, model, table, tokenizer, out
-        self.source = source
+        self.source, self.changed = source, [changed] if changed else []
         self.world, self.stop, self.failed_saves, self.saved = world, stop or StopRequest(), 0, 0
         self.ema, self.optimizers = EMA(model, config.ema), make_optimizers(model, config)
         self.rows = tuple(max(1, round(share * config.batch_size)) for share in config.stage_share)
@@ -187,7 +188,8 @@ class Trainer:
         self.step = self.skipped = 0
         found = load_checkpoint(out)
         if found is not None:
-            check_same_data(found[1], model.config, len(table))
+            other = check_same_data(found[1], model.config, len(table), config.allow_change)
+            self.changed += [other] if other else []
             restore_training(found[0], model, self.ema, self.optimizers)
             self.step, self.skipped = int(found[1]["step"]), int(found[1]["skipped"])
             self.saved = self.step
@@ -209,6 +211,9 @@ class Trainer:
         if log is not None and self.step == 0 and self.source is not None:
             trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
             log.write(step=0, init_from=self.source.record(), trained_parameters=trained)
+        if log is not None and self.changed:
+            print(f"resumed with changes: {'; '.join(self.changed)}", file=sys.stderr)
+            log.write(step=self.step, changed="; ".join(self.changed))
         if self.step == 0 and first:
             print(f"{_parameters(self.model)}, {len(self.table):,} images, rows {self.rows}")
         sums, steps, bad, start = torch.zeros(len(self.model.plan)), 0, 0, time.perf_counter()
