@@ -43,7 +43,7 @@ def test_more_images_are_let_through_and_renamed_classes_are_not(digits_folder: 
     assert "121" not in str(refused.value)
     (data / "zip").rename(data / "zero")
     # Pixels are scaled to unit spread by statistics of the data: that is another tokenizer, and has to be named.
-    with pytest.raises(ValueError, match="changed since the checkpoint .tokenizer"):
+    with pytest.raises(ValueError, match=r"changed since the checkpoint \(tokenizer"):
         loop.train(options(data, tmp_path / "run", max_steps=8, allow_change=("images",)))
     loop.train(options(data, tmp_path / "run", max_steps=8, allow_change=("images", "tokenizer")))
     assert "images 120 -> 121" in next(str(line["changed"]) for line in lines(tmp_path / "run") if "changed" in line)
