@@ -24,6 +24,8 @@ class SampleOptions:
 
     model: Annotated[str, tyro.conf.Positional] = "fashion"
     """Bundled name, folder or Hub id."""
+    adapter: str | None = None
+    """Folder of a LoRA adapter of the model."""
     out: str = "samples.png"
     """File to write: .png (grid, one row per class) or .npz (arr_0: N x H x W x 3 uint8, labels: N int64)."""
     classes: str = "all"
@@ -95,6 +97,7 @@ def run(arguments: Sequence[str]) -> None:
         dtype=torch_dtype(options.dtype),
         compile=options.compile,
         quantize=options.quantize,
+        adapter=options.adapter,
     )
     labels = [label for label in _classes(options.classes, pipe) for _ in range(options.per_class)]
     start = time.perf_counter()
@@ -114,6 +117,7 @@ def run(arguments: Sequence[str]) -> None:
     record = {
         "model": options.model,
         "weights": weights_fingerprint(options.model),
+        "adapter": options.adapter,
         "ecar": __version__,
         "images": len(labels),
         "seconds": round(seconds, 3),

@@ -90,6 +90,7 @@ class Pipeline:
         dtype: torch.dtype = torch.float32,
         compile: bool = False,
         quantize: str | None = None,
+        adapter: str | Path | None = None,
     ) -> Self:
         """Load a bundled model, a folder or a Hub id.
 
@@ -99,14 +100,19 @@ class Pipeline:
             dtype: of weights and activations.
             compile: compile the blocks: worth it for many images of one batch size (the first batch takes a minute).
             quantize: "int8", see ``ecar.sampling.optimize``.
+            adapter: folder of a LoRA adapter of this model (``ecar train --lora-rank``), merged into the weights.
 
         Raises:
             ValueError: nothing there, or damaged, or no such device; the message says what and where.
         """
-        from ecar.weights import load_model
+        from ecar.weights import load_model, weights_fingerprint
 
         device = resolve_device(device)
         model, tokenizer = load_model(name)
+        if adapter is not None:
+            from ecar.adapters import apply_adapter
+
+            model = apply_adapter(model, adapter, weights_fingerprint(name))
         pipe = cls(model.to(device, dtype), tokenizer.to(device), str(name))
         pipe.optimize(compile=compile, quantize=quantize)
         return pipe

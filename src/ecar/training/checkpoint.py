@@ -74,6 +74,11 @@ def load_checkpoint(run: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | Non
     return None
 
 
+def has_checkpoint(run: Path) -> bool:
+    """Whether ``load_checkpoint`` would look at any (sound or not)."""
+    return bool(_complete(run / "checkpoints"))
+
+
 def verify(folder: Path) -> None:
     """Compare every file with the manifest; checkpoints from before there was one pass.
 
@@ -90,9 +95,9 @@ def verify(folder: Path) -> None:
 
 
 def training_tensors(module: nn.Module, ema: EMA, optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
-    """Everything that training needs to go on, flat: ``model.*``, ``ema.*``, ``optimizer.J.I.*``."""
+    """Everything that training needs to go on, flat: ``model.*``, ``ema.*``, ``ema_DECAY.*``, ``optimizer.J.I.*``."""
     tensors = {f"model.{n}": t for n, t in module.state_dict().items()}
-    tensors |= {f"ema.{n}": t for n, t in ema.weights.items()}
+    tensors |= ema.tensors()
     for j, optimizer in enumerate(optimizers):
         for index, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{j}.{index}.{key}": torch.as_tensor(value) for key, value in state.items()}
@@ -104,8 +109,7 @@ def restore_training(
 ) -> None:
     """The inverse of ``training_tensors``, in place."""
     module.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
-    for name, average in ema.weights.items():
-        average.copy_(tensors[f"ema.{name}"])
+    ema.restore(tensors)
     for j, optimizer in enumerate(optimizers):
         states: dict[int, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():

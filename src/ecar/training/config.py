@@ -6,6 +6,15 @@ from dataclasses import dataclass
 
 from ecar.config import MODEL_KINDS, JsonConfig, Side
 
+_DEFAULTS = {"model": "ecar", "preset": "ti", "resolution": (32,), "rho": 0.7, "prediction": "v", "context_noise": 0.3}
+
+# What --allow-change may name: all but the shapes of weights and optimizers. The last two are properties of the data.
+CHANGEABLE = {
+    "data", "max_images", "flip", "batch_size", "warmup", "decay", "weight_decay", "ema", "label_dropout", "t_mean",
+    "uniform_t", "seed", "stage_share", "stage_weight", "ends", "rho", "prediction", "context_noise", "resolution",
+    "tokenizer", "on_policy", "on_policy_after", "on_policy_from", "images", "class_names",
+}  # fmt: skip
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(JsonConfig):
@@ -16,21 +25,33 @@ class TrainConfig(JsonConfig):
     latent cache."""
     out: str
     """Folder of the run. The same command again resumes."""
+    allow_change: tuple[str, ...] = ()
+    """Options, or properties of the data, that may differ from those of the run that is resumed."""
     tokenizer: str | None = None
     """pixels (default), pixels:FACTOR, a folder of `ecar tokenizer`, or a diffusers autoencoder (folder or Hub id).
     A latent cache brings its own."""
-    model: str = "ecar"
-    """ecar, or dit: the baseline (diffusers' DiT under single-scale flow matching, trunk + head blocks deep)."""
-    preset: str = "ti"
-    """Model size: nano, ti, s, b, l or xl."""
-    resolution: tuple[int, ...] = (32,)
-    """Side of the images in pixels, or height and width."""
+    init_from: str | None = None
+    """Start from the weights of a model (folder, bundled name or Hub id). Its tokenizer, sizes and stages are then the
+    defaults; what does not fit is listed and initialised fresh."""
+    lora_rank: int | None = None
+    """With --init-from: freeze its weights and train low-rank matrices beside them (LoRA) of this rank."""
+    lora_alpha: float | None = None
+    """LoRA's product is scaled by alpha / rank; default: the rank."""
+    lora_targets: tuple[str, ...] = ()
+    """Linear layers that get LoRA matrices, by the last part of their names; default to_qkv and to_out (attention)."""
+    model: str | None = None
+    """ecar (default), or dit: the baseline (diffusers' DiT under single-scale flow matching, trunk + head blocks
+    deep)."""
+    preset: str | None = None
+    """Model size: nano, ti (default), s, b, l or xl."""
+    resolution: tuple[int, ...] = ()
+    """Side of the images in pixels, or height and width; default 32."""
     stages: int | None = None
     """Number of stages, coarse to fine; default 2, and 1 for dit."""
     ends: tuple[float, ...] | None = None
     """b_k per stage; default 0.6 for every stage but the last, which ends at 1."""
-    rho: float = 0.7
-    """Share of noise that a stage takes over from the one before."""
+    rho: float | None = None
+    """Share of noise that a stage takes over from the one before; default 0.7."""
     width: int | None = None
     """Overrides the preset's width."""
     heads: int | None = None
@@ -39,10 +60,17 @@ class TrainConfig(JsonConfig):
     """Overrides the preset's trunk blocks."""
     head_depth: int | None = None
     """Overrides the preset's head blocks."""
-    prediction: str = "v"
-    """What the head regresses: v (velocity) or x (data)."""
-    context_noise: float = 0.3
-    """Noise on the maps that the trunk reads."""
+    prediction: str | None = None
+    """What the head regresses: v (velocity, default) or x (data)."""
+    context_noise: float | None = None
+    """Noise on the maps that the trunk reads; default 0.3."""
+    on_policy: float = 0.0
+    """Share of images whose later stages read the model's own maps of the earlier ones in training, as in sampling."""
+    on_policy_after: float = 0.3
+    """Share of the steps before on_policy begins."""
+    on_policy_from: float = 0.5
+    """The model takes over at a time drawn from here to 1 in each stage: nearer to 0 its maps are more its own, and
+    belong less to the image that the next stage has to reach."""
     stage_share: tuple[float, ...] = ()
     """Share of each batch that trains each stage, non-increasing; default 1, then 1/2 for each finer stage."""
     stage_weight: tuple[float, ...] = ()
@@ -52,7 +80,12 @@ class TrainConfig(JsonConfig):
     max_steps: int = 10_000
     """Optimizer steps."""
     batch_size: int = 128
-    """Images per step."""
+    """Images per step, over all processes."""
+    accumulate: int = 1
+    """Cut each process's part of the batch into this many micro-batches, one after the other: same step, less memory.
+    """
+    activation_checkpointing: bool = False
+    """Compute each block's activations again in the backward pass: same step, less memory, about a third more time."""
     optimizer: str = "adamw"
     """adamw, or muon (matrices of the blocks by Muon, the rest by AdamW)."""
     lr: float = 1e-3
@@ -65,8 +98,9 @@ class TrainConfig(JsonConfig):
     """Weight decay on matrices."""
     clip: float = 1.0
     """Gradient norm limit."""
-    ema: float = 0.999
-    """Decay of the weight average that is sampled and shipped."""
+    ema: tuple[float, ...] = (0.999,)
+    """Decay of the weight average that is sampled and shipped; further ones are averages that are saved beside it, as
+    final_ema_DECAY."""
     label_dropout: float = 0.1
     """Share of labels replaced by the null class, for guidance."""
     t_mean: tuple[float, ...] = ()
@@ -93,17 +127,61 @@ class TrainConfig(JsonConfig):
     """Also log to TensorBoard where it is installed."""
 
     def __post_init__(self) -> None:
-        if self.model not in MODEL_KINDS:
-            raise ValueError(f"model must be one of {', '.join(MODEL_KINDS)}, got {self.model!r}")
-        stages = (1 if self.model == "dit" else 2) if self.stages is None else self.stages
-        if self.model == "dit" and (stages != 1 or self.prediction != "v" or self.trunk_depth):
-            raise ValueError("dit has one stage, no trunk and predicts velocities; leave out those options")
-        object.__setattr__(self, "stages", stages)
-        for name in ("stages", "max_steps", "batch_size", "log_every", "save_every"):
+        if self.init_from is None:  # else the model's own are the defaults: ``finetune.with_defaults``
+            stages = 1 if self.model == "dit" else 2
+            for name, value in {**_DEFAULTS, "stages": stages}.items():
+                if getattr(self, name) in (None, ()):
+                    object.__setattr__(self, name, value)
+        object.__setattr__(self, "allow_change", tuple(key.replace("-", "_") for key in self.allow_change))
+        if unknown := set(self.allow_change) - CHANGEABLE:
+            raise ValueError(
+                f"allow_change: {', '.join(sorted(unknown))} cannot change within a run (start another one with "
+                f"--init-from); what can: {', '.join(sorted(CHANGEABLE))}"
+            )
+        for name in ("max_steps", "batch_size", "accumulate", "log_every", "save_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if len(self.resolution) not in (1, 2) or min(self.resolution) < 1:
+        if self.resolution and (len(self.resolution) > 2 or min(self.resolution) < 1):
             raise ValueError(f"resolution takes one side, or height and width; got {self.resolution}")
+        if self.stages is not None and self.model is not None:
+            self._check_stages(self.stages)
+        if self.dtype not in ("bf16", "fp32"):
+            raise ValueError(f"dtype must be bf16 or fp32, got {self.dtype!r}")
+        if self.optimizer not in ("adamw", "muon"):
+            raise ValueError(f"optimizer must be adamw or muon, got {self.optimizer!r}")
+        if isinstance(self.ema, float | int):  # one number stands for itself
+            object.__setattr__(self, "ema", (float(self.ema),))
+        if not self.ema or len(set(self.ema)) < len(self.ema) or any(not 0 <= d < 1 for d in self.ema):
+            raise ValueError(f"ema takes different decays in [0, 1), got {self.ema}")
+        if not 0 <= self.label_dropout < 1:
+            raise ValueError(f"label_dropout must be in [0, 1), got {self.label_dropout}")
+        if (self.lora_alpha is not None or self.lora_targets) and self.lora_rank is None:
+            raise ValueError("lora_alpha and lora_targets need lora_rank")
+        if self.lora_rank is not None:
+            if self.init_from is None:
+                raise ValueError("lora_rank needs init_from: the model whose weights stay as they are")
+            if self.lora_rank < 1 or not (self.lora_alpha is None or self.lora_alpha > 0):
+                raise ValueError(f"lora_rank and lora_alpha must be positive: {self.lora_rank}, {self.lora_alpha}")
+        for name in ("on_policy", "on_policy_after", "on_policy_from"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+        if not 0 <= self.uniform_t <= 1 or not 0 <= self.decay <= 1:
+            raise ValueError(f"uniform_t and decay must be in [0, 1], got {self.uniform_t} and {self.decay}")
+        if not (self.lr > 0 and self.clip > 0):
+            raise ValueError(f"lr and clip must be positive, got {self.lr} and {self.clip}")
+        if not 0 <= self.seed < 2**53:
+            raise ValueError(f"seed must be in 0..2^53-1, got {self.seed}")
+
+    def _check_stages(self, stages: int) -> None:
+        """Check the options that have one entry per stage, and fill in their defaults."""
+        if self.model not in MODEL_KINDS:
+            raise ValueError(f"model must be one of {', '.join(MODEL_KINDS)}, got {self.model!r}")
+        if self.model == "dit" and (stages != 1 or self.prediction not in (None, "v") or self.trunk_depth):
+            raise ValueError("dit has one stage, no trunk and predicts velocities; leave out those options")
+        if self.on_policy and (stages == 1 or self.prediction == "x"):
+            raise ValueError("on_policy needs several stages and prediction v")
+        if stages < 1:
+            raise ValueError(f"stages must be at least 1, got {stages}")
         share = self.stage_share or (1.0,) + (0.5,) * (stages - 1)
         weight = self.stage_weight or (1.0,) * stages
         t_mean = self.t_mean or (0.0,) * stages
@@ -113,19 +191,6 @@ class TrainConfig(JsonConfig):
             raise ValueError(
                 f"stage_share must start at 1 and not increase (a stage needs the ones before), got {share}"
             )
-        if self.dtype not in ("bf16", "fp32"):
-            raise ValueError(f"dtype must be bf16 or fp32, got {self.dtype!r}")
-        if self.optimizer not in ("adamw", "muon"):
-            raise ValueError(f"optimizer must be adamw or muon, got {self.optimizer!r}")
-        for name in ("label_dropout", "ema"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
-        if not 0 <= self.uniform_t <= 1 or not 0 <= self.decay <= 1:
-            raise ValueError(f"uniform_t and decay must be in [0, 1], got {self.uniform_t} and {self.decay}")
-        if not (self.lr > 0 and self.clip > 0):
-            raise ValueError(f"lr and clip must be positive, got {self.lr} and {self.clip}")
-        if not 0 <= self.seed < 2**53:
-            raise ValueError(f"seed must be in 0..2^53-1, got {self.seed}")
         object.__setattr__(self, "stage_share", share)
         object.__setattr__(self, "stage_weight", weight)
         object.__setattr__(self, "t_mean", t_mean)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +12,30 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ecar.training.loss import Draws
+
+
+@dataclass(frozen=True)
+class Part:
+    """One micro-batch of one rank: every ``count``-th row of the global batch.
+
+    So the first rows of all parts together are the first rows of the batch, and a stage that trains on a prefix trains
+    on the same images however the batch is cut.
+
+    Attributes:
+        index: its first row.
+        count: number of parts of the batch, over all ranks.
+    """
+
+    index: int
+    count: int
+
+    def rows(self, x: Tensor) -> Tensor:
+        """Its rows of a global batch (B, ...) -> (B / count, ...)."""
+        return x[self.index :: self.count]
+
+    def draws(self, draws: Draws) -> Draws:
+        """Its part of the random numbers of a global batch."""
+        return draws.select(slice(self.index, None, self.count))
 
 
 @dataclass(frozen=True)
@@ -39,15 +65,9 @@ class World:
         """``cuda`` -> this process's own GPU."""
         return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" and self.size > 1 else device
 
-    def rows(self, x: Tensor) -> Tensor:
-        """This rank's rows of a global batch: every size-th, so that the first rows of all ranks together are the
-        first rows of the batch, and a stage that trains on a prefix trains on the same images in any world."""
-        return x[self.rank :: self.size]
-
-    def draws(self, draws: Draws) -> Draws:
-        """This rank's part of the random numbers of a global batch."""
-        noise, context = [self.rows(n) for n in draws.noise], [self.rows(c) for c in draws.context]
-        return Draws(noise, context, draws.times[:, self.rank :: self.size])
+    def parts(self, count: int) -> list[Part]:
+        """This rank's ``count`` micro-batches of a global batch."""
+        return [Part(self.rank + self.size * i, self.size * count) for i in range(count)]
 
     def mean(self, x: Tensor) -> Tensor:
         """Mean over the ranks, the same on each."""
@@ -79,10 +99,22 @@ def _collective_device() -> str:
     return "cuda" if dist.get_backend() == "nccl" else "cpu"
 
 
-def check_divides(batch_size: int, rows: tuple[int, ...], size: int) -> None:
-    """ValueError unless every stage's rows divide by the number of processes."""
-    if any(r % size for r in (batch_size, *rows)):
-        raise ValueError(f"--batch-size {batch_size} (rows per stage {rows}) must divide by the {size} processes")
+def check_divides(batch_size: int, rows: tuple[int, ...], size: int, accumulate: int) -> None:
+    """ValueError unless every stage's rows divide by the number of processes times that of micro-batches."""
+    if any(r % (size * accumulate) for r in (batch_size, *rows)):
+        parts = f"{size} processes" + (f" times --accumulate {accumulate}" if accumulate > 1 else "")
+        raise ValueError(f"--batch-size {batch_size} (rows per stage {rows}) must divide by the {parts}")
+
+
+@contextmanager
+def no_sync(module: torch.nn.Module, last: bool) -> Iterator[None]:
+    """Gradients of a micro-batch stay on their rank until the ``last`` one. Only DDP needs to be told: shards are
+    reduced each time, since whole gradients are what sharding has no room for."""
+    if not last and isinstance(module, torch.nn.parallel.DistributedDataParallel):
+        with module.no_sync():
+            yield
+    else:
+        yield
 
 
 def parallel(module: torch.nn.Module, world: World, *, stages: int) -> torch.nn.Module:

@@ -25,12 +25,14 @@ from ecar.tokenizers import Tokenizer, load_tokenizer
 from ecar.training.checkpoint import load_checkpoint, restore_training, save_checkpoint, training_tensors
 from ecar.training.config import TrainConfig
 from ecar.training.curves import LossCurves
-from ecar.training.distributed import World, check_divides, parallel
+from ecar.training.distributed import Part, World, check_divides, no_sync, parallel
 from ecar.training.draws import draw_batch
 from ecar.training.ema import EMA
+from ecar.training.finetune import Source
 from ecar.training.lock import run_lock
 from ecar.training.log import RunLog
-from ecar.training.loss import StageLoss
+from ecar.training.loss import Draws, StageLoss
+from ecar.training.memory import checkpoint_activations, memory_advice
 from ecar.training.optim import learning_rate, make_optimizers
 from ecar.training.run import check_out, check_same_data, make_out, save_batches, save_final, save_samples
 from ecar.training.signals import Stopped, StopRequest
@@ -58,25 +60,33 @@ def train(config: TrainConfig) -> Path:
     world = World.start(device)
     config = dataclasses.replace(config, device=world.local_device(device))
     with run_lock(out) if world.rank == 0 else nullcontext(), StopRequest() as stop:
-        if world.rank == 0:
-            check_out(config, out)
+        source = Source.find(config, out)
+        config = source.with_defaults(config) if source else config
+        changed = check_out(config, out) if world.rank == 0 else ""
         world.barrier()
-        table, tokenizer = load_table(config)
+        table, tokenizer = load_table(config, source)
         torch.manual_seed(config.seed)
-        model = build_model(with_data(build_config(config, tokenizer), table)).to(config.device)
-        trainer = Trainer(config, model, table, tokenizer, out, world, stop)
-        trainer.run()
+        wanted = with_data(build_config(config, tokenizer), table)
+        model = (source.build(config, wanted) if source else build_model(wanted)).to(config.device)
+        trainer = Trainer(config, model, table, tokenizer, out, world, stop, source, changed)
+        with memory_advice(config.accumulate):
+            trainer.run()
         if world.rank == 0:
-            save_final(trainer.averaged(), tokenizer, config, out)
+            for decay in config.ema:
+                save_final(trainer.averaged(decay), tokenizer, config, out, decay, source)
+            if source is not None:
+                source.save_adapter(out, model.config, trainer.ema.weights)
     world.stop()
     return out / "final"
 
 
-def load_table(config: TrainConfig) -> tuple[LatentTable, Tokenizer]:
-    """The latents to train on: a cache as it is, or images encoded now, after every option has been checked."""
+def load_table(config: TrainConfig, source: Source | None = None) -> tuple[LatentTable, Tokenizer]:
+    """The latents to train on: a cache as it is, or images encoded now, after every option has been checked. The
+    tokenizer of ``source`` is the default."""
+    own = source.tokenizer if source else None
     if is_cache(config.data):
         table, tokenizer = load_latents(config.data)
-        build_config(config, tokenizer)
+        _check_model(config, tokenizer, source)
         if config.tokenizer is not None and load_tokenizer(config.tokenizer).fingerprint() != table.tokenizer:
             raise ValueError(
                 f"--data {config.data} holds latents of another tokenizer than --tokenizer; "
@@ -89,10 +99,16 @@ def load_table(config: TrainConfig) -> tuple[LatentTable, Tokenizer]:
         rows = slice(None, config.max_images)
         latents = table.latents[: 2 if config.flip else 1, rows]
         return dataclasses.replace(table, latents=latents, labels=table.labels[rows]), tokenizer
-    tokenizer = load_tokenizer(config.tokenizer or "pixels")
-    build_config(config, tokenizer)
-    source = load_source(config.data, max_images=config.max_images)
-    return encode_source(source, tokenizer, config.image_side, flip=config.flip, device=config.device), tokenizer
+    tokenizer = own if own is not None and config.tokenizer is None else load_tokenizer(config.tokenizer or "pixels")
+    _check_model(config, tokenizer, source)
+    images = load_source(config.data, max_images=config.max_images)
+    return encode_source(images, tokenizer, config.image_side, flip=config.flip, device=config.device), tokenizer
+
+
+def _check_model(config: TrainConfig, tokenizer: Tokenizer, source: Source | None) -> None:
+    model = build_config(config, tokenizer)
+    if source is not None:
+        source.check(config, model)
 
 
 def build_config(config: TrainConfig, tokenizer: Tokenizer) -> ModelConfig:
@@ -101,7 +117,8 @@ def build_config(config: TrainConfig, tokenizer: Tokenizer) -> ModelConfig:
     Raises:
         ValueError: sides that do not divide, an unknown preset, sizes that do not fit each other.
     """
-    side, preset = tokenizer.latent_side(*config.image_side), get_preset(config.preset)
+    assert config.model and config.prediction and config.rho is not None and config.context_noise is not None
+    side, preset = tokenizer.latent_side(*config.image_side), get_preset(config.preset or "ti")
     stages, dit = config.num_stages, config.model == "dit"
     trunk = 0 if dit else preset.trunk_depth
     return ModelConfig(
@@ -145,6 +162,8 @@ class Trainer:
         out: folder of the run.
         world: this process among those of the run.
         stop: says when to stop early.
+        source: the model that the run starts from, already in ``model``.
+        changed: what is other than in the run that is resumed, in words.
     """
 
     def __init__(
@@ -156,21 +175,27 @@ class Trainer:
         out: Path,
         world: World = _ALONE,
         stop: StopRequest | None = None,
+        source: Source | None = None,
+        changed: str = "",
     ) -> None:
         self.config, self.model, self.table, self.tokenizer, self.out = config, model, table, tokenizer, out
+        self.source, self.changed = source, [changed] if changed else []
         self.world, self.stop, self.failed_saves, self.saved = world, stop or StopRequest(), 0, 0
         self.ema, self.optimizers = EMA(model, config.ema), make_optimizers(model, config)
         self.rows = tuple(max(1, round(share * config.batch_size)) for share in config.stage_share)
-        check_divides(config.batch_size, self.rows, world.size)
+        check_divides(config.batch_size, self.rows, world.size, config.accumulate)
         self.curves = LossCurves(len(model.plan))
         self.step = self.skipped = 0
         found = load_checkpoint(out)
         if found is not None:
-            check_same_data(found[1], model.config, len(table))
+            other = check_same_data(found[1], model.config, len(table), config.allow_change)
+            self.changed += [other] if other else []
             restore_training(found[0], model, self.ema, self.optimizers)
             self.step, self.skipped = int(found[1]["step"]), int(found[1]["skipped"])
             self.saved = self.step
             self.ema.updates = int(found[1]["ema_updates"])
+        if config.activation_checkpointing:
+            checkpoint_activations(model)
         if config.compile:
             model.compile_blocks()
         self.losses = parallel(StageLoss(model), world, stages=len(model.plan))
@@ -180,8 +205,17 @@ class Trainer:
         config = self.config
         first = self.world.rank == 0
         log = RunLog(self.out, step=self.step, tensorboard=config.tensorboard) if first else None
+        if self.step == 0 and first and self.source is not None:
+            self.source.keep(config, self.out)
+            self.source.announce()
+        if log is not None and self.step == 0 and self.source is not None:
+            trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+            log.write(step=0, init_from=self.source.record(), trained_parameters=trained)
+        if log is not None and self.changed:
+            print(f"resumed with changes: {'; '.join(self.changed)}", file=sys.stderr)
+            log.write(step=self.step, changed="; ".join(self.changed))
         if self.step == 0 and first:
-            print(f"{self.model.num_parameters():,} parameters, {len(self.table):,} images, rows {self.rows}")
+            print(f"{_parameters(self.model)}, {len(self.table):,} images, rows {self.rows}")
         sums, steps, bad, start = torch.zeros(len(self.model.plan)), 0, 0, time.perf_counter()
         bar = tqdm(total=config.max_steps, initial=self.step, desc="training", disable=None if first else True)
         while self.step < config.max_steps:
@@ -229,18 +263,18 @@ class Trainer:
     def train_step(self) -> Tensor | None:
         """One update; per-stage mean losses (S,), or None where the loss or gradient was not finite (no update)."""
         config = self.config
-        z, labels, draws = draw_batch(config, self.table, self.model.plan, self.model.config.null_class, self.step)
-        z, labels, draws = self.world.rows(z), self.world.rows(labels), self.world.draws(draws)
-        rows, autocast = tuple(r // self.world.size for r in self.rows), config.dtype == "bf16"
-        with torch.autocast(torch.device(config.device).type, torch.bfloat16, enabled=autocast):
-            losses = self.losses(z, labels, draws, rows)
-        means = torch.stack([loss.mean() for loss in losses])
-        weights = torch.tensor(config.stage_weight, device=means.device)
+        batch = draw_batch(config, self.table, self.model.plan, self.model.config.null_class, self.step)
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
-        (weights * means).sum().backward()
+        means = torch.zeros(len(self.rows), device=config.device)
+        parts, curves = self.world.parts(config.accumulate), []
+        for part in parts:
+            with no_sync(self.losses, last=part is parts[-1]):
+                times, losses = self._backward(part, *batch)
+            means += torch.stack([loss.detach().mean() for loss in losses]) / len(parts)
+            curves.append((times, losses))
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip, foreach=True)
-        means = self.world.mean(means.detach())
+        means = self.world.mean(means)
         if not math.isfinite(float(norm) + float(means.sum())):  # the same numbers, so the same answer, on every rank
             return None
         for optimizer in self.optimizers:
@@ -248,15 +282,30 @@ class Trainer:
                 group["lr"] = learning_rate(self.step, config)
             optimizer.step()
         self.ema.update(self.model)
-        for k, loss in enumerate(losses):
-            self.curves.add(k, draws.times[k, : rows[k]], loss)
+        for times, losses in curves:
+            for k, loss in enumerate(losses):
+                self.curves.add(k, times[k, : len(loss)], loss)
         return means.cpu()
 
-    def averaged(self) -> StageModel:
-        """A copy of the model with the averaged weights, in evaluation mode."""
-        model = build_model(self.model.config).to(self.config.device)
-        self.ema.copy_to(model)
-        return model.eval()
+    def _backward(self, part: Part, z: Tensor, labels: Tensor, draws: Draws) -> tuple[Tensor, list[Tensor]]:
+        """Add the gradient of a micro-batch; returns its times (S, b) and losses (rows of the stage,)."""
+        config, draws = self.config, part.draws(draws)
+        rows, autocast = tuple(r // part.count for r in self.rows), config.dtype == "bf16"
+        with torch.autocast(torch.device(config.device).type, torch.bfloat16, enabled=autocast):
+            losses = self.losses(part.rows(z), part.rows(labels), draws, rows)
+        means = torch.stack([loss.mean() for loss in losses])
+        weights = torch.tensor(config.stage_weight, device=means.device)
+        ((weights * means).sum() / config.accumulate).backward()
+        return draws.times, [loss.detach() for loss in losses]
+
+    def averaged(self, decay: float | None = None) -> StageModel:
+        """A copy of the model with averaged weights (of the first decay, or another one), in evaluation mode."""
+        weights = self.ema.averages[self.config.ema[0] if decay is None else decay]
+        if self.source is not None:
+            return self.source.averaged(self.model, weights).to(self.config.device).eval()
+        model = build_model(self.model.config)
+        model.load_state_dict({**self.model.state_dict(), **weights})
+        return model.to(self.config.device).eval()
 
     def _at_intervals(self, log: RunLog) -> None:
         config, last = self.config, self.step == self.config.max_steps
@@ -289,3 +338,9 @@ class Trainer:
             log.write(step=self.step, failed_save=str(error))
         else:
             self.failed_saves, self.saved = 0, self.step
+
+
+def _parameters(model: StageModel) -> str:
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    frozen = "" if trained == model.num_parameters() else f", {trained:,} of them trained"
+    return f"{model.num_parameters():,} parameters{frozen}"

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ecar.model import StageModel
 from ecar.stages import end_point, interpolate, noises, pyramid
+from ecar.training.on_policy import from_own_end, own_ends
 
 
 @dataclass(frozen=True)
@@ -19,17 +20,29 @@ class Draws:
         noise: e_k, one map (B, C, h_k, w_k) per stage.
         context: noise on the maps that the transformer reads, one per stage but the last.
         times: t, (S, B) in [0, 1].
+        on_policy: (B,) bool, images whose contexts the model makes itself; None: none (see ``on_policy``).
+        starts: t0 of these, (S - 1, B).
     """
 
     noise: list[Tensor]
     context: list[Tensor]
     times: Tensor
+    on_policy: Tensor | None = None
+    starts: Tensor | None = None
+
+    def select(self, rows: slice) -> Draws:
+        """Those of some images."""
+        on_policy = None if self.on_policy is None else self.on_policy[rows]
+        starts = None if self.starts is None else self.starts[:, rows]
+        noise, context = [n[rows] for n in self.noise], [c[rows] for c in self.context]
+        return Draws(noise, context, self.times[:, rows], on_policy, starts)
 
 
 def stage_losses(model: StageModel, z: Tensor, labels: Tensor, draws: Draws, rows: tuple[int, ...]) -> list[Tensor]:
     """Loss of each image at each stage it trains.
 
     Args:
+        model: in training.
         z: unit-scale latents (B, C, h_S, w_S).
         labels: (B,) class ids, label dropout already applied.
         draws: see ``Draws``.
@@ -40,12 +53,21 @@ def stage_losses(model: StageModel, z: Tensor, labels: Tensor, draws: Draws, row
         Per stage (rows[k],): mean squared error of the velocity in units of its standard deviation, float32.
     """
     maps, noise = pyramid(z, len(model.plan)), noises(model.plan, draws.noise)
-    tokens = token_maps(model, maps, noise, labels, draws, rows)
+    own = None
+    if draws.on_policy is not None:
+        own = own_ends(model, maps, noise, labels, draws, rows)
+    ends = own or [end_point(s, z, n) for s, z, n in zip(model.plan[:-1], maps, noise, strict=False)]
+    tokens = token_maps(model, ends, labels, draws, rows)
     losses = []
     for stage, count in zip(model.plan, rows, strict=True):
         t = draws.times[stage.index, :count]
         data = maps[stage.index][:count]
-        sample = interpolate(stage, data, noise[stage.index][:count], t)
+        if own is None or stage.index == 0:
+            sample = interpolate(stage, data, noise[stage.index][:count], t)
+        else:
+            before, on_policy = own[stage.index - 1][:count], draws.on_policy[:count]  # type: ignore[index]
+            parts = noise[stage.index][:count], draws.noise[stage.index][:count]
+            sample = from_own_end(stage, data, *parts, before, on_policy, t)
         embedded = model.head.embed_tokens(stage, tokens[stage.index])
         predicted = model.velocity(stage, sample.x, t, embedded, labels[:count])
         target = model.target(stage, sample.x, data, sample.velocity, t)
@@ -66,16 +88,13 @@ class StageLoss(nn.Module):
 
 
 def token_maps(
-    model: StageModel, maps: list[Tensor], noise: list[Tensor], labels: Tensor, draws: Draws, rows: tuple[int, ...]
+    model: StageModel, ends: list[Tensor], labels: Tensor, draws: Draws, rows: tuple[int, ...]
 ) -> list[Tensor]:
-    """M_k for the first rows[k] images, from the real y_<k with context noise.
+    """M_k for the first rows[k] images, from y_<k with context noise.
 
     Images that train the same stages share one masked pass, so that none computes tokens that nothing reads.
     """
-    ends = [
-        end_point(s, z, n) + model.config.context_noise * c
-        for s, z, n, c in zip(model.plan, maps, noise, draws.context, strict=False)
-    ]
+    ends = [y + model.config.context_noise * c for y, c in zip(ends, draws.context, strict=True)]
     parts: list[list[Tensor]] = [[] for _ in model.plan]
     first = 0
     for count in sorted(set(rows)):

@@ -11,14 +11,17 @@ from ecar.training.config import TrainConfig
 def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
     """AdamW for everything, or Muon (torch's own) for the matrices of the blocks and AdamW for the rest.
 
-    Weight decay acts on matrices only.
+    Weight decay acts on matrices only. Frozen parameters are left out.
     """
     matrices: list[nn.Parameter] = []
     muon_matrices: list[nn.Parameter] = []
     vectors: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         # Embeddings and modulation are not hidden matrices; "norm1." is where diffusers' DiT keeps them.
-        in_block = "blocks." in name and "modulation" not in name and ".norm1." not in name
+        # The two thin matrices of LoRA are factors of one: to make each orthogonal is not Muon's step.
+        in_block = "blocks." in name and not any(part in name for part in ("modulation", ".norm1.", ".lora_"))
         if config.optimizer == "muon" and parameter.ndim == 2 and in_block:
             muon_matrices.append(parameter)
         else:

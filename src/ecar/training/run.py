@@ -18,11 +18,14 @@ from ecar.sampling.pictures import grid
 from ecar.sampling.pipeline import Pipeline
 from ecar.tokenizers import Tokenizer
 from ecar.training.config import TrainConfig
+from ecar.training.finetune import Source
 from ecar.weights import save_model
 
 # Options that may change when a run is resumed.
 _FREE = {"out", "device", "compile", "log_every", "sample_every", "save_every", "tensorboard", "max_steps"}
 _FREE |= {"lr", "clip", "dtype"}  # what a diverged run needs to change
+_FREE |= {"allow_change"}
+_FREE |= {"accumulate", "activation_checkpointing"}  # how a step is computed, not what it computes
 
 
 def make_out(out: str) -> Path:
@@ -37,40 +40,64 @@ def make_out(out: str) -> Path:
     return folder
 
 
-def check_same_options(path: Path, options: dict[str, object], defaults: dict[str, object] | None = None) -> None:
+# Properties of model and data that follow from an option, so that allowing one allows the others.
+_DATA = {"images", "velocity_std"}
+_FOLLOW = {
+    "data": _DATA, "max_images": _DATA, "images": _DATA, "flip": _DATA, "ends": {"stages", "velocity_std", "ends"},
+    "rho": {"stages", "velocity_std"}, "resolution": {"stages", "image_side", "velocity_std"},
+    "tokenizer": {"tokenizer", "velocity_std"},
+}  # fmt: skip
+
+
+def check_same_options(
+    path: Path, options: dict[str, object], defaults: dict[str, object] | None = None, allowed: tuple[str, ...] = ()
+) -> str:
     """Write ``options`` to ``path``, or compare with what is there once a checkpoint depends on it.
 
     Args:
         defaults: what an option that is newer than the run there stood for.
+        allowed: options that may differ.
+
+    Returns:
+        What differs, in words; empty if nothing does.
 
     Raises:
         ValueError: the run there has other options; each is named.
     """
-    now = json.loads(json.dumps(options))
+    now, changed = json.loads(json.dumps(options)), ""
     if path.exists() and any(path.parent.glob("checkpoints/step_*")):
-        before = {**(defaults or {}), **json.loads(path.read_text())}
-        if changed := differences(before, now):
-            raise ValueError(f"{path.parent} holds a run with other options ({changed}); choose another --out")
+        before = {**json.loads(json.dumps(defaults or {})), **json.loads(path.read_text())}
+        single = {k for k, v in before.items() if isinstance(now.get(k), list) and isinstance(v, int | float)}
+        before |= {k: [before[k]] for k in single}  # options that became lists
+        changed = differences(before, now)
+        if refused := differences(before, {k: v for k, v in now.items() if k not in allowed}):
+            raise ValueError(f"{path.parent} holds a run with other options ({refused}); choose another --out")
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(now, indent=2) + "\n")
     temporary.replace(path)
+    return changed
 
 
-def check_same_data(record: dict[str, Any], config: ModelConfig, images: int) -> None:
-    """ValueError if the data no longer give the model and the order that the checkpoint was trained with."""
+def check_same_data(record: dict[str, Any], config: ModelConfig, images: int, allowed: tuple[str, ...] = ()) -> str:
+    """ValueError if the data no longer give the model and the order that the checkpoint was trained with, but for what
+    is ``allowed`` and follows from it. Returns what differs, in words."""
     if "model" not in record:
-        return
+        return ""
     model = ModelConfig.from_json(record["model"]).to_json()  # fields that are newer than the checkpoint: defaults
     before, now = {**model, "images": record["images"]}, {**config.to_json(), "images": images}
     before, now = json.loads(json.dumps(before)), json.loads(json.dumps(now))
-    if changed := differences(before, now):
-        raise ValueError(f"the data changed since the checkpoint ({changed}); restore them, or choose another --out")
+    free = set(allowed).union(*(_FOLLOW.get(key, set()) for key in allowed))
+    if refused := differences(before, {k: v for k, v in now.items() if k not in free}):
+        raise ValueError(f"the data changed since the checkpoint ({refused}); restore them, or choose another --out")
+    return differences(before, now)
 
 
-def check_out(config: TrainConfig, out: Path) -> None:
-    """ValueError if the folder holds a run of other options; otherwise write down those of this one."""
+def check_out(config: TrainConfig, out: Path) -> str:
+    """ValueError if the folder holds a run of other options; otherwise write down those of this one. Returns what
+    differs and is allowed to, in words."""
     options = {k: v for k, v in dataclasses.asdict(config).items() if k not in _FREE}
-    check_same_options(out / "train.json", options, {"model": "ecar"})
+    newer = {f.name: f.default for f in dataclasses.fields(TrainConfig) if f.default is not dataclasses.MISSING}
+    return check_same_options(out / "train.json", options, {**newer, "model": "ecar"}, config.allow_change)
 
 
 def save_batches(out: Path, config: TrainConfig, images: int, steps: range) -> None:
@@ -92,10 +119,15 @@ def save_samples(model: StageModel, tokenizer: Tokenizer, out: Path, step: int) 
     return path
 
 
-def save_final(model: StageModel, tokenizer: Tokenizer, config: TrainConfig, out: Path) -> Path:
-    """``out/final``: the averaged weights as a model folder, with a card of how they were made."""
-    final = out / "final"
+def save_final(
+    model: StageModel, tokenizer: Tokenizer, config: TrainConfig, out: Path, decay: float, source: Source | None = None
+) -> Path:
+    """``out/final`` (``out/final_ema_DECAY`` for the averages that are not the first): averaged weights as a model
+    folder, with a card of how they were made."""
+    final = out / ("final" if decay == config.ema[0] else f"final_ema_{decay}")
     save_model(final, model, tokenizer, torch.float32)
-    record = {"ecar": __version__, "torch": torch.__version__, **dataclasses.asdict(config)}
+    record = {"ecar": __version__, "torch": torch.__version__, **dataclasses.asdict(config), "ema": decay}
+    if source is not None:
+        record["source"] = source.record()
     (final / "training.json").write_text(json.dumps(record, indent=2) + "\n")
     return final

@@ -1,0 +1,182 @@
+"""Runs that start from the weights of a model (``--init-from``).
+
+What a resumed run needs of the source is kept in ``RUN/init``: the source itself is read once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ecar.adapters import Adapter, merged, save_adapter
+from ecar.config import ModelConfig
+from ecar.data.latents import is_cache
+from ecar.model import StageModel, build_model
+from ecar.tokenizers import Tokenizer, load_tokenizer
+from ecar.training.checkpoint import has_checkpoint
+from ecar.training.config import TrainConfig
+from ecar.transfer import check_fits, transfer
+from ecar.weights import load_model, weights_fingerprint
+
+
+@dataclass
+class Source:
+    """The model that a run starts from.
+
+    Attributes:
+        name: as the user gave it.
+        fingerprint: of its weights.
+        config: its configuration.
+        tokenizer: its tokenizer; None where the run has another one.
+        weights: its state; None in a resumed run, whose checkpoint has the weights.
+        fresh: parameters of the new model that are not the source's, known once it is built.
+        notes: what did not fit, in words.
+        adapter: LoRA's shape, known once the model is built; None where all weights are trained.
+    """
+
+    name: str
+    fingerprint: str
+    config: ModelConfig
+    tokenizer: Tokenizer | None
+    weights: dict[str, Tensor] | None = None
+    fresh: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    adapter: Adapter | None = None
+
+    @classmethod
+    def find(cls, config: TrainConfig, out: Path) -> Source | None:
+        """The source of a run, or what was kept of it where there is a checkpoint; None for a run that has none.
+
+        Raises:
+            ValueError: no such model, or damaged.
+        """
+        if config.init_from is None:
+            return None
+        kept = out / "init"
+        if has_checkpoint(out) and (kept / "source.json").exists():
+            record = json.loads((kept / "source.json").read_text())
+            tokenizer = load_tokenizer(kept / "tokenizer") if (kept / "tokenizer").exists() else None
+            before = ModelConfig.from_json(record["model"])
+            fresh, notes = tuple(record["fresh"]), tuple(record["notes"])
+            return cls(record["name"], record["weights"], before, tokenizer, None, fresh, notes)
+        model, tokenizer = load_model(config.init_from)
+        fingerprint = weights_fingerprint(config.init_from)
+        return cls(config.init_from, fingerprint, model.config, tokenizer, model.state_dict())
+
+    def with_defaults(self, config: TrainConfig) -> TrainConfig:
+        """``config`` with everything that the user left open as it is in the source.
+
+        Raises:
+            ValueError: another kind of model.
+        """
+        if config.lora_rank is not None:
+            import peft  # noqa: F401  (missing? said now, not after the images are read)
+        before, changes = self.config, dict[str, Any]()
+        side = before.image_side
+        stages = config.stages or len(before.stages.sides)
+        defaults: dict[str, Any] = {
+            "model": before.kind,
+            "resolution": side[:1] if side[0] == side[1] else side,
+            "stages": stages,
+            "rho": before.stages.rho,
+            "prediction": before.prediction,
+            "context_noise": before.context_noise,
+        }
+        if stages == len(before.stages.ends):
+            defaults["ends"] = before.stages.ends
+        if config.preset is None:
+            defaults |= {n: getattr(before, n) for n in ("width", "heads", "trunk_depth", "head_depth")}
+        for name, value in defaults.items():
+            if getattr(config, name) in (None, ()):
+                changes[name] = value
+        if config.model not in (None, before.kind):
+            raise ValueError(f"--init-from {self.name} is of kind {before.kind}, not {config.model}")
+        return dataclasses.replace(config, **changes)
+
+    def adapt(self, model: ModelConfig) -> ModelConfig:
+        """The configuration of the new model, with what only the source knows. Where latents and data levels are the
+        same, so are the velocities' scales: then the new model starts as exactly the source's function.
+
+        Raises:
+            ValueError: nothing of the source fits.
+        """
+        before = self.config
+        model = model.replace(patch=before.patch)
+        check_fits(before, model)
+        if before.sampling is not None and len(before.stages.sides) == len(model.stages.sides):
+            model = model.replace(sampling=before.sampling)
+        levels = [(plan.ends, plan.rho) for plan in (before.stages, model.stages)]
+        if levels[0] == levels[1] and model.velocity_std and before.tokenizer in ("", model.tokenizer):
+            model = model.replace(velocity_std=before.velocity_std)
+        return model
+
+    def check(self, config: TrainConfig, model: ModelConfig) -> None:
+        """ValueError where nothing of the source fits, or a LoRA target names nothing. Cheap."""
+        model = self.adapt(model)
+        if config.lora_rank is not None:
+            with torch.device("meta"):
+                self._make_adapter(config, build_model(model.replace(num_classes=1)))  # the data are not read yet
+
+    def build(self, config: TrainConfig, model: ModelConfig) -> StageModel:
+        """The model that is trained, filled from the source; with LoRA matrices where these are asked for. A resumed
+        run has nothing to fill: its weights are in the checkpoint."""
+        built = build_model(self.adapt(model))
+        self._fill(built)
+        if config.lora_rank is not None:
+            self.adapter = self._make_adapter(config, built)
+            self.adapter.attach(built)
+        return built
+
+    def _make_adapter(self, config: TrainConfig, model: StageModel) -> Adapter:
+        assert config.lora_rank is not None
+        return Adapter.make(model, config.lora_rank, config.lora_alpha, config.lora_targets, self.fresh)
+
+    def _fill(self, model: StageModel) -> None:
+        if self.weights is None:
+            return
+        done = transfer(self.weights, self.config, model)
+        self.fresh, self.notes, self.weights = done.fresh, done.notes, None
+        before = self.config
+        if before.tokenizer and model.config.tokenizer != before.tokenizer and before.channels == model.config.channels:
+            self.notes += ("loaded, but for latents of another tokenizer: the layers that read and write maps",)
+
+    def keep(self, config: TrainConfig, out: Path) -> None:
+        """Write ``out/init``."""
+        folder = out / "init"
+        folder.mkdir(exist_ok=True)
+        if self.tokenizer is not None and config.tokenizer is None and not is_cache(config.data):
+            self.tokenizer.save(folder / "tokenizer")
+        temporary = folder / "source.tmp"
+        temporary.write_text(json.dumps({**self.record(), "model": self.config.to_json()}, indent=1) + "\n")
+        temporary.replace(folder / "source.json")
+
+    def record(self) -> dict[str, Any]:
+        """For ``training.json`` and the log."""
+        return {"name": self.name, "weights": self.fingerprint, "fresh": self.fresh, "notes": self.notes}
+
+    def averaged(self, model: StageModel, weights: dict[str, Tensor]) -> StageModel:
+        """A plain copy of a model in training, with ``weights`` in the place of its trained ones."""
+        plain = build_model(model.config)
+        state = {**model.state_dict(), **weights}
+        if self.adapter is not None:
+            return merged(plain, self.adapter, state)
+        plain.load_state_dict(state)
+        return plain
+
+    def save_adapter(self, out: Path, model: ModelConfig, weights: dict[str, Tensor]) -> None:
+        """``out/adapter`` from the averages of the trained weights, where there is one."""
+        if self.adapter is not None:
+            save_adapter(out / "adapter", self.adapter, model, weights, base=self.name, fingerprint=self.fingerprint)
+
+    def announce(self) -> None:
+        """Name on stderr what was not loaded."""
+        print(f"started from {self.name} ({self.fingerprint})", file=sys.stderr)
+        for note in self.notes:
+            print(f"  {note}", file=sys.stderr)

@@ -1,0 +1,62 @@
+"""--allow-change: named changes are let through and logged, all others are refused as before."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_training import lines, options
+
+from ecar.training import loop
+from ecar.training.config import TrainConfig
+
+
+def test_named_options_change_and_the_log_says_so(
+    digits_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loop.train(options(digits_folder, tmp_path))
+    changed = {"batch_size": 4, "label_dropout": 0.2, "max_steps": 8}
+    with pytest.raises(ValueError, match=r"other options \(batch_size 8 -> 4\)"):
+        loop.train(options(digits_folder, tmp_path, **changed, allow_change=("label-dropout",)))
+    loop.train(options(digits_folder, tmp_path, **changed, allow_change=("batch-size", "label_dropout")))
+    said = [line["changed"] for line in lines(tmp_path) if "changed" in line]
+    assert said == ["batch_size 8 -> 4; label_dropout 0.1 -> 0.2"]
+    assert said[0] in capsys.readouterr().err and lines(tmp_path)[-1]["step"] == 8
+    loop.train(options(digits_folder, tmp_path, **{**changed, "max_steps": 9}))  # now these are the run's options
+    with pytest.raises(ValueError, match="batch_size 4 -> 8"):
+        loop.train(options(digits_folder, tmp_path))
+
+
+def test_more_images_are_let_through_and_renamed_classes_are_not(digits_folder: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(digits_folder, data)
+    loop.train(options(data, tmp_path / "run"))
+    shutil.copy(data / "one" / "0.png", data / "one" / "more.png")
+    with pytest.raises(ValueError, match="images 120 -> 121"):
+        loop.train(options(data, tmp_path / "run", max_steps=8))
+    (data / "zero").rename(data / "zip")
+    with pytest.raises(ValueError, match="class_names") as refused:
+        loop.train(options(data, tmp_path / "run", max_steps=8, allow_change=("images",)))
+    assert "121" not in str(refused.value)
+    (data / "zip").rename(data / "zero")
+    # Pixels are scaled to unit spread by statistics of the data: that is another tokenizer, and has to be named.
+    with pytest.raises(ValueError, match=r"changed since the checkpoint \(tokenizer"):
+        loop.train(options(data, tmp_path / "run", max_steps=8, allow_change=("images",)))
+    loop.train(options(data, tmp_path / "run", max_steps=8, allow_change=("images", "tokenizer")))
+    assert "images 120 -> 121" in next(str(line["changed"]) for line in lines(tmp_path / "run") if "changed" in line)
+
+
+def test_a_further_average_starts_as_the_first_one(digits_folder: Path, tmp_path: Path) -> None:
+    loop.train(options(digits_folder, tmp_path, ema=(0.3,)))
+    loop.train(options(digits_folder, tmp_path, ema=(0.3, 0.1), max_steps=7, allow_change=("ema",)))
+    a, b = (load_file(tmp_path / n / "model.safetensors") for n in ("final", "final_ema_0.1"))
+    assert any(not torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.parametrize("key", ["width", "optimizer", "no_such_option"])
+def test_what_cannot_change_or_does_not_exist_is_refused_at_once(key: str) -> None:
+    with pytest.raises(ValueError, match=rf"{key} cannot change within a run.*what can: batch_size"):
+        TrainConfig(data="d", out="o", allow_change=(key,))

@@ -1,0 +1,102 @@
+"""The same step in less memory: micro-batches, activation checkpointing, shards over processes."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_training import lines, options, weights
+
+from conftest import random_model, tiny_config
+from ecar.cli.main import main
+from ecar.training import loop
+from ecar.training.distributed import World
+from ecar.training.loss import Draws, stage_losses
+from ecar.training.memory import checkpoint_activations
+
+
+def same_run(a: Path, b: Path) -> None:
+    """Equal up to rounding: losses and average."""
+    for key in ("loss", "loss_1"):
+        assert [x[key] for x in lines(a)] == pytest.approx([x[key] for x in lines(b)], abs=2e-5)
+    first, second = weights(a), weights(b)
+    assert all(torch.allclose(first[k], second[k], atol=1e-5) for k in first)
+
+
+@pytest.mark.parametrize("model", ["ecar", "dit"])
+@pytest.mark.parametrize("changes", [{"accumulate": 2}, {"accumulate": 4}, {"activation_checkpointing": True}])
+def test_a_step_in_less_memory_is_the_same_step(
+    digits_folder: Path, tmp_path: Path, changes: dict[str, Any], model: str
+) -> None:
+    kind: dict[str, Any] = {"sample_every": 0, "model": model}
+    kind |= {"trunk_depth": None, "head_depth": 2} if model == "dit" else {}
+    loop.train(options(digits_folder, tmp_path / "whole", **kind))
+    loop.train(options(digits_folder, tmp_path / "parts", **kind, **changes))
+    same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_run_goes_on_with_other_micro_batches(digits_folder: Path, tmp_path: Path) -> None:
+    loop.train(options(digits_folder, tmp_path / "whole"))
+    shutil.copytree(tmp_path / "whole", tmp_path / "parts")
+    shutil.rmtree(tmp_path / "parts" / "checkpoints" / "step_00000006")
+    loop.train(options(digits_folder, tmp_path / "parts", accumulate=2, activation_checkpointing=True))
+    same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_activation_checkpointing_keeps_less_and_gives_the_same_gradients() -> None:
+    """Counted: what autograd keeps for the backward pass."""
+    model = random_model(tiny_config())
+    generator = torch.Generator().manual_seed(0)
+    z, labels = torch.randn(4, 3, 8, 12, generator=generator), torch.tensor([0, 1, 2, 3])
+    noise = [torch.randn(4, 3, *s.side, generator=generator) for s in model.plan]
+    draws = Draws(noise, [n.roll(1, 0) for n in noise[:-1]], torch.rand(3, 4, generator=generator))
+    kept, gradients = [], []
+    for _ in range(2):
+        numbers = []
+
+        def count(x: torch.Tensor, numbers: list[int] = numbers) -> torch.Tensor:
+            numbers.append(x.numel())
+            return x
+
+        model.zero_grad()
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda x: x):
+            losses = stage_losses(model, z, labels, draws, (4, 4, 2))
+        kept.append(sum(numbers))
+        sum(loss.mean() for loss in losses).backward()  # type: ignore[union-attr]
+        gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+        checkpoint_activations(model)
+    assert kept[1] < 0.5 * kept[0]
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+def test_a_batch_that_cannot_be_cut_is_refused(digits_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"rows per stage \(8, 4\)\) must divide by .*--accumulate 8"):
+        loop.train(options(digits_folder, tmp_path, accumulate=8))
+
+
+@pytest.mark.parametrize(("size", "accumulate"), [(1, 1), (1, 4), (2, 1), (2, 2), (4, 1), (4, 2)])
+def test_in_any_world_the_parts_of_a_batch_are_the_batch(size: int, accumulate: int) -> None:
+    """None lost, none repeated, and a stage that trains on a prefix trains on the same images."""
+    batch = torch.arange(16)
+    parts = [part for rank in range(size) for part in World(rank, size).parts(accumulate)]
+    for prefix in (16, 8):
+        seen = torch.cat([part.rows(batch)[: prefix // part.count] for part in parts])
+        assert seen.sort().values.tolist() == list(range(prefix))
+
+
+def test_out_of_memory_is_one_line_of_advice(
+    digits_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(_: loop.Trainer) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has a total capacity")
+
+    monkeypatch.setattr(loop.Trainer, "train_step", full)
+    command = ["train", "--data", str(digits_folder), "--out", str(tmp_path), "--resolution", "8", "--width", "16"]
+    command += ["--heads", "2", "--batch-size", "8", "--accumulate", "2", "--device", "cpu", "--no-tensorboard"]
+    assert main(command) == 1
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message.startswith("ecar: CUDA out of memory; ")
+    assert all(word in message for word in ("--accumulate 4", "--activation-checkpointing", "--batch-size"))
