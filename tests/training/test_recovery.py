@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from test_training import lines, options, weights
 
-from ecar.training import checkpoint, loop
+from ecar.training import checkpoint, loop, saving
 from ecar.training.checkpoint import load_checkpoint, save_checkpoint
 from ecar.training.lock import run_lock
 
@@ -121,7 +121,7 @@ def test_a_full_disk_stops_training_only_after_three_saves_in_a_row(
     failures: int,
     ends: bool,
 ) -> None:
-    real, calls = loop.save_checkpoint, []
+    real, calls = saving.save_checkpoint, []
 
     def full(*args: Any, **kwargs: Any) -> Path:
         calls.append(1)
@@ -129,7 +129,7 @@ def test_a_full_disk_stops_training_only_after_three_saves_in_a_row(
             raise OSError(errno.ENOSPC, "No space left on device")
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(loop, "save_checkpoint", full)
+    monkeypatch.setattr(saving, "save_checkpoint", full)
     config = options(digits_folder, tmp_path, save_every=1, max_steps=6, sample_every=0)
     if ends:
         with pytest.raises(OSError, match="No space left"):
@@ -147,7 +147,7 @@ def test_a_full_disk_at_the_last_save_is_an_error(
     def full(*_: Any, **__: Any) -> Path:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(loop, "save_checkpoint", full)
+    monkeypatch.setattr(saving, "save_checkpoint", full)
     with pytest.raises(OSError, match="No space left"):
         loop.train(options(digits_folder, tmp_path, save_every=6))
 

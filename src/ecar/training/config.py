@@ -58,6 +58,8 @@ class TrainConfig(JsonConfig):
     """
     activation_checkpointing: bool = False
     """Compute each block's activations again in the backward pass: same step, less memory, about a third more time."""
+    parallel: str = "ddp"
+    """Over several processes: ddp (each has the whole model) or fsdp (each has a slice; adamw only)."""
     optimizer: str = "adamw"
     """adamw, or muon (matrices of the blocks by Muon, the rest by AdamW)."""
     lr: float = 1e-3
@@ -94,6 +96,8 @@ class TrainConfig(JsonConfig):
     """Steps between sample grids (fixed seeds, averaged weights); 0 is off."""
     save_every: int = 1000
     """Steps between checkpoints."""
+    async_save: bool = False
+    """Write checkpoints in the background: a step waits for a copy only."""
     tensorboard: bool = True
     """Also log to TensorBoard where it is installed."""
 
@@ -122,6 +126,10 @@ class TrainConfig(JsonConfig):
             raise ValueError(f"dtype must be bf16 or fp32, got {self.dtype!r}")
         if self.optimizer not in ("adamw", "muon"):
             raise ValueError(f"optimizer must be adamw or muon, got {self.optimizer!r}")
+        if self.parallel not in ("ddp", "fsdp"):
+            raise ValueError(f"parallel must be ddp or fsdp, got {self.parallel!r}")
+        if self.parallel == "fsdp" and self.optimizer == "muon":
+            raise ValueError("muon needs whole matrices, which --parallel fsdp cuts; use --optimizer adamw, or ddp")
         for name in ("label_dropout", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")

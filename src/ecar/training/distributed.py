@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from ecar.training.loss import Draws
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,21 @@ class World:
         numbers = torch.tensor([number], device=_collective_device())
         dist.all_reduce(numbers, dist.ReduceOp.MAX)
         return int(numbers)
+
+    def from_first(self, work: Callable[[], T]) -> T:
+        """What ``work`` gives on rank 0 (something small), or the ValueError that it raises there, on every rank."""
+        if self.size == 1:
+            return work()
+        answer: list[T | ValueError | None] = [None]
+        if self.rank == 0:
+            try:
+                answer = [work()]
+            except ValueError as error:
+                answer = [error]
+        dist.broadcast_object_list(answer, src=0)
+        if isinstance(answer[0], ValueError):
+            raise answer[0]
+        return cast(T, answer[0])
 
     def barrier(self) -> None:
         """Wait for all ranks."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ecar.training.sharding import local, whole
+
 
 class EMA:
     """Average of a module's parameters with warm-up: decay_n = min(decay, (1 + n) / (10 + n)) after n updates.
@@ -24,12 +26,16 @@ class EMA:
         """Move every average towards the present weight."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         names = [n for n, _ in module.named_parameters()]
-        now = [p.detach().float() for p in module.parameters()]
-        torch._foreach_lerp_([self.weights[n] for n in names], now, 1 - decay)
+        now = [local(p.detach()).float() for p in module.parameters()]
+        torch._foreach_lerp_([local(self.weights[n]) for n in names], now, 1 - decay)
         self.updates += 1
 
     @torch.no_grad()
-    def copy_to(self, module: nn.Module) -> None:
-        """Write the averages into ``module`` (of the same architecture)."""
-        for name, parameter in module.named_parameters():
-            parameter.copy_(self.weights[name])
+    def copy_to(self, module: nn.Module | None) -> None:
+        """Write the averages into ``module`` (of the same architecture, not sharded). Where they are sharded every
+        process has to call this; those without a module only give their slices."""
+        parameters = dict(module.named_parameters()) if module is not None else {}
+        for name, average in self.weights.items():
+            gathered = whole(average)
+            if name in parameters:
+                parameters[name].copy_(gathered)

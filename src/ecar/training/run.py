@@ -23,7 +23,12 @@ from ecar.weights import save_model
 # Options that may change when a run is resumed.
 _FREE = {"out", "device", "compile", "log_every", "sample_every", "save_every", "tensorboard", "max_steps"}
 _FREE |= {"lr", "clip", "dtype"}  # what a diverged run needs to change
-_FREE |= {"accumulate", "activation_checkpointing"}  # how a step is computed, not what it computes
+_FREE |= {
+    "accumulate",
+    "activation_checkpointing",
+    "parallel",
+    "async_save",
+}  # how a step is computed, not what it computes
 
 
 def make_out(out: str) -> Path:
