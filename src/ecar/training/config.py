@@ -98,6 +98,9 @@ class TrainConfig(JsonConfig):
     """Steps between checkpoints."""
     async_save: bool = False
     """Write checkpoints in the background: a step waits for a copy only."""
+    stall_timeout: float = 600.0
+    """Seconds without progress of one of several processes after which all end and say which; longer than a save or a
+    sample grid takes."""
     tensorboard: bool = True
     """Also log to TensorBoard where it is installed."""
 
@@ -137,6 +140,8 @@ class TrainConfig(JsonConfig):
             raise ValueError(f"uniform_t and decay must be in [0, 1], got {self.uniform_t} and {self.decay}")
         if not (self.lr > 0 and self.clip > 0):
             raise ValueError(f"lr and clip must be positive, got {self.lr} and {self.clip}")
+        if self.stall_timeout <= 0:
+            raise ValueError(f"stall_timeout must be positive, got {self.stall_timeout}")
         if not 0 <= self.seed < 2**53:
             raise ValueError(f"seed must be in 0..2^53-1, got {self.seed}")
         object.__setattr__(self, "stage_share", share)

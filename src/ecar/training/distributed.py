@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TypeVar, cast
 
 import torch
@@ -55,14 +56,16 @@ class World:
     size: int = 1
 
     @classmethod
-    def start(cls, device: str) -> World:
-        """Join the process group that torchrun describes in the environment; a world of one without it."""
+    def start(cls, device: str, stall_timeout: float = 0.0) -> World:
+        """Join the process group that torchrun describes in the environment; a world of one without it. Collectives
+        wait longer than ``stall_timeout`` seconds: the watchdog is to speak first, since it knows who is missing."""
         if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
             return cls()
         if device == "cuda":
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         if not dist.is_initialized():
-            dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+            timeout = timedelta(seconds=max(1800.0, stall_timeout + 60))
+            dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=timeout)
         return cls(dist.get_rank(), dist.get_world_size())
 
     def local_device(self, device: str) -> str:

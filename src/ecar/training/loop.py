@@ -37,6 +37,7 @@ from ecar.training.saving import Saver
 from ecar.training.sharded import restore_sharded
 from ecar.training.sharding import shard, whole
 from ecar.training.signals import Stopped, StopRequest
+from ecar.training.watchdog import BACKWARD, FORWARD, READ, SAVE, UPDATE, WAIT, Watchdog
 
 MAX_BAD_STEPS = 5
 _ALONE = World()
@@ -57,7 +58,7 @@ def train(config: TrainConfig) -> Path:
         OSError: several saves in a row failed, or the last one.
     """
     out, device = make_out(config.out), resolve_device(config.device)
-    world = World.start(device)
+    world = World.start(device, config.stall_timeout)
     config = dataclasses.replace(config, device=world.local_device(device))
     with run_lock(out) if world.rank == 0 else nullcontext(), StopRequest() as stop:
         if world.rank == 0:
@@ -165,6 +166,7 @@ class Trainer:
     ) -> None:
         self.config, self.model, self.table, self.tokenizer, self.out = config, model, table, tokenizer, out
         self.world, self.stop = world, stop or StopRequest()
+        self.watchdog = Watchdog(world, config.stall_timeout)
         self.losses: torch.nn.Module = StageLoss(model)
         self.sharded = config.parallel == "fsdp" and world.size > 1
         if self.sharded:  # before anything holds on to parameters
@@ -199,9 +201,14 @@ class Trainer:
         config = self.config
         first = self.world.rank == 0
         log = RunLog(self.out, step=self.step, tensorboard=config.tensorboard) if first else None
-        saver = Saver(self.out, self.world, log, sharded=self.sharded, background=config.async_save, saved=self.step)
         if self.step == 0 and first:
             print(f"{self.model.num_parameters():,} parameters, {len(self.table):,} images, rows {self.rows}")
+        how = {"sharded": self.sharded, "background": config.async_save}
+        with self.watchdog, Saver(self.out, self.world, log, **how, saved=self.step) as saver:
+            self._steps(log, saver)
+
+    def _steps(self, log: RunLog | None, saver: Saver) -> None:
+        config, first = self.config, log is not None
         sums, steps, bad, start = torch.zeros(len(self.model.plan)), 0, 0, time.perf_counter()
         bar = tqdm(total=config.max_steps, initial=self.step, desc="training", disable=None if first else True)
         while self.step < config.max_steps:
@@ -211,7 +218,6 @@ class Trainer:
             if means is None:
                 bad, self.skipped = bad + 1, self.skipped + 1
                 if bad >= MAX_BAD_STEPS:
-                    saver.join()
                     raise self._diverged(bad)
             else:
                 bad, sums, steps = 0, sums + means, steps + 1
@@ -231,8 +237,10 @@ class Trainer:
                 if bar.disable:  # no terminal: one plain line instead of the bar
                     print(f"step {self.step} of {config.max_steps}: loss {total:.4f}", flush=True)
                 sums, steps = torch.zeros_like(sums), 0
+            self.watchdog.at(self.step, SAVE)
             saver.settle()
             self._at_intervals(saver, log)
+            self.watchdog.at(self.step, WAIT)
             if code := self.world.largest(self.stop.code):  # every rank stops after the same step
                 bar.close()
                 saver.settle(wait=True)
@@ -253,6 +261,7 @@ class Trainer:
     def train_step(self) -> Tensor | None:
         """One update; per-stage mean losses (S,), or None where the loss or gradient was not finite (no update)."""
         config = self.config
+        self.watchdog.at(self.step, READ)
         batch = draw_batch(config, self.table, self.model.plan, self.model.config.null_class, self.step)
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
@@ -263,6 +272,7 @@ class Trainer:
                 times, losses = self._backward(part, *batch)
             means += torch.stack([loss.detach().mean() for loss in losses]) / len(parts)
             curves.append((times, losses))
+        self.watchdog.at(self.step, UPDATE)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip, foreach=True)
         means = self.world.mean(means)
         if not math.isfinite(
@@ -282,9 +292,11 @@ class Trainer:
     def _backward(self, part: Part, z: Tensor, labels: Tensor, draws: Draws) -> tuple[Tensor, list[Tensor]]:
         """Add the gradient of a micro-batch; returns its times (S, b) and losses (rows of the stage,)."""
         config, draws = self.config, part.draws(draws)
+        self.watchdog.at(self.step, FORWARD)
         rows, autocast = tuple(r // part.count for r in self.rows), config.dtype == "bf16"
         with torch.autocast(torch.device(config.device).type, torch.bfloat16, enabled=autocast):
             losses = self.losses(part.rows(z), part.rows(labels), draws, rows)
+        self.watchdog.at(self.step, BACKWARD)
         means = torch.stack([loss.mean() for loss in losses])
         weights = torch.tensor(config.stage_weight, device=means.device)
         ((weights * means).sum() / config.accumulate).backward()

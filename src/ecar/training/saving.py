@@ -7,7 +7,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from threading import Thread
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import torch.distributed as dist
 from torch import Tensor
@@ -73,9 +74,13 @@ class Saver:
             self._failures, self.saved = 0, self._step
         self._step = self.saved
 
-    def join(self) -> None:
-        """Wait for the save on its way before the run ends by an error, whatever becomes of it."""
-        self._work.exception()
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        """A run that ends by an error ends after the save on its way, whatever becomes of it; Ctrl-C does not wait."""
+        if isinstance(error, Exception):
+            self._work.exception()
 
     def _begin(self, step: int, tensors: dict[str, Tensor], record: dict[str, Any]) -> Future[None]:
         if self.group is not None:

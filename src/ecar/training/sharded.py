@@ -6,6 +6,7 @@ reader takes plain safetensors files too, so that any checkpoint loads into any 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,9 @@ def read_whole(folder: Path) -> dict[str, Tensor]:
     """Every tensor of a sharded checkpoint, gathered, on CPU; no process group is needed."""
     reader = HuggingFaceStorageReader(str(folder))
     tensors = {name: _empty(stored) for name, stored in _stored(reader).items()}
-    load(tensors, storage_reader=reader, no_dist=True)
+    with warnings.catch_warnings():  # DCP warns of what it is asked for here
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        load(tensors, storage_reader=reader, no_dist=True)
     return tensors
 
 

@@ -5,6 +5,7 @@ The slices are ``DTensor``s; outside this file they behave as tensors do.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 
 import torch
@@ -22,6 +23,8 @@ def shard(module: StageLoss, device: str, size: int) -> None:
 
     A block's weights are whole only while it computes. Optimizers and averages must be made afterwards.
     """
+    # Linear layers return views; nothing here writes into them, which is what it warns of.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     mesh = init_device_mesh(torch.device(device).type, (size,))
     for unit in _units(module.model):
         fully_shard(unit, mesh=mesh)
