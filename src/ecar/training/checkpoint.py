@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ecar.training.ema import EMA
 
-_MANIFEST = "manifest.json"
+_MANIFEST, _STATE = "manifest.json", "state.safetensors"
 
 
 def save_checkpoint(run: Path, step: int, tensors: dict[str, Tensor], record: dict[str, Any], keep: int = 2) -> Path:
@@ -29,21 +29,33 @@ def save_checkpoint(run: Path, step: int, tensors: dict[str, Tensor], record: di
     Raises:
         OSError: it cannot be written; what was there before is untouched.
     """
-    root = run / "checkpoints"
-    target, temporary = root / f"step_{step:08d}", root / f"step_{step:08d}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    folder = prepare(run, step)
     try:
-        save_file({n: t.detach().contiguous().cpu() for n, t in tensors.items()}, temporary / "state.safetensors")
-        (temporary / "state.json").write_text(json.dumps({"step": step, **record}, indent=1) + "\n")
-        hashes = {file.name: _sha256(file) for file in sorted(temporary.iterdir())}
-        (temporary / _MANIFEST).write_text(json.dumps(hashes, indent=1) + "\n")
-        for path in (*temporary.iterdir(), temporary):
-            _flush(path)
+        save_file({n: t.detach().contiguous().cpu() for n, t in tensors.items()}, folder / _STATE)
     except SafetensorError as error:  # wraps errors of the disk
         raise OSError(str(error)) from error
+    return commit(folder, step, record, keep)
+
+
+def prepare(run: Path, step: int) -> Path:
+    """An empty folder beside the place of a checkpoint."""
+    folder = run / "checkpoints" / f"step_{step:08d}.tmp"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
+
+
+def commit(folder: Path, step: int, record: dict[str, Any], keep: int = 2) -> Path:
+    """Add record and manifest to what lies in a folder of ``prepare``, flush all of it to the disk, put it in its place
+    and delete older ones."""
+    root, target = folder.parent, folder.with_suffix("")
+    (folder / "state.json").write_text(json.dumps({"step": step, **record}, indent=1) + "\n")
+    hashes = {file.name: _sha256(file) for file in sorted(folder.iterdir())}
+    (folder / _MANIFEST).write_text(json.dumps(hashes, indent=1) + "\n")
+    for path in (*folder.iterdir(), folder):
+        _flush(path)
     shutil.rmtree(target, ignore_errors=True)
-    temporary.rename(target)
+    folder.rename(target)
     _flush(root)
     for old in _complete(root)[:-keep]:
         shutil.rmtree(old)
@@ -51,8 +63,18 @@ def save_checkpoint(run: Path, step: int, tensors: dict[str, Tensor], record: di
 
 
 def load_checkpoint(run: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """Tensors and record of the newest sound checkpoint, or None where there is none. Damaged ones and leftovers of a
-    killed save are named on stderr.
+    """Tensors (whole ones, also of a sharded checkpoint) and record of the newest sound checkpoint; None without any.
+
+    Raises:
+        ValueError: there are checkpoints, and none is sound.
+    """
+    folder = find_checkpoint(run)
+    return None if folder is None else (read_tensors(folder), read_record(folder))
+
+
+def find_checkpoint(run: Path) -> Path | None:
+    """The newest sound checkpoint, or None where there is none. Damaged ones and leftovers of a killed save are named
+    on stderr.
 
     Raises:
         ValueError: there are checkpoints, and none is sound.
@@ -65,7 +87,7 @@ def load_checkpoint(run: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | Non
     for folder in reversed(found):
         try:
             verify(folder)
-            return load_file(folder / "state.safetensors"), json.loads((folder / "state.json").read_text())
+            return folder
         except (SafetensorError, ValueError, OSError) as error:
             faults.append(f"{folder}: damaged checkpoint ({error})")
             print(f"{faults[-1]}; trying the one before", file=sys.stderr)
@@ -79,14 +101,31 @@ def has_checkpoint(run: Path) -> bool:
     return bool(_complete(run / "checkpoints"))
 
 
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """Every tensor of a checkpoint, whole, on CPU."""
+    if (folder / _STATE).exists():
+        return load_file(folder / _STATE)
+    from ecar.training.sharded import read_whole
+
+    return read_whole(folder)
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """What a checkpoint says about itself: ``step`` and what was given to the save."""
+    return json.loads((folder / "state.json").read_text())
+
+
 def verify(folder: Path) -> None:
-    """Compare every file with the manifest; checkpoints from before there was one pass.
+    """Compare every file with the manifest; those of a checkpoint from before there was one only have to be readable.
 
     Raises:
         ValueError: a file is missing or has another hash; it is named.
+        SafetensorError: not readable.
     """
     if not (folder / _MANIFEST).exists():
-        return
+        read_record(folder)
+        with safe_open(folder / _STATE, framework="pt"):
+            return
     for name, expected in json.loads((folder / _MANIFEST).read_text()).items():
         if not (folder / name).exists():
             raise ValueError(f"{name} is missing")
@@ -111,12 +150,17 @@ def restore_training(
     module.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
     ema.restore(tensors)
     for j, optimizer in enumerate(optimizers):
-        states: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in tensors.items():
-            if name.startswith(f"optimizer.{j}."):
-                _, _, index, key = name.split(".", 3)
-                states.setdefault(int(index), {})[key] = tensor
-        optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
+        restore_optimizer(tensors, j, optimizer)
+
+
+def restore_optimizer(tensors: dict[str, Tensor], j: int, optimizer: torch.optim.Optimizer) -> None:
+    """State of the j-th optimizer from flat tensors; the options stay its own."""
+    states: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith(f"optimizer.{j}."):
+            _, _, index, key = name.split(".", 3)
+            states.setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def _complete(root: Path) -> list[Path]:

@@ -86,6 +86,8 @@ class TrainConfig(JsonConfig):
     """
     activation_checkpointing: bool = False
     """Compute each block's activations again in the backward pass: same step, less memory, about a third more time."""
+    parallel: str = "ddp"
+    """Over several processes: ddp (each has the whole model) or fsdp (each has a slice; adamw only)."""
     optimizer: str = "adamw"
     """adamw, or muon (matrices of the blocks by Muon, the rest by AdamW)."""
     lr: float = 1e-3
@@ -123,6 +125,11 @@ class TrainConfig(JsonConfig):
     """Steps between sample grids (fixed seeds, averaged weights); 0 is off."""
     save_every: int = 1000
     """Steps between checkpoints."""
+    async_save: bool = False
+    """Write checkpoints in the background: a step waits for a copy only."""
+    stall_timeout: float = 600.0
+    """Seconds without progress of one of several processes after which all end and say which; longer than a save or a
+    sample grid takes."""
     tensorboard: bool = True
     """Also log to TensorBoard where it is installed."""
 
@@ -149,6 +156,14 @@ class TrainConfig(JsonConfig):
             raise ValueError(f"dtype must be bf16 or fp32, got {self.dtype!r}")
         if self.optimizer not in ("adamw", "muon"):
             raise ValueError(f"optimizer must be adamw or muon, got {self.optimizer!r}")
+        if self.parallel not in ("ddp", "fsdp"):
+            raise ValueError(f"parallel must be ddp or fsdp, got {self.parallel!r}")
+        if self.parallel == "fsdp" and self.optimizer == "muon":
+            raise ValueError("muon needs whole matrices, which --parallel fsdp cuts; use --optimizer adamw, or ddp")
+        if self.parallel == "fsdp" and self.lora_rank is not None:
+            raise ValueError("lora_rank trains few weights, and --parallel fsdp would cut the frozen ones; use ddp")
+        if self.stall_timeout <= 0:
+            raise ValueError(f"stall_timeout must be positive, got {self.stall_timeout}")
         if isinstance(self.ema, float | int):  # one number stands for itself
             object.__setattr__(self, "ema", (float(self.ema),))
         if not self.ema or len(set(self.ema)) < len(self.ema) or any(not 0 <= d < 1 for d in self.ema):

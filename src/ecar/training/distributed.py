@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from ecar.training.loss import Draws
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -51,14 +55,16 @@ class World:
     size: int = 1
 
     @classmethod
-    def start(cls, device: str) -> World:
-        """Join the process group that torchrun describes in the environment; a world of one without it."""
+    def start(cls, device: str, stall_timeout: float = 0.0) -> World:
+        """Join the process group that torchrun describes in the environment; a world of one without it. Collectives
+        wait longer than ``stall_timeout`` seconds: the watchdog is to speak first, since it knows who is missing."""
         if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
             return cls()
         if device == "cuda":
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         if not dist.is_initialized():
-            dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+            timeout = timedelta(seconds=max(1800.0, stall_timeout + 60))
+            dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=timeout)
         return cls(dist.get_rank(), dist.get_world_size())
 
     def local_device(self, device: str) -> str:
@@ -83,6 +89,21 @@ class World:
         numbers = torch.tensor([number], device=_collective_device())
         dist.all_reduce(numbers, dist.ReduceOp.MAX)
         return int(numbers)
+
+    def from_first(self, work: Callable[[], T]) -> T:
+        """What ``work`` gives on rank 0 (something small), or the ValueError that it raises there, on every rank."""
+        if self.size == 1:
+            return work()
+        answer: list[T | ValueError | None] = [None]
+        if self.rank == 0:
+            try:
+                answer = [work()]
+            except ValueError as error:
+                answer = [error]
+        dist.broadcast_object_list(answer, src=0)
+        if isinstance(answer[0], ValueError):
+            raise answer[0]
+        return cast(T, answer[0])
 
     def barrier(self) -> None:
         """Wait for all ranks."""

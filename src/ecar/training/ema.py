@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ecar.training.sharding import local
+
 
 class EMA:
     """Averages of a module's trainable parameters with warm-up: decay_n = min(decay, (1 + n) / (10 + n)) after n
@@ -37,10 +39,10 @@ class EMA:
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:
         """Move every average towards the present weight."""
-        names, now = zip(*((n, p.detach().float()) for n, p in _trainable(module)), strict=True)
+        names, now = zip(*((n, local(p.detach()).float()) for n, p in _trainable(module)), strict=True)
         for decay, average in self.averages.items():
             share = 1 - min(decay, (1 + self.updates) / (10 + self.updates))
-            torch._foreach_lerp_([average[n] for n in names], list(now), share)
+            torch._foreach_lerp_([local(average[n]) for n in names], list(now), share)
         self.updates += 1
 
     @torch.no_grad()

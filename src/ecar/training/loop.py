@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -22,7 +21,7 @@ from ecar.model import StageModel, build_model
 from ecar.presets import default_steps, get_preset
 from ecar.stages import make_plan, pyramid, velocity_std
 from ecar.tokenizers import Tokenizer, load_tokenizer
-from ecar.training.checkpoint import load_checkpoint, restore_training, save_checkpoint, training_tensors
+from ecar.training.checkpoint import find_checkpoint, read_record, read_tensors, restore_training, training_tensors
 from ecar.training.config import TrainConfig
 from ecar.training.curves import LossCurves
 from ecar.training.distributed import Part, World, check_divides, no_sync, parallel
@@ -35,10 +34,13 @@ from ecar.training.loss import Draws, StageLoss
 from ecar.training.memory import checkpoint_activations, memory_advice
 from ecar.training.optim import learning_rate, make_optimizers
 from ecar.training.run import check_out, check_same_data, make_out, save_batches, save_final, save_samples
+from ecar.training.saving import Saver
+from ecar.training.sharded import restore_sharded
+from ecar.training.sharding import shard, whole
 from ecar.training.signals import Stopped, StopRequest
+from ecar.training.watchdog import BACKWARD, FORWARD, READ, SAVE, UPDATE, WAIT, Watchdog
 
 MAX_BAD_STEPS = 5
-MAX_FAILED_SAVES = 3
 _ALONE = World()
 _STATISTICS_IMAGES = 5000
 
@@ -54,10 +56,10 @@ def train(config: TrainConfig) -> Path:
         ValueError: bad options or data, or a run folder that holds a run with other options.
         NonFiniteLossError: ``MAX_BAD_STEPS`` steps in a row without a finite loss.
         Stopped: a signal came; the checkpoint is written.
-        OSError: ``MAX_FAILED_SAVES`` saves in a row failed, or the last one.
+        OSError: several saves in a row failed, or the last one.
     """
     out, device = make_out(config.out), resolve_device(config.device)
-    world = World.start(device)
+    world = World.start(device, config.stall_timeout)
     config = dataclasses.replace(config, device=world.local_device(device))
     with run_lock(out) if world.rank == 0 else nullcontext(), StopRequest() as stop:
         source = Source.find(config, out)
@@ -67,15 +69,18 @@ def train(config: TrainConfig) -> Path:
         table, tokenizer = load_table(config, source)
         torch.manual_seed(config.seed)
         wanted = with_data(build_config(config, tokenizer), table)
-        model = (source.build(config, wanted) if source else build_model(wanted)).to(config.device)
+        model = source.build(config, wanted) if source else build_model(wanted)
+        if config.parallel == "ddp" or world.size == 1:  # slices go to the device block by block
+            model = model.to(config.device)
         trainer = Trainer(config, model, table, tokenizer, out, world, stop, source, changed)
         with memory_advice(config.accumulate):
             trainer.run()
-        if world.rank == 0:
-            for decay in config.ema:
-                save_final(trainer.averaged(decay), tokenizer, config, out, decay, source)
-            if source is not None:
-                source.save_adapter(out, model.config, trainer.ema.weights)
+        for decay in config.ema:
+            final = trainer.averaged(decay)
+            if final is not None:
+                save_final(final, tokenizer, config, out, decay, source)
+        if source is not None and world.rank == 0:
+            source.save_adapter(out, model.config, trainer.ema.weights)
     world.stop()
     return out / "final"
 
@@ -180,25 +185,37 @@ class Trainer:
     ) -> None:
         self.config, self.model, self.table, self.tokenizer, self.out = config, model, table, tokenizer, out
         self.source, self.changed = source, [changed] if changed else []
-        self.world, self.stop, self.failed_saves, self.saved = world, stop or StopRequest(), 0, 0
+        self.world, self.stop = world, stop or StopRequest()
+        self.watchdog = Watchdog(world, config.stall_timeout)
+        self.losses: torch.nn.Module = StageLoss(model)
+        self.sharded = config.parallel == "fsdp" and world.size > 1
+        if self.sharded:  # before anything holds on to parameters
+            shard(self.losses, config.device, world.size)
         self.ema, self.optimizers = EMA(model, config.ema), make_optimizers(model, config)
         self.rows = tuple(max(1, round(share * config.batch_size)) for share in config.stage_share)
         check_divides(config.batch_size, self.rows, world.size, config.accumulate)
         self.curves = LossCurves(len(model.plan))
         self.step = self.skipped = 0
-        found = load_checkpoint(out)
-        if found is not None:
-            other = check_same_data(found[1], model.config, len(table), config.allow_change)
-            self.changed += [other] if other else []
-            restore_training(found[0], model, self.ema, self.optimizers)
-            self.step, self.skipped = int(found[1]["step"]), int(found[1]["skipped"])
-            self.saved = self.step
-            self.ema.updates = int(found[1]["ema_updates"])
+        folder = world.from_first(lambda: find_checkpoint(out))
+        if folder is not None:
+            self._restore(folder)
         if config.activation_checkpointing:
             checkpoint_activations(model)
         if config.compile:
             model.compile_blocks()
-        self.losses = parallel(StageLoss(model), world, stages=len(model.plan))
+        if not self.sharded:
+            self.losses = parallel(self.losses, world, stages=len(model.plan))
+
+    def _restore(self, folder: Path) -> None:
+        record = read_record(folder)
+        other = check_same_data(record, self.model.config, len(self.table), self.config.allow_change)
+        self.changed += [other] if other else []
+        if self.sharded:
+            restore_sharded(folder, self.model, self.ema, self.optimizers)
+        else:
+            restore_training(read_tensors(folder), self.model, self.ema, self.optimizers)
+        self.step, self.skipped = int(record["step"]), int(record["skipped"])
+        self.ema.updates = int(record["ema_updates"])
 
     def run(self) -> None:
         """From the step that the checkpoint left to ``max_steps``."""
@@ -216,6 +233,12 @@ class Trainer:
             log.write(step=self.step, changed="; ".join(self.changed))
         if self.step == 0 and first:
             print(f"{_parameters(self.model)}, {len(self.table):,} images, rows {self.rows}")
+        how = {"sharded": self.sharded, "background": config.async_save}
+        with self.watchdog, Saver(self.out, self.world, log, **how, saved=self.step) as saver:
+            self._steps(log, saver)
+
+    def _steps(self, log: RunLog | None, saver: Saver) -> None:
+        config, first = self.config, log is not None
         sums, steps, bad, start = torch.zeros(len(self.model.plan)), 0, 0, time.perf_counter()
         bar = tqdm(total=config.max_steps, initial=self.step, desc="training", disable=None if first else True)
         while self.step < config.max_steps:
@@ -225,13 +248,7 @@ class Trainer:
             if means is None:
                 bad, self.skipped = bad + 1, self.skipped + 1
                 if bad >= MAX_BAD_STEPS:
-                    if first:
-                        save_batches(self.out, config, len(self.table), range(self.step - bad + 1, self.step + 1))
-                    raise NonFiniteLossError(
-                        f"{bad} steps in a row without a finite loss (the last: {self.step}; non_finite.json lists "
-                        f"their images); run the command again with a lower --lr or --dtype fp32: it resumes from the "
-                        f"last checkpoint"
-                    )
+                    raise self._diverged(bad)
             else:
                 bad, sums, steps = 0, sums + means, steps + 1
             if self.step % config.log_every == 0 and steps and log is not None:
@@ -250,19 +267,31 @@ class Trainer:
                 if bar.disable:  # no terminal: one plain line instead of the bar
                     print(f"step {self.step} of {config.max_steps}: loss {total:.4f}", flush=True)
                 sums, steps = torch.zeros_like(sums), 0
-            if log is not None:
-                self._at_intervals(log)
+            self.watchdog.at(self.step, SAVE)
+            saver.settle()
+            self._at_intervals(saver, log)
+            self.watchdog.at(self.step, WAIT)
             if code := self.world.largest(self.stop.code):  # every rank stops after the same step
                 bar.close()
-                if log is not None and self.saved != self.step:
-                    self._save(log)
+                saver.settle(wait=True)
+                if self.world.largest(int(saver.saved != self.step)):
+                    self._save(saver, last=True)
                 self.world.barrier()
                 raise Stopped(self.step, code)
         bar.close()
 
+    def _diverged(self, bad: int) -> NonFiniteLossError:
+        if self.world.rank == 0:
+            save_batches(self.out, self.config, len(self.table), range(self.step - bad + 1, self.step + 1))
+        return NonFiniteLossError(
+            f"{bad} steps in a row without a finite loss (the last: {self.step}; non_finite.json lists their images); "
+            f"run the command again with a lower --lr or --dtype fp32: it resumes from the last checkpoint"
+        )
+
     def train_step(self) -> Tensor | None:
         """One update; per-stage mean losses (S,), or None where the loss or gradient was not finite (no update)."""
         config = self.config
+        self.watchdog.at(self.step, READ)
         batch = draw_batch(config, self.table, self.model.plan, self.model.config.null_class, self.step)
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
@@ -273,9 +302,12 @@ class Trainer:
                 times, losses = self._backward(part, *batch)
             means += torch.stack([loss.detach().mean() for loss in losses]) / len(parts)
             curves.append((times, losses))
+        self.watchdog.at(self.step, UPDATE)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip, foreach=True)
         means = self.world.mean(means)
-        if not math.isfinite(float(norm) + float(means.sum())):  # the same numbers, so the same answer, on every rank
+        if not math.isfinite(
+            float(whole(norm)) + float(means.sum())
+        ):  # the same numbers, so the same answer, on every rank
             return None
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
@@ -290,35 +322,42 @@ class Trainer:
     def _backward(self, part: Part, z: Tensor, labels: Tensor, draws: Draws) -> tuple[Tensor, list[Tensor]]:
         """Add the gradient of a micro-batch; returns its times (S, b) and losses (rows of the stage,)."""
         config, draws = self.config, part.draws(draws)
+        self.watchdog.at(self.step, FORWARD)
         rows, autocast = tuple(r // part.count for r in self.rows), config.dtype == "bf16"
         with torch.autocast(torch.device(config.device).type, torch.bfloat16, enabled=autocast):
             losses = self.losses(part.rows(z), part.rows(labels), draws, rows)
+        self.watchdog.at(self.step, BACKWARD)
         means = torch.stack([loss.mean() for loss in losses])
         weights = torch.tensor(config.stage_weight, device=means.device)
         ((weights * means).sum() / config.accumulate).backward()
         return draws.times, [loss.detach() for loss in losses]
 
-    def averaged(self, decay: float | None = None) -> StageModel:
-        """A copy of the model with averaged weights (of the first decay, or another one), in evaluation mode."""
-        weights = self.ema.averages[self.config.ema[0] if decay is None else decay]
+    def averaged(self, decay: float | None = None) -> StageModel | None:
+        """On rank 0 a copy of the model with averaged weights (of the first decay, or another one), in evaluation mode;
+        every rank has to ask for it: slices are gathered."""
+        average = self.ema.averages[self.config.ema[0] if decay is None else decay]
+        weights = {name: whole(tensor) for name, tensor in average.items()}
+        if self.world.rank != 0:
+            return None
         if self.source is not None:
             return self.source.averaged(self.model, weights).to(self.config.device).eval()
         model = build_model(self.model.config)
         model.load_state_dict({**self.model.state_dict(), **weights})
         return model.to(self.config.device).eval()
 
-    def _at_intervals(self, log: RunLog) -> None:
+    def _at_intervals(self, saver: Saver, log: RunLog | None) -> None:
         config, last = self.config, self.step == self.config.max_steps
         if self.step % config.save_every == 0 or last:
-            self._save(log)
+            self._save(saver, last=last)
         if config.sample_every and (self.step % config.sample_every == 0 or last):  # after the checkpoint: it may fail
-            path = save_samples(self.averaged(), self.tokenizer, self.out, self.step)
-            log.image("samples", path, self.step)
+            model = self.averaged()
+            if model is not None and log is not None:
+                path = save_samples(model, self.tokenizer, self.out, self.step)
+                log.image("samples", path, self.step)
 
-    def _save(self, log: RunLog) -> None:
-        """A checkpoint. A disk that is full now may have room at the next one: only several failures in a row end the
-        run, and a failure at its end."""
-        self.curves.save(self.out, self.step)
+    def _save(self, saver: Saver, *, last: bool) -> None:
+        if self.world.rank == 0:
+            self.curves.save(self.out, self.step)
         record = {
             "skipped": self.skipped,
             "ema_updates": self.ema.updates,
@@ -327,17 +366,7 @@ class Trainer:
             "images": len(self.table),
         }
         tensors = training_tensors(self.model, self.ema, self.optimizers)
-        try:
-            save_checkpoint(self.out, self.step, tensors, json.loads(json.dumps(record)))
-        except OSError as error:
-            self.failed_saves += 1
-            last = self.step == self.config.max_steps or self.stop.code
-            if last or self.failed_saves >= MAX_FAILED_SAVES:
-                raise
-            print(f"WARNING: step {self.step}: no checkpoint ({error}); training goes on", file=sys.stderr, flush=True)
-            log.write(step=self.step, failed_save=str(error))
-        else:
-            self.failed_saves, self.saved = 0, self.step
+        saver.save(self.step, tensors, json.loads(json.dumps(record)), last=last or bool(self.stop.code))
 
 
 def _parameters(model: StageModel) -> str:

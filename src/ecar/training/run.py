@@ -25,7 +25,8 @@ from ecar.weights import save_model
 _FREE = {"out", "device", "compile", "log_every", "sample_every", "save_every", "tensorboard", "max_steps"}
 _FREE |= {"lr", "clip", "dtype"}  # what a diverged run needs to change
 _FREE |= {"allow_change"}
-_FREE |= {"accumulate", "activation_checkpointing"}  # how a step is computed, not what it computes
+# How a step is computed, not what it computes.
+_FREE |= {"accumulate", "activation_checkpointing", "parallel", "async_save", "stall_timeout"}
 
 
 def make_out(out: str) -> Path:

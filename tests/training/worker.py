@@ -1,0 +1,98 @@
+"""Trainings over several processes, one after another, for tests: ``worker.py JOBS`` (under torchrun, or with forks).
+
+A job is an object with the options of a training and, optionally: ``world`` (fork so many processes; importing torch
+once is what makes this fast), ``stop_at`` and ``stop_rank`` (this rank gets a SIGTERM in this step), ``copy`` (start
+from a copy of this run's folder).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from ecar.training import loop
+from ecar.training.config import TrainConfig
+from ecar.training.distributed import World
+from ecar.training.signals import Stopped
+
+TORCHRUN = ["-m", "torch.distributed.run", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
+
+
+def start(jobs: Sequence[dict[str, Any]], folder: Path, *, torchrun: int | None = None, check: bool = True) -> str:
+    """Run jobs in new processes; their output."""
+    path = folder / "jobs.json"
+    path.write_text(json.dumps(jobs))
+    launcher = [*TORCHRUN, "--nproc-per-node", str(torchrun)] if torchrun else []
+    command = [sys.executable, *launcher, __file__, str(path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    assert not check or result.returncode == 0, result.stdout + result.stderr
+    return result.stdout + result.stderr
+
+
+def run(job: dict[str, Any]) -> None:
+    """One job in this process."""
+    stop_at, stop_rank = job.pop("stop_at", None), job.pop("stop_rank", 0)
+    step = loop.Trainer.train_step
+
+    def with_signal(self: loop.Trainer) -> torch.Tensor | None:
+        if self.step == stop_at and self.world.rank == stop_rank:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self)
+
+    loop.Trainer.train_step = with_signal  # type: ignore[method-assign]
+    World.stop = World.barrier  # type: ignore[method-assign]  # the group serves the next job too
+    try:
+        loop.train(TrainConfig(**{**job, "resolution": (8,)}))
+        assert stop_at is None
+    except Stopped as stopped:
+        assert stop_at is not None and stopped.code == 75
+    finally:
+        loop.Trainer.train_step = step  # type: ignore[method-assign]
+
+
+def fork(job: dict[str, Any], size: int) -> None:
+    """One job in ``size`` processes."""
+    store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    children = []
+    for rank in range(size):
+        child = os.fork()
+        if not child:
+            os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "localhost"}
+            os.environ |= {"MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+            try:
+                run(job)
+                sys.stdout.flush()
+                os._exit(0)
+            except BaseException:
+                sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+                os._exit(1)
+        children.append(child)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    assert codes == [0] * size, (job, codes)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    jobs = json.loads(Path(sys.argv[1]).read_text())
+    import matplotlib.figure  # noqa: F401  (once, instead of in every fork)
+
+    if any(job["model"] == "dit" for job in jobs):
+        from diffusers import DiTTransformer2DModel  # noqa: F401
+    for job in jobs:
+        if source := job.pop("copy", None):
+            shutil.copytree(source, job["out"])
+        if size := job.pop("world", None):
+            fork(job, size)
+        else:
+            run(job)
