@@ -200,7 +200,7 @@ def test_a_cache_of_another_crop_is_refused_by_training(photos: Path, tmp_path: 
         load_table(TrainConfig(data=str(tmp_path / "cache"), out="unused", resolution=(16,), tokenizer="pixels:2"))
     path = tmp_path / "cache" / "cache.json"
     path.write_text(path.read_text().replace("cover-bicubic-centre-1", "adm-1"))
-    with pytest.raises(ValueError, match="cropped by 'adm-1'.*run ecar encode again"):
+    with pytest.raises(ValueError, match=r"cropped by 'adm-1'.*run ecar encode again"):
         load_table(config)
 
 
@@ -227,7 +227,7 @@ def test_batches_of_shards_are_those_of_the_table_in_memory(photos: Path, tmp_pa
 
 
 def test_shards_are_mapped_not_read(tmp_path: Path) -> None:
-    """Two hundred megabytes of latents and a few rows of them: the memory of the process stays."""
+    """Two hundred megabytes of latents and a few rows of them: the process's own memory stays."""
     folder = tmp_path / "cache"
     tokenizer = PixelTokenizer(factor=1)
     tokenizer.save(folder / "tokenizer")
@@ -235,7 +235,9 @@ def test_shards_are_mapped_not_read(tmp_path: Path) -> None:
     for i in range(4):
         save_file({"latents": torch.full((1, 8192, 3, 32, 32), i / 4).half(), "labels": torch.zeros(8192).long()},
                   folder / f"{i}.safetensors")  # fmt: skip
-        shards.append({"file": f"{i}.safetensors", "images": 8192, "bytes": (folder / f"{i}.safetensors").stat().st_size})
+        shards.append(
+            {"file": f"{i}.safetensors", "images": 8192, "bytes": (folder / f"{i}.safetensors").stat().st_size}
+        )
     record = {
         "image_side": [32, 32], "moments": False, "encoder": "", "tokenizer": tokenizer.fingerprint(), "skipped": [],
         "shift": [0, 0, 0], "scale": [1, 1, 1], "class_names": [], "label_values": [], "shards": shards,
@@ -244,7 +246,7 @@ def test_shards_are_mapped_not_read(tmp_path: Path) -> None:
     code = f"""
 import torch
 from ecar.data.shards import load_latents
-def used(): return next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith("VmRSS"))
+def used(): return next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith("RssAnon"))
 before = used()
 table, _ = load_latents({str(folder)!r})
 rows = torch.arange(0, len(table), 500)

@@ -50,15 +50,17 @@ class EncodeOptions:
             raise ValueError(f"--resolution takes one side, or height and width; got {self.resolution}")
         for name, known in (("posterior", ("sample", "mode")), ("bad_images", ("skip", "stop"))):
             if getattr(self, name) not in known:
-                raise ValueError(f"--{name.replace('_', '-')} must be {' or '.join(known)}, got {getattr(self, name)!r}")
+                raise ValueError(
+                    f"--{name.replace('_', '-')} must be {' or '.join(known)}, got {getattr(self, name)!r}"
+                )
 
 
 def run(arguments: Sequence[str]) -> None:
     """Parse, encode or go on encoding, print a summary as JSON."""
     options = parse(EncodeOptions, arguments, "encode")
     from ecar.data.encoding import EncodePlan, encode_shards
-    from ecar.data.feed import Feed, SourceFeed, open_stream
-    from ecar.data.source import BadImages, load_source
+    from ecar.data.feed import Feed, open_source, open_stream
+    from ecar.data.source import BadImages
     from ecar.devices import resolve_device
     from ecar.tokenizers import load_tokenizer
     from ecar.training.lock import run_lock
@@ -75,12 +77,8 @@ def run(arguments: Sequence[str]) -> None:
     out, device = make_out(options.out), resolve_device(options.device)
     tokenizer = load_tokenizer(options.tokenizer)
     tokenizer.latent_side(*plan.side)
-    choice = {"split": options.split, "max_images": options.max_images}
-    feed: Feed
-    if options.streaming:
-        feed = open_stream(options.data, **choice)
-    else:
-        feed = SourceFeed(load_source(options.data, **choice))
+    opened = open_stream if options.streaming else open_source
+    feed: Feed = opened(options.data, split=options.split, max_images=options.max_images)
     command, start = shlex.join(["ecar", "encode", *arguments]), time.perf_counter()
     with run_lock(out):
         record = encode_shards(feed, tokenizer, out, plan, bad=bad, command=command, device=device)

@@ -146,7 +146,9 @@ def _resume(out: Path, plan: dict[str, Any], command: str) -> Progress | None:
             f"({before.get('rows')} rows then, {plan['rows']} now); restore them, or choose another --out"
         )
     if changed := differences(before, plan):
-        raise ValueError(f"{out}: holds a cache of another tokenizer or other options ({changed}); choose another --out")
+        raise ValueError(
+            f"{out}: holds a cache of another tokenizer or other options ({changed}); choose another --out"
+        )
     if found.name == CACHE:
         (out / PROGRESS).unlink(missing_ok=True)
         return None
@@ -194,7 +196,9 @@ def _encode_shard(
         pixels = torch.from_numpy(to_signed(np.stack([p for _, p in batch]))).permute(0, 3, 1, 2).to(device)
         for key, value in _encode(tokenizer, pixels, plan.flip, moments).items():
             if not torch.isfinite(value).all():
-                raise ValueError(f"{feed.where(batch[0][0])}, or one of the {len(batch)} from it on: not finite latents")
+                raise ValueError(
+                    f"{feed.where(batch[0][0])}, or one of the {len(batch)} from it on: not finite latents"
+                )
             parts[key].append(value)
         labels += [_label(feed, sample, progress) for sample, _ in batch]
         samples += [Sample(row=s.row, id=s.id, label=s.label, data=None) for s, _ in batch]

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from ecar.data.images import BadImageError
 from ecar.data.rows import LABEL_COLUMNS, file_state, printable
-from ecar.data.source import ImageSource, find_files
+from ecar.data.source import ImageSource, find_files, load_source
 from ecar.data.tars import find_tars
 
 
@@ -129,6 +129,11 @@ class StreamFeed:
 
     def where(self, sample: Sample) -> str:
         return f"{self.name}: {sample.id}"
+
+
+def open_source(data: str, *, split: str = "train", max_images: int | None = None) -> SourceFeed:
+    """As ``load_source``."""
+    return SourceFeed(load_source(data, split=split, max_images=max_images))
 
 
 def open_stream(data: str, *, split: str = "train", max_images: int | None = None) -> StreamFeed:

@@ -1,10 +1,10 @@
 """Cache folders of ``ecar encode``: shards of latents, mapped into memory, and the record of what made them.
 
-    cache.json              written last: a folder without it is half written
-    progress.json           while encoding: the plan and the shards that are there
-    shard_00000.safetensors latents (F, n, C, h, w) float16, labels (n,), logvar like latents where the tokenizer gives
-                            distributions; ids of the images in its metadata
-    tokenizer/
+cache.json              written last: a folder without it is half written
+progress.json           while encoding: the plan and the shards that are there
+shard_00000.safetensors latents (F, n, C, h, w) float16, labels (n,), logvar like latents where the tokenizer gives
+                        distributions; ids of the images in its metadata
+tokenizer/
 """
 
 from __future__ import annotations
