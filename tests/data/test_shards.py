@@ -318,3 +318,28 @@ def test_bad_images_stop_or_pass_by_policy(photos: Path, tmp_path: Path) -> None
         encode.run(arguments(photos, tmp_path / "c", max_bad_share=2))
     encode.run(arguments(photos, tmp_path / "a"))  # the policy may change on the way
     assert json.loads((tmp_path / "a" / "cache.json").read_text())["images"] == 10
+
+
+def test_photographs_go_from_a_folder_through_an_autoencoder_to_samples(autoencoder: Path, tmp_path: Path) -> None:
+    """Encode with both flips, train, sample: the loss falls, and pictures have the size of the photographs."""
+    from ecar.sampling.pipeline import Pipeline
+    from ecar.training.loop import train
+
+    random = np.random.default_rng(0)
+    for i in range(12):
+        path = tmp_path / "photos" / "ab"[i % 2] / f"{i}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (3, 4, 3), np.uint8)).resize((40, 30)).save(path)
+    words = arguments(tmp_path / "photos", tmp_path / "cache", autoencoder, resolution=32, flip=True, shard_size=5)
+    encode.run(words)
+    final = train(
+        TrainConfig(
+            data=str(tmp_path / "cache"), out=str(tmp_path / "run"), resolution=(32,), flip=True, preset="nano", width=32,
+            heads=2, trunk_depth=1, head_depth=1, max_steps=40, batch_size=8, lr=3e-3, warmup=5, log_every=10, device="cpu",
+            sample_every=0, tensorboard=False, dtype="fp32",
+        )
+    )  # fmt: skip
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert losses[-1] < 0.9 * losses[0]
+    images = Pipeline.from_pretrained(final)(["a", "b"], seeds=[0, 1]).images
+    assert [image.size for image in images] == [(32, 32)] * 2

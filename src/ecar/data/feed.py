@@ -36,7 +36,9 @@ class Sample:
 class Feed(Protocol):
     """A sequence of samples whose order never changes."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What the user asked for, for messages."""
 
     def __len__(self) -> int:
         """Number of rows; 0 where that shows only at the end."""
