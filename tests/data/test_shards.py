@@ -332,13 +332,12 @@ def test_photographs_go_from_a_folder_through_an_autoencoder_to_samples(autoenco
         Image.fromarray(random.integers(0, 256, (3, 4, 3), np.uint8)).resize((40, 30)).save(path)
     words = arguments(tmp_path / "photos", tmp_path / "cache", autoencoder, resolution=32, flip=True, shard_size=5)
     encode.run(words)
-    final = train(
-        TrainConfig(
-            data=str(tmp_path / "cache"), out=str(tmp_path / "run"), resolution=(32,), flip=True, preset="nano", width=32,
-            heads=2, trunk_depth=1, head_depth=1, max_steps=40, batch_size=8, lr=3e-3, warmup=5, log_every=10, device="cpu",
-            sample_every=0, tensorboard=False, dtype="fp32",
-        )
+    config = TrainConfig(
+        data=str(tmp_path / "cache"), out=str(tmp_path / "run"), resolution=(32,), flip=True, preset="nano", width=32,
+        heads=2, trunk_depth=1, head_depth=1, max_steps=40, batch_size=8, lr=3e-3, warmup=5, log_every=10,
+        device="cpu", sample_every=0, tensorboard=False, dtype="fp32",
     )  # fmt: skip
+    final = train(config)
     losses = [json.loads(line)["loss"] for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert losses[-1] < 0.9 * losses[0]
     images = Pipeline.from_pretrained(final)(["a", "b"], seeds=[0, 1]).images
