@@ -285,7 +285,7 @@ def test_training_draws_samples_of_a_distribution_that_depend_on_seed_and_step_o
     shard = load_file(tmp_path / "kl-cache" / "shard_00000.safetensors")
     assert shard["logvar"].shape == shard["latents"].shape == (1, 3, 4, 8, 8)
     assert "logvar" not in load_file(tmp_path / "mode" / "shard_00000.safetensors")
-    config = TrainConfig(data="unused", out="unused", resolution=(16,), batch_size=4)
+    config = TrainConfig(data="unused", out="unused", resolution=(16,), batch_size=4, device="cpu")
     batches = [draw_batch(config, table, (), 2, step)[0] for step in (1, 1, 2)]
     assert torch.equal(batches[0], batches[1]) and not torch.equal(batches[0], batches[2])
     # Moments of many samples are those of the encoder, in the units of the tokenizer.
