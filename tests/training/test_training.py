@@ -14,11 +14,14 @@ import torch
 from safetensors.torch import load_file
 
 from conftest import random_model, tiny_config
-from ecar.data.latents import encode_source, load_latents, save_latents
-from ecar.data.source import load_source
+from ecar.data.encoding import EncodePlan, encode_shards
+from ecar.data.feed import SourceFeed
+from ecar.data.latents import encode_source
+from ecar.data.shards import load_latents
+from ecar.data.source import BadImages, load_source
 from ecar.sampling.pipeline import Pipeline
 from ecar.stages import make_plan, pyramid
-from ecar.tokenizers import ConvTokenizer, PixelTokenizer
+from ecar.tokenizers import ConvTokenizer, PixelTokenizer, Tokenizer
 from ecar.training import loop, loss
 from ecar.training.config import TokenizerConfig, TrainConfig
 from ecar.training.draws import training_times
@@ -117,13 +120,18 @@ def test_non_finite_loss_is_skipped_counted_and_then_stops(
     assert all(torch.isfinite(t).all() for t in state.values())
 
 
+def encode_cache(data: Path, tokenizer: Tokenizer, out: Path) -> None:
+    out.mkdir()
+    plan = EncodePlan(side=(8, 8), flip=True, batch_size=250)  # as encode_source does
+    encode_shards(SourceFeed(load_source(str(data))), tokenizer, out, plan, bad=BadImages())
+
+
 def test_latent_cache_trains_as_images_do_and_refuses_a_changed_tokenizer(digits_folder: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     tokenizer = ConvTokenizer(factor=2, widths=(4, 8), depth=1)
     tokenizer.measure([tokenizer.encode_raw(torch.rand(20, 3, 8, 8))])
     tokenizer.save(tmp_path / "tokenizer")
-    table = encode_source(load_source(str(digits_folder)), tokenizer, (8, 8), flip=True)
-    save_latents(table, tokenizer, tmp_path / "cache")
+    encode_cache(digits_folder, tokenizer, tmp_path / "cache")
     common = {"max_steps": 2, "flip": True, "sample_every": 0}
     loop.train(options(digits_folder, tmp_path / "a", tokenizer=str(tmp_path / "tokenizer"), **common))
     loop.train(options(tmp_path / "cache", tmp_path / "b", tokenizer=None, **common))
@@ -135,16 +143,14 @@ def test_latent_cache_trains_as_images_do_and_refuses_a_changed_tokenizer(digits
 
 
 def test_options_about_a_cache_are_obeyed_not_ignored(digits_folder: Path, tmp_path: Path) -> None:
-    table = encode_source(load_source(str(digits_folder)), PixelTokenizer(factor=2), (8, 8), flip=True)
-    save_latents(table, PixelTokenizer(factor=2), tmp_path)  # statistics differ: refused below
-    with pytest.raises(ValueError, match="run ecar encode again"):
-        load_latents(str(tmp_path))
-    tokenizer = PixelTokenizer(factor=2)
-    save_latents(encode_source(load_source(str(digits_folder)), tokenizer, (8, 8), flip=True), tokenizer, tmp_path)
-    kept, _ = loop.load_table(options(tmp_path, tmp_path, tokenizer=None, max_images=7))
-    assert kept.latents.shape[:2] == (1, 7) and len(kept.labels) == 7  # not mirrored unless asked
+    encode_cache(digits_folder, PixelTokenizer(factor=2), tmp_path / "cache")
+    kept, _ = loop.load_table(options(tmp_path / "cache", tmp_path, tokenizer=None, max_images=7))
+    assert kept.sides == 1 and len(kept) == len(kept.labels) == 7  # not mirrored unless asked
     with pytest.raises(ValueError, match="another tokenizer"):
-        loop.load_table(options(tmp_path, tmp_path, tokenizer="pixels:4"))
+        loop.load_table(options(tmp_path / "cache", tmp_path, tokenizer="pixels:4"))
+    PixelTokenizer(factor=2).save(tmp_path / "cache" / "tokenizer")  # its statistics differ
+    with pytest.raises(ValueError, match="run ecar encode again"):
+        load_latents(str(tmp_path / "cache"))
 
 
 def test_resume_on_changed_data_is_refused(tmp_path: Path, digits_folder: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,40 +16,80 @@ class EncodeOptions:
     """Encode a data set to latents; `ecar train --data CACHE` reads them."""
 
     data: str
-    """Folder of images, parquet file or folder, or Hub data set id."""
+    """Folder of images, WebDataset tars, parquet file or folder, or Hub data set id."""
     tokenizer: str
     """pixels, pixels:FACTOR, a folder of `ecar tokenizer`, or a diffusers autoencoder (folder or Hub id)."""
     out: str
-    """Cache folder to write."""
+    """Cache folder to write. The same command again goes on where it was stopped."""
     resolution: tuple[int, ...] = (32,)
     """Side of the images in pixels, or height and width."""
     flip: bool = False
     """Also encode every image mirrored."""
+    posterior: str = "sample"
+    """Of tokenizers that give a distribution (AutoencoderKL, AutoencoderKLFlux2): sample (keep mean and variance;
+    every training step draws its own sample) or mode (keep the mean only; half the size)."""
+    shard_size: int = 2048
+    """Images per shard."""
+    batch_size: int = 32
+    """Images encoded at a time."""
     split: str = "train"
     """Split of a data set that has several."""
     max_images: int | None = None
-    """Use only the first images."""
+    """Use only so many images: spread over the data, or the first ones of a stream."""
+    streaming: bool = False
+    """Read parquet, tars or a Hub data set in order, without a local copy or an index."""
+    bad_images: str = "skip"
+    """skip (and list) images that cannot be read, or stop at the first."""
+    max_bad_share: float = 0.1
+    """Stop when more than this share is bad; up to five are let pass unless it is 0."""
     device: str = "auto"
     """auto (cuda where there is one), cpu, cuda, mps."""
 
+    def __post_init__(self) -> None:
+        if len(self.resolution) not in (1, 2) or min(self.resolution) < 1:
+            raise ValueError(f"--resolution takes one side, or height and width; got {self.resolution}")
+        for name, known in (("posterior", ("sample", "mode")), ("bad_images", ("skip", "stop"))):
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"--{name.replace('_', '-')} must be {' or '.join(known)}, got {getattr(self, name)!r}"
+                )
+
 
 def run(arguments: Sequence[str]) -> None:
-    """Parse, encode, write, print a summary as JSON."""
+    """Parse, encode or go on encoding, print a summary as JSON."""
     options = parse(EncodeOptions, arguments, "encode")
-    if len(options.resolution) not in (1, 2) or min(options.resolution) < 1:
-        raise ValueError(f"--resolution takes one side, or height and width; got {options.resolution}")
-    from ecar.data.latents import encode_source, save_latents
-    from ecar.data.source import load_source
+    from ecar.data.encoding import EncodePlan, encode_shards
+    from ecar.data.feed import Feed, open_source, open_stream
+    from ecar.data.source import BadImages
     from ecar.devices import resolve_device
     from ecar.tokenizers import load_tokenizer
+    from ecar.training.lock import run_lock
     from ecar.training.run import make_out
 
+    plan = EncodePlan(
+        side=(options.resolution[0], options.resolution[-1]),
+        flip=options.flip,
+        moments=options.posterior == "sample",
+        shard_size=options.shard_size,
+        batch_size=options.batch_size,
+    )
+    bad = BadImages(stop=options.bad_images == "stop", max_share=options.max_bad_share)
     out, device = make_out(options.out), resolve_device(options.device)
     tokenizer = load_tokenizer(options.tokenizer)
-    side = (options.resolution[0], options.resolution[-1])
-    tokenizer.latent_side(*side)
-    source = load_source(options.data, split=options.split, max_images=options.max_images)
-    table = encode_source(source, tokenizer, side, flip=options.flip, device=device)
-    save_latents(table, tokenizer, out)
-    summary = {"cache": str(out), "images": len(table), "skipped": len(table.skipped), "tokenizer": table.tokenizer}
-    print(json.dumps({**summary, "latent": list(table.latents.shape[2:]), "classes": len(table.class_names)}))
+    tokenizer.latent_side(*plan.side)
+    opened = open_stream if options.streaming else open_source
+    feed: Feed = opened(options.data, split=options.split, max_images=options.max_images)
+    command, start = shlex.join(["ecar", "encode", *arguments]), time.perf_counter()
+    with run_lock(out):
+        record = encode_shards(feed, tokenizer, out, plan, bad=bad, command=command, device=device)
+    summary = {
+        "cache": str(out),
+        "images": record["images"],
+        "skipped": len(record["skipped"]),
+        "tokenizer": record["tokenizer"],
+        "latent": [tokenizer.channels, *tokenizer.latent_side(*plan.side)],
+        "classes": len(record["class_names"] or record["label_values"]),
+        "shards": len(record["shards"]),
+        "seconds": round(time.perf_counter() - start, 2),
+    }
+    print(json.dumps(summary))

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import io
+import re
 import warnings
 
 import numpy as np
 from PIL import Image, ImageOps
 
 MAX_PIXELS = 89_478_485  # Pillow warns from here on; a file of a few kilobytes can ask for more than there is memory
+
+# The rule of ``fit``; another rule gets another name: latents of one crop are no latents of another.
+CROP = "cover-bicubic-centre-1"
 
 
 class BadImageError(ValueError):
@@ -35,7 +39,8 @@ def decode_image(data: bytes) -> Image.Image:
     except BadImageError:
         raise
     except Exception as error:  # Pillow raises many types for broken files: OSError, SyntaxError, struct.error, ...
-        raise BadImageError(f"cannot be decoded ({type(error).__name__}: {error})") from error
+        reason = re.sub(r" <\S+ object at 0x[0-9a-f]+>", "", str(error))  # the same words every time
+        raise BadImageError(f"cannot be decoded ({type(error).__name__}: {reason})") from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from ecar.data.images import BadImageError
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".ppm"}
+LABEL_COLUMNS = ("label", "labels", "fine_label", "class")
 SPLITS = {"train", "training", "test", "val", "valid", "validation", "dev"}
 
 
@@ -25,6 +26,12 @@ class Rows(Protocol):
 
     def path(self, index: int) -> str:
         """Where the row is, for messages."""
+
+    def id(self, index: int) -> str:
+        """A name of the row that stays the same wherever the data are moved."""
+
+    def state(self) -> list[str]:
+        """What changes when the data do: names, sizes and times of files, or a fingerprint."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,13 +61,20 @@ class FolderRows:
     def path(self, index: int) -> str:
         return printable(str(self.files[index]))
 
+    def id(self, index: int) -> str:
+        return printable(self.files[index].relative_to(self.root).as_posix())
+
+    def state(self) -> list[str]:
+        return [f"{self.id(i)} {file_state(file)}" for i, file in enumerate(self.files)]
+
 
 @dataclass(frozen=True)
 class TableRows:
-    """A ``datasets.Dataset`` whose image column is not decoded (bytes or path)."""
+    """A ``datasets.Dataset`` whose image column is not decoded (bytes or path), of ``files`` where it has some."""
 
     table: Any
     column: str
+    files: tuple[Path, ...] = ()
 
     def __len__(self) -> int:
         return len(self.table)
@@ -75,16 +89,28 @@ class TableRows:
         cell = self.table[index][self.column] or {}
         return str(cell.get("path") or f"row {index}")
 
+    def id(self, index: int) -> str:
+        return f"row-{index}"
 
-def open_table(table: Any, data: str) -> Opened:
-    """A ``datasets.Dataset`` as rows. Raises ValueError without an image column."""
+    def state(self) -> list[str]:
+        return [f"{f.name} {file_state(f)}" for f in self.files] or [str(self.table._fingerprint)]
+
+
+def file_state(file: Path) -> str:
+    """Size and time of a file: another text when it is written to or replaced."""
+    status = file.stat()
+    return f"{status.st_size} {status.st_mtime_ns}"
+
+
+def open_table(table: Any, data: str, files: tuple[Path, ...] = ()) -> Opened:
+    """A ``datasets.Dataset``, read from ``files`` if it was, as rows. Raises ValueError without an image column."""
     from datasets import ClassLabel, Image
 
     images = [c for c, f in table.features.items() if isinstance(f, Image)]
     if not images:
         raise ValueError(f"{data}: no image column among {list(table.features)}")
-    rows = TableRows(table.cast_column(images[0], Image(decode=False)), images[0])
-    label_column = next((c for c in ("label", "labels", "fine_label", "class") if c in table.features), None)
+    rows = TableRows(table.cast_column(images[0], Image(decode=False)), images[0], files)
+    label_column = next((c for c in LABEL_COLUMNS if c in table.features), None)
     if label_column is None:
         return Opened(rows=rows, labels=None)
     feature = table.features[label_column]

@@ -12,9 +12,9 @@ from ecar.data.images import BadImageError, decode_image, fit
 from ecar.data.rows import Opened, Rows, natural_key, of_split, open_folder, open_table
 from ecar.data.tars import find_tars, open_tars
 
-__all__ = ["ImageReport", "ImageSource", "iterate_images", "load_source", "natural_key"]
+__all__ = ["BadImages", "ImageReport", "ImageSource", "iterate_images", "load_source", "natural_key"]
 
-_BAD_SHARE_LIMIT = 0.1
+_FEW = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +48,10 @@ class ImageSource:
         """Path of one image's file, or its row number, for messages."""
         return self.rows.path(int(self.chosen[index]))
 
+    def id(self, index: int) -> str:
+        """A stable name of one image."""
+        return self.rows.id(int(self.chosen[index]))
+
 
 @dataclass(kw_only=True)
 class ImageReport:
@@ -55,6 +59,30 @@ class ImageReport:
 
     used: int = 0
     skipped: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BadImages:
+    """What to do about images that cannot be read.
+
+    Attributes:
+        stop: end at the first one.
+        max_share: end when more than this share is bad; up to five are let pass, unless it is 0.
+    """
+
+    stop: bool = False
+    max_share: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_share <= 1:
+            raise ValueError(f"the share of bad images must be in [0, 1], got {self.max_share}")
+
+    def check(self, name: str, skipped: list[str], seen: int, total: int) -> None:
+        """ValueError where ``skipped``, found among the first ``seen`` of ``total`` images, are too many."""
+        if skipped and self.stop:
+            raise ValueError(f"{name}: a bad image: {skipped[-1]}")
+        if len(skipped) > max(_FEW if self.max_share else 0, self.max_share * total):
+            raise ValueError(f"{name}: {len(skipped)} bad images of the first {seen}; the last: {skipped[-1]}")
 
 
 def load_source(data: str, *, split: str = "train", max_images: int | None = None) -> ImageSource:
@@ -114,15 +142,17 @@ def iterate_images(
     *,
     batch_size: int,
     report: ImageReport,
+    bad: BadImages | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Batches of (images (B, height, width, 3) uint8, labels (B,) int64), in row order.
 
-    Bad images are skipped and listed in ``report``; more than a tenth of bad ones is an error. The others keep their
-    order and their labels.
+    Bad images are skipped and listed in ``report``, as far as ``bad`` (default: up to a tenth) lets them pass. The
+    others keep their order and their labels.
 
     Raises:
         ValueError: too many bad images, or none that is good.
     """
+    bad = bad or BadImages()
     images: list[np.ndarray] = []
     labels: list[int] = []
     for index in range(len(source)):
@@ -132,11 +162,7 @@ def iterate_images(
             report.used += 1
         except (BadImageError, OSError) as error:
             report.skipped.append(f"{source.path(index)}: {error}")
-            if len(report.skipped) > max(5, _BAD_SHARE_LIMIT * len(source)):
-                raise ValueError(
-                    f"{source.name}: {len(report.skipped)} bad images of the first {index + 1}; "
-                    f"the last: {report.skipped[-1]}"
-                ) from error
+            bad.check(source.name, report.skipped, index + 1, len(source))
         if len(images) == batch_size:
             yield np.stack(images), np.asarray(labels)
             images, labels = [], []
@@ -150,13 +176,11 @@ def _open(data: str, split: str) -> Opened:
     path = Path(data).expanduser()
     if path.is_dir():
         for suffix in (".parquet", ".tar"):
-            files = sorted(path.rglob(f"*{suffix}"), key=lambda file: natural_key(str(file)))
-            if files:
-                files = of_split(files, path, split)
+            if files := find_files(path, suffix, split):
                 return _open_parquet(files, data) if suffix == ".parquet" else open_tars(files)
         return open_folder(path)
-    if path.is_file() and path.suffix == ".parquet":
-        return _open_parquet([path], data)
+    if files := find_files(path, ".parquet", split):
+        return _open_parquet(files, data)
     if tars := find_tars(data):
         return open_tars(tars)
     if path.exists():
@@ -172,6 +196,14 @@ def _open(data: str, split: str) -> Opened:
     return open_table(table, data)
 
 
+def find_files(path: Path, suffix: str, split: str) -> list[Path]:
+    """The files of a kind and a split in a folder, or the one that ``path`` is; none where there are none."""
+    if path.is_file():
+        return [path] if path.suffix == suffix else []
+    files = sorted(path.rglob(f"*{suffix}"), key=lambda file: natural_key(str(file)))
+    return of_split(files, path, split) if files else []
+
+
 def _open_parquet(files: list[Path], data: str) -> Opened:
     from datasets import Dataset
 
@@ -179,4 +211,4 @@ def _open_parquet(files: list[Path], data: str) -> Opened:
         table = Dataset.from_parquet([str(file) for file in files])
     except Exception as error:  # datasets wraps arrow's errors in types of its own
         raise ValueError(f"{data}: cannot be read as parquet ({type(error).__name__}: {error})") from error
-    return open_table(table, data)
+    return open_table(table, data, tuple(files))

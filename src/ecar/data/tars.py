@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from ecar.data.files import write_atomically
-from ecar.data.rows import Opened, natural_key, printable
+from ecar.data.rows import Opened, file_state, natural_key, printable
 
 _IMAGES = {"jpg", "jpeg", "png", "webp"}
 _LABELS = {"cls", "json"}
@@ -56,6 +56,12 @@ class TarRows:
 
     def path(self, index: int) -> str:
         return printable(f"{self.tars[index]}: {self.members[index].key}")
+
+    def id(self, index: int) -> str:
+        return printable(f"{self.tars[index].name}/{self.members[index].key}")
+
+    def state(self) -> list[str]:
+        return [f"{tar.name} {file_state(tar)}" for tar in dict.fromkeys(self.tars)]
 
 
 def find_tars(data: str) -> list[Path]:

@@ -24,10 +24,12 @@ class Tokenizer(nn.Module):
         channels: C, channels of a latent map.
         factor: image pixels per latent position, along each side.
         measured: whether ``mean`` and ``std`` were measured on data; ``encode_source`` does it where they were not.
+        has_moments: whether the encoder gives a distribution: ``encode_moments`` then has a variance.
     """
 
     kind: str = ""
     measured: bool = False
+    has_moments: bool = False
     mean: Tensor
     std: Tensor
 
@@ -40,6 +42,11 @@ class Tokenizer(nn.Module):
     def encode_raw(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] -> raw latents (B, C, h, w)."""
         raise TypeError(f"{type(self).__name__} cannot encode {tuple(images.shape)}: encode_raw is missing")
+
+    def encode_moments(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(B, 3, H, W) in [-1, 1] -> mean and logarithm of the variance of the raw latents, each (B, C, h, w); no
+        variance where the encoder is deterministic."""
+        return self.encode_raw(images), None
 
     def decode_raw(self, latents: Tensor) -> Tensor:
         """Raw latents (B, C, h, w) -> (B, 3, H, W), about [-1, 1]."""

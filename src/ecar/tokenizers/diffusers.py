@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ecar.tokenizers.base import Tokenizer
 
 CLASSES = ("AutoencoderKL", "AutoencoderTiny", "AutoencoderDC", "AutoencoderKLFlux2")
+_GAUSSIAN = ("AutoencoderKL", "AutoencoderKLFlux2")
 
 
 class Statistics(nn.Module):
@@ -29,7 +30,7 @@ class Statistics(nn.Module):
 
 
 class DiffusersTokenizer(Tokenizer):
-    """Wraps an autoencoder object. Deterministic: encodes to the mode of the posterior.
+    """Wraps an autoencoder object. ``encode`` gives the mode of the posterior; ``encode_moments`` all of it.
 
     Args:
         autoencoder: an instance of one of ``CLASSES``.
@@ -45,6 +46,7 @@ class DiffusersTokenizer(Tokenizer):
         with torch.no_grad():  # the classes name their factors differently: look at what comes out
             probe = _encode(autoencoder.eval(), torch.zeros(1, 3, probe_side, probe_side), self.class_name)
         super().__init__(channels=probe.shape[1], factor=probe_side // probe.shape[-1])
+        self.has_moments = self.class_name in _GAUSSIAN
         self.autoencoder = autoencoder.requires_grad_(False)
         mean, std = _published_statistics(autoencoder, self.channels)
         self.mean.copy_(mean)
@@ -75,6 +77,12 @@ class DiffusersTokenizer(Tokenizer):
 
     def encode_raw(self, images: Tensor) -> Tensor:
         return _encode(self.autoencoder, images.to(self.autoencoder.dtype), self.class_name)
+
+    def encode_moments(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        if not self.has_moments:
+            return self.encode_raw(images), None
+        posterior = self.autoencoder.encode(images.to(self.autoencoder.dtype)).latent_dist
+        return _patch(posterior.mean, self.class_name), _patch(posterior.logvar, self.class_name)
 
     def decode_raw(self, latents: Tensor) -> Tensor:
         latents = latents.to(self.autoencoder.dtype)
@@ -108,8 +116,13 @@ def _encode(autoencoder: Any, images: Tensor, class_name: str) -> Tensor:
         latents = result.latent
     else:
         latents = result.latent_dist.mode()
+    return _patch(latents, class_name)
+
+
+def _patch(latents: Tensor, class_name: str) -> Tensor:
+    """FLUX.2 models read 2x2 positions as one; other classes: unchanged."""
     if class_name == "AutoencoderKLFlux2":
-        latents = rearrange(latents, "b c (h p) (w q) -> b (c p q) h w", p=2, q=2)
+        return rearrange(latents, "b c (h p) (w q) -> b (c p q) h w", p=2, q=2)
     return latents
 
 

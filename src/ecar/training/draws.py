@@ -29,8 +29,8 @@ def draw_batch(
     """Latents (B, C, h, w) float32, labels (B,) with dropout applied, and the noise and times of a step (from 1)."""
     generator = torch.Generator().manual_seed(derive_seed(config.seed, 2, step))
     rows = batch_indices(len(table), config.batch_size, config.seed, step - 1)
-    side = torch.randint(table.latents.shape[0], (config.batch_size,), generator=generator)
-    latents = table.latents[side, rows].float()
+    side = torch.randint(table.sides, (config.batch_size,), generator=generator)
+    latents = table.batch(side, rows, derive_seed(config.seed, 3, step))
     dropped = torch.rand(config.batch_size, generator=generator) < config.label_dropout
     labels = torch.where(dropped, null_class, table.labels[rows])
     batch, channels = latents.shape[:2]

@@ -15,7 +15,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ecar.config import ModelConfig, SamplingConfig, StageConfig
-from ecar.data.latents import LatentTable, encode_source, is_cache, load_latents
+from ecar.data.latents import LatentTable, encode_source
+from ecar.data.shards import is_cache, load_latents
 from ecar.data.source import load_source
 from ecar.devices import resolve_device
 from ecar.model import StageModel, build_model
@@ -93,18 +94,17 @@ def load_table(config: TrainConfig, source: Source | None = None) -> tuple[Laten
     if is_cache(config.data):
         table, tokenizer = load_latents(config.data)
         _check_model(config, tokenizer, source)
-        if config.tokenizer is not None and load_tokenizer(config.tokenizer).fingerprint() != table.tokenizer:
+        known = (table.tokenizer, table.encoder)
+        if config.tokenizer is not None and load_tokenizer(config.tokenizer).fingerprint() not in known:
             raise ValueError(
                 f"--data {config.data} holds latents of another tokenizer than --tokenizer; "
                 "leave --tokenizer out: the cache has its own"
             )
         if table.image_side != config.image_side:
             raise ValueError(f"--data {config.data} holds images of {table.image_side}, not {config.image_side}")
-        if config.flip and table.latents.shape[0] == 1:
+        if config.flip and table.sides == 1:
             raise ValueError(f"--data {config.data} holds no mirrored images; encode with --flip")
-        rows = slice(None, config.max_images)
-        latents = table.latents[: 2 if config.flip else 1, rows]
-        return dataclasses.replace(table, latents=latents, labels=table.labels[rows]), tokenizer
+        return table.part(flip=config.flip, images=config.max_images), tokenizer
     tokenizer = own if own is not None and config.tokenizer is None else load_tokenizer(config.tokenizer or "pixels")
     _check_model(config, tokenizer, source)
     images = load_source(config.data, max_images=config.max_images)
@@ -148,7 +148,8 @@ def with_data(model: ModelConfig, table: LatentTable) -> ModelConfig:
     """``model`` with the classes, the tokenizer and the velocity scales of the data."""
     plan = make_plan(model.stages)
     every = max(1, len(table) // _STATISTICS_IMAGES)  # spread out: folders are sorted by class
-    maps = pyramid(table.latents[0, ::every].float(), len(plan))
+    rows = torch.arange(0, len(table), every)
+    maps = pyramid(table.batch(torch.zeros_like(rows), rows, 0), len(plan))
     return model.replace(
         num_classes=len(table.class_names),
         class_names=table.class_names,

@@ -1,0 +1,178 @@
+"""Cache folders of ``ecar encode``: shards of latents, mapped into memory, and the record of what made them.
+
+cache.json              written last: a folder without it is half written
+progress.json           while encoding: the plan and the shards that are there
+shard_00000.safetensors latents (F, n, C, h, w) float16, labels (n,), logvar like latents where the tokenizer gives
+                        distributions; ids of the images in its metadata
+tokenizer/
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ecar.data.images import CROP
+from ecar.data.latents import LatentTable, MemoryTable
+from ecar.data.source import class_ids
+from ecar.tokenizers import Tokenizer, load_tokenizer
+
+CACHE, PROGRESS = "cache.json", "progress.json"
+_AGAIN = "run ecar encode again"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardTable(LatentTable):
+    """A table in shards that are mapped into memory: what a batch reads is loaded, and the system may drop it again.
+
+    Attributes:
+        latents: per shard (F, n, C, h, w) float16: means where there is ``logvar``.
+        logvar: per shard like ``latents``: logarithm of the variance; empty where the tokenizer is deterministic.
+        ends: (shards,) rows up to the end of each.
+        shift: (C,) subtracted at loading.
+        scale: (C,) divided by at loading.
+        count: F that is used.
+    """
+
+    latents: tuple[Tensor, ...]
+    logvar: tuple[Tensor, ...] = ()
+    ends: Tensor
+    shift: Tensor
+    scale: Tensor
+    count: int
+
+    @property
+    def sides(self) -> int:
+        return self.count
+
+    def batch(self, sides: Tensor, rows: Tensor, seed: int | None = None) -> Tensor:
+        z = self._gather(self.latents, sides, rows)
+        if self.logvar and seed is not None:
+            noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(seed))
+            z = z + torch.exp(0.5 * self._gather(self.logvar, sides, rows)) * noise
+        return (z - self.shift.view(-1, 1, 1)) / self.scale.view(-1, 1, 1)
+
+    def part(self, *, flip: bool, images: int | None) -> Self:
+        return dataclasses.replace(self, labels=self.labels[:images], count=2 if flip else 1)
+
+    def _gather(self, shards: tuple[Tensor, ...], sides: Tensor, rows: Tensor) -> Tensor:
+        rows = torch.as_tensor(rows)
+        out = torch.empty(len(rows), *shards[0].shape[2:])
+        home = torch.searchsorted(self.ends, rows, right=True)
+        for shard in home.unique().tolist():
+            here = home == shard
+            start = int(self.ends[shard - 1]) if shard else 0
+            out[here] = shards[shard][sides[here], rows[here] - start].float()
+        return out
+
+
+def is_cache(path: str) -> bool:
+    """Whether ``path`` is a folder of ``ecar encode``, complete or not."""
+    folder = Path(path).expanduser()
+    return (folder / CACHE).exists() or (folder / PROGRESS).exists()
+
+
+def load_latents(path: str) -> tuple[LatentTable, Tokenizer]:
+    """A cache folder.
+
+    Raises:
+        ValueError: it is half written, damaged or of another crop, or its tokenizer is not the one that made it.
+    """
+    folder = Path(path).expanduser()
+    try:
+        if not (folder / CACHE).exists() and (folder / PROGRESS).exists():
+            progress = json.loads((folder / PROGRESS).read_text())
+            images = sum(shard["images"] for shard in progress["shards"])
+            raise ValueError(f"half written, {images} images so far; to go on: {progress['command']}")
+        record = json.loads((folder / CACHE).read_text())
+        tokenizer = load_tokenizer(folder / "tokenizer")
+        if tokenizer.fingerprint() != record["tokenizer"]:
+            raise ValueError(
+                f"latents of tokenizer {record['tokenizer']}, but the folder holds {tokenizer.fingerprint()}; {_AGAIN}"
+            )
+        if record.get("crop", CROP) != CROP:  # caches before the name: the same rule
+            raise ValueError(f"images were cropped by {record['crop']!r}, this version does {CROP!r}; {_AGAIN}")
+        return (_open_shards if "shards" in record else _load_single)(folder, record), tokenizer
+    except (OSError, KeyError, TypeError, json.JSONDecodeError, SafetensorError) as error:
+        raise ValueError(f"{folder}: damaged latent cache ({error}); {_AGAIN}") from None
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
+
+
+def _common(record: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "class_names": tuple(record["class_names"]),
+        "image_side": (record["image_side"][0], record["image_side"][1]),
+        "tokenizer": record["tokenizer"],
+        "skipped": tuple(record["skipped"]),
+    }
+
+
+def _load_single(folder: Path, record: dict[str, Any]) -> MemoryTable:
+    """The layout of earlier versions: one file of unit-scale latents."""
+    tensors = load_file(folder / "latents.safetensors")
+    if tensors["latents"].shape[1] != record["images"] or len(tensors["labels"]) != record["images"]:
+        raise ValueError(f"{CACHE} names {record['images']} images, the file holds another number; {_AGAIN}")
+    return MemoryTable(latents=tensors["latents"], labels=tensors["labels"], **_common(record))
+
+
+def _open_shards(folder: Path, record: dict[str, Any]) -> ShardTable:
+    latents, logvar, labels = [], [], []
+    for shard in record["shards"]:
+        path = folder / shard["file"]
+        if path.stat().st_size != shard["bytes"]:
+            raise ValueError(f"{path.name} has {path.stat().st_size} bytes, not {shard['bytes']}; {_AGAIN}")
+        with safe_open(path, framework="pt") as file:  # get_tensor maps, it does not read
+            latents.append(file.get_tensor("latents"))
+            labels.append(file.get_tensor("labels"))
+            if record["moments"]:
+                logvar.append(file.get_tensor("logvar"))
+        if latents[-1].shape[1] != shard["images"]:
+            raise ValueError(f"{path.name} holds {latents[-1].shape[1]} images, not {shard['images']}; {_AGAIN}")
+    common, ids = _common(record), torch.cat(labels)
+    if record["label_values"]:
+        codes, common["class_names"] = class_ids(record["label_values"], (), str(folder))
+        ids = torch.from_numpy(codes)[ids]
+    return ShardTable(
+        latents=tuple(latents),
+        logvar=tuple(logvar),
+        labels=ids,
+        ends=torch.from_numpy(np.cumsum([shard["images"] for shard in record["shards"]])),
+        shift=torch.tensor(record["shift"], dtype=torch.float32),
+        scale=torch.tensor(record["scale"], dtype=torch.float32),
+        count=latents[0].shape[0],
+        encoder=record["encoder"],
+        **common,
+    )
+
+
+def image_ids(folder: Path) -> list[str]:
+    """Stable names of the images of a cache, in its order."""
+    ids: list[str] = []
+    for shard in json.loads((folder / CACHE).read_text())["shards"]:
+        with safe_open(folder / shard["file"], framework="pt") as file:
+            ids += json.loads(file.metadata()["ids"])
+    return ids
+
+
+def damaged_shards(folder: Path, shards: list[dict[str, Any]]) -> list[str]:
+    """What is wrong with the files of ``shards``, one line each: missing, or other bytes than were written."""
+    found = []
+    for shard in shards:
+        try:
+            with open(folder / shard["file"], "rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != shard["sha256"]:
+                    found.append(f"{shard['file']}: hash mismatch")
+        except OSError as error:
+            found.append(f"{shard['file']}: {error.strerror}")
+    return found

@@ -1,0 +1,344 @@
+"""Latent caches: shards, going on after a kill, refusals, samples of distributions, streams."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from ecar.cli import encode
+from ecar.data import encoding
+from ecar.data.latents import encode_source
+from ecar.data.shards import ShardTable, damaged_shards, image_ids, load_latents
+from ecar.data.source import load_source
+from ecar.tokenizers import ConvTokenizer, PixelTokenizer, load_tokenizer
+from ecar.training.config import TrainConfig
+from ecar.training.draws import draw_batch
+from ecar.training.loop import load_table
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Eleven images of two classes; number 4 is broken."""
+    folder = tmp_path / "photos"
+    random = np.random.default_rng(0)
+    for i in range(11):
+        path = folder / ("cat" if i < 6 else "dog") / f"{i:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (20, 24, 3), np.uint8)).save(path)
+    (folder / "cat" / "04.png").write_bytes(b"text, not an image")
+    return folder
+
+
+@pytest.fixture
+def autoencoder(tmp_path: Path) -> Path:
+    """A diffusers AutoencoderKL, tiny and random, factor 2."""
+    diffusers = pytest.importorskip("diffusers")
+    torch.manual_seed(0)
+    diffusers.AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(4, 8), layers_per_block=1, norm_num_groups=2, latent_channels=4, scaling_factor=0.25,
+    ).save_pretrained(tmp_path / "kl")  # fmt: skip
+    return tmp_path / "kl"
+
+
+def arguments(data: Path, out: Path, tokenizer: object = "pixels:4", **more: object) -> list[str]:
+    options = {"resolution": 16, "shard_size": 3, "batch_size": 2, "device": "cpu", **more}
+    words = ["--data", str(data), "--out", str(out), "--tokenizer", str(tokenizer)]
+    for name, value in options.items():
+        flag = f"--{name.replace('_', '-')}"
+        words += [flag] if value is True else [flag, str(value)]
+    return words
+
+
+def contents(folder: Path) -> dict[str, str]:
+    files = [f for f in sorted(folder.rglob("*")) if f.is_file() and f.name != "lock"]
+    return {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+
+
+def test_shards_hold_latents_of_both_flips_labels_and_stable_names(photos: Path, tmp_path: Path) -> None:
+    encode.run(arguments(photos, tmp_path / "cache", flip=True))
+    record = json.loads((tmp_path / "cache" / "cache.json").read_text())
+    assert [s["images"] for s in record["shards"]] == [3, 3, 3, 1] and record["images"] == 10
+    assert [s["rows"] for s in record["shards"]] == [[0, 3], [3, 7], [7, 10], [10, 11]]
+    assert len(record["skipped"]) == 1 and "04.png" in record["skipped"][0]
+    assert image_ids(tmp_path / "cache")[2:6] == ["cat/02.png", "cat/03.png", "cat/05.png", "dog/06.png"]
+    table, tokenizer = load_latents(str(tmp_path / "cache"))
+    assert table.labels.tolist() == [0] * 5 + [1] * 5 and table.class_names == ("cat", "dog") and table.sides == 2
+    z = table.batch(torch.zeros(10, dtype=torch.int64), torch.arange(10))
+    assert torch.allclose(z.mean((0, 2, 3)), torch.zeros(48), atol=1e-4)  # measured over all images
+    assert torch.allclose(z.transpose(0, 1).flatten(1).std(1, correction=0), torch.ones(48), atol=1e-3)
+    original = (tokenizer.decode(z[4:5])[0].permute(1, 2, 0).numpy() + 1) * 127.5
+    with Image.open(photos / "cat" / "05.png") as image:
+        from ecar.data.images import fit
+
+        assert np.abs(original - fit(image, 16, 16)).max() < 0.5
+    mirrored = tokenizer.decode(table.batch(torch.tensor([1]), torch.tensor([4])))[0]
+    assert torch.allclose(mirrored.flip(-1), tokenizer.decode(z[4:5])[0], atol=2e-3)
+
+
+class Crash(BaseException):
+    """Stands for a kill: nothing may catch it."""
+
+
+@pytest.mark.parametrize("place", range(9))
+def test_encoding_crashed_at_any_write_goes_on_to_the_same_bytes(
+    photos: Path, tmp_path: Path, place: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Writes: the plan, then a shard and its note four times; cache.json is the tenth. Left: half a temporary file."""
+    encode.run(arguments(photos, tmp_path / "whole"))
+    real, calls = encoding.write_atomically, []
+
+    def crashes(path: Path, data: bytes) -> None:
+        if len(calls) == place + 1:
+            path.with_name(f"{path.name}.1.tmp").write_bytes(data[: len(data) // 2])
+            raise Crash
+        calls.append(path)
+        real(path, data)
+
+    monkeypatch.setattr(encoding, "write_atomically", crashes)
+    with pytest.raises(Crash):
+        encode.run(arguments(photos, tmp_path / "parts"))
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match=r"half written.*to go on: ecar encode --data"):
+        load_table(TrainConfig(data=str(tmp_path / "parts"), out="unused", resolution=(16,)))
+    encode.run(arguments(photos, tmp_path / "parts"))
+    assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
+    encode.run(arguments(photos, tmp_path / "parts"))  # complete: nothing to do
+    assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
+
+
+def test_a_killed_process_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    (tmp_path / "photos").mkdir()
+    for i in range(150):
+        Image.fromarray(random.integers(0, 256, (64, 64, 3), np.uint8)).save(tmp_path / "photos" / f"{i}.png")
+    words = {
+        name: [sys.executable, "-m", "ecar", "encode", *arguments(tmp_path / "photos", tmp_path / name, resolution=64)]
+        for name in ("killed", "whole")
+    }
+    process = subprocess.Popen(words["killed"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "killed" / "shard_00005.safetensors").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "killed" / "cache.json").exists()
+    for command in words.values():
+        subprocess.run(command, check=True, capture_output=True)
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+
+
+def interrupted(photos: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def crashes(*_: Any) -> None:
+        raise Crash
+
+    monkeypatch.setattr(encoding, "_finish", crashes)
+    with pytest.raises(Crash):
+        encode.run(arguments(photos, out))
+    monkeypatch.undo()
+
+
+def test_going_on_with_other_data_tokenizer_or_crop_is_refused(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "cache"
+    interrupted(photos, out, monkeypatch)
+    with pytest.raises(ValueError, match="another tokenizer or other options"):
+        encode.run(arguments(photos, out, tokenizer="pixels:2"))
+    with pytest.raises(ValueError, match="shard_size 3 -> 4"):
+        encode.run(arguments(photos, out, shard_size=4))
+    monkeypatch.setattr(encoding, "CROP", "another")
+    with pytest.raises(ValueError, match="crop cover-bicubic-centre-1 -> another"):
+        encode.run(arguments(photos, out))
+    monkeypatch.undo()
+    shutil.copy(photos / "dog" / "07.png", photos / "dog" / "08.png")
+    with pytest.raises(ValueError, match="source data changed since this cache was begun"):
+        encode.run(arguments(photos, out))
+    (photos / "dog" / "08.png").unlink()
+    with pytest.raises(ValueError, match="11 rows then, 10 now"):
+        encode.run(arguments(photos, out))
+
+
+def test_a_damaged_shard_is_named(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "cache"
+    interrupted(photos, out, monkeypatch)
+    path = out / "shard_00001.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"shard_00001.safetensors: hash mismatch"):
+        encode.run(arguments(photos, out))
+    encode.run(arguments(photos, tmp_path / "other"))
+    shards = json.loads((tmp_path / "other" / "cache.json").read_text())["shards"]
+    assert damaged_shards(tmp_path / "other", shards) == []
+    path = tmp_path / "other" / "shard_00002.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=r"shard_00002.safetensors has \d+ bytes, not"):
+        load_latents(str(tmp_path / "other"))
+
+
+def test_a_cache_of_another_crop_is_refused_by_training(photos: Path, tmp_path: Path) -> None:
+    encode.run(arguments(photos, tmp_path / "cache"))
+    config = TrainConfig(data=str(tmp_path / "cache"), out="unused", resolution=(16,))
+    load_table(TrainConfig(data=str(tmp_path / "cache"), out="unused", resolution=(16,), tokenizer="pixels:4"))
+    with pytest.raises(ValueError, match="another tokenizer"):
+        load_table(TrainConfig(data=str(tmp_path / "cache"), out="unused", resolution=(16,), tokenizer="pixels:2"))
+    path = tmp_path / "cache" / "cache.json"
+    path.write_text(path.read_text().replace("cover-bicubic-centre-1", "adm-1"))
+    with pytest.raises(ValueError, match=r"cropped by 'adm-1'.*run ecar encode again"):
+        load_table(config)
+
+
+def test_batches_of_shards_are_those_of_the_table_in_memory(photos: Path, tmp_path: Path) -> None:
+    """Same order, same values, whatever the size of the shards."""
+    torch.manual_seed(0)
+    made = ConvTokenizer(factor=2, widths=(4, 8), depth=1)
+    made.measure([made.encode_raw(torch.rand(20, 3, 8, 8))])
+    made.save(tmp_path / "tokenizer")
+    memory = encode_source(load_source(str(photos)), load_tokenizer(tmp_path / "tokenizer"), (16, 16), flip=True)
+    common = {"tokenizer": tmp_path / "tokenizer", "flip": True, "batch_size": 250}
+    config = TrainConfig(data="unused", out="unused", resolution=(16,), flip=True, batch_size=7, device="cpu")
+    encode.run(arguments(photos, tmp_path / "one", **{**common, "shard_size": 100}))
+    one, _ = load_latents(str(tmp_path / "one"))
+    for step in range(1, 5):
+        a, b = (draw_batch(config, table, (), 2, step) for table in (memory, one))
+        assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])
+    encode.run(arguments(photos, tmp_path / "small", **{**common, "shard_size": 1}))
+    small, _ = load_latents(str(tmp_path / "small"))
+    assert isinstance(small, ShardTable) and len(small.latents) == 10
+    for step in range(1, 5):  # encoded one by one: the last bit may differ
+        a, b = (draw_batch(config, table, (), 2, step) for table in (one, small))
+        assert torch.allclose(a[0], b[0], atol=5e-3) and torch.equal(a[1], b[1])
+
+
+def test_shards_are_mapped_not_read(tmp_path: Path) -> None:
+    """Two hundred megabytes of latents and a few rows of them: the process's own memory stays."""
+    folder = tmp_path / "cache"
+    tokenizer = PixelTokenizer(factor=1)
+    tokenizer.save(folder / "tokenizer")
+    shards = []
+    for i in range(4):
+        save_file({"latents": torch.full((1, 8192, 3, 32, 32), i / 4).half(), "labels": torch.zeros(8192).long()},
+                  folder / f"{i}.safetensors")  # fmt: skip
+        shards.append(
+            {"file": f"{i}.safetensors", "images": 8192, "bytes": (folder / f"{i}.safetensors").stat().st_size}
+        )
+    record = {
+        "image_side": [32, 32], "moments": False, "encoder": "", "tokenizer": tokenizer.fingerprint(), "skipped": [],
+        "shift": [0, 0, 0], "scale": [1, 1, 1], "class_names": [], "label_values": [], "shards": shards,
+    }  # fmt: skip
+    (folder / "cache.json").write_text(json.dumps(record))
+    code = f"""
+import torch
+from ecar.data.shards import load_latents
+def used(): return next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith("RssAnon"))
+before = used()
+table, _ = load_latents({str(folder)!r})
+rows = torch.arange(0, len(table), 500)
+assert table.batch(torch.zeros_like(rows), rows)[:, 0, 0, 0].unique().tolist() == [0, 0.25, 0.5, 0.75]
+print(used() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 60_000, done.stdout  # kB; the shards have 200,000
+
+
+def test_caches_of_one_file_still_load(photos: Path, tmp_path: Path) -> None:
+    tokenizer = PixelTokenizer(factor=4)
+    table = encode_source(load_source(str(photos)), tokenizer, (16, 16), flip=True)
+    tokenizer.save(tmp_path / "old" / "tokenizer")
+    save_file({"latents": table.latents, "labels": table.labels}, tmp_path / "old" / "latents.safetensors")
+    record = {
+        "library": "ecar", "images": 10, "class_names": ["cat", "dog"], "image_side": [16, 16],
+        "tokenizer": tokenizer.fingerprint(), "skipped": list(table.skipped),
+    }  # fmt: skip
+    (tmp_path / "old" / "cache.json").write_text(json.dumps(record))
+    config = TrainConfig(data=str(tmp_path / "old"), out="unused", resolution=(16,), flip=True, max_images=8)
+    loaded, _ = load_table(config)
+    sides, rows = torch.tensor([0, 1, 1]), torch.tensor([7, 0, 3])
+    assert len(loaded) == 8 and torch.equal(loaded.batch(sides, rows), table.batch(sides, rows))
+    with pytest.raises(ValueError, match="cannot be continued"):
+        encode.run(arguments(photos, tmp_path / "old"))
+
+
+def test_training_draws_samples_of_a_distribution_that_depend_on_seed_and_step_only(
+    photos: Path, autoencoder: Path, tmp_path: Path
+) -> None:
+    encode.run(arguments(photos, tmp_path / "kl-cache", autoencoder))
+    encode.run(arguments(photos, tmp_path / "mode", autoencoder, posterior="mode"))
+    table, tokenizer = load_latents(str(tmp_path / "kl-cache"))
+    mode, _ = load_latents(str(tmp_path / "mode"))
+    shard = load_file(tmp_path / "kl-cache" / "shard_00000.safetensors")
+    assert shard["logvar"].shape == shard["latents"].shape == (1, 3, 4, 8, 8)
+    assert "logvar" not in load_file(tmp_path / "mode" / "shard_00000.safetensors")
+    config = TrainConfig(data="unused", out="unused", resolution=(16,), batch_size=4, device="cpu")
+    batches = [draw_batch(config, table, (), 2, step)[0] for step in (1, 1, 2)]
+    assert torch.equal(batches[0], batches[1]) and not torch.equal(batches[0], batches[2])
+    # Moments of many samples are those of the encoder, in the units of the tokenizer.
+    with Image.open(photos / "cat" / "02.png") as image:
+        from ecar.data.images import fit, to_signed
+
+        pixels = torch.from_numpy(to_signed(fit(image, 16, 16))).permute(2, 0, 1)[None]
+    mean, logvar = tokenizer.encode_moments(pixels)
+    assert logvar is not None
+    zero, row = torch.tensor([0]), torch.tensor([2])
+    samples = torch.cat([table.batch(zero, row, seed) for seed in range(800)])
+    wanted = torch.exp(0.5 * logvar) / tokenizer.std.view(1, -1, 1, 1)
+    assert torch.allclose(samples.mean(0), tokenizer.normalize(mean)[0], atol=0.2)
+    assert torch.allclose(samples.std(0), wanted[0], rtol=0.2)
+    assert torch.allclose(table.batch(zero, row)[0], tokenizer.normalize(mean)[0], atol=5e-3)
+    assert torch.equal(mode.batch(zero, row, 1), mode.batch(zero, row, 2))
+    rows = torch.arange(len(table)).repeat(200)
+    z = table.batch(torch.zeros_like(rows), rows, 5)
+    assert torch.allclose(z.transpose(0, 1).flatten(1).std(1), torch.ones(4), atol=0.03)  # of samples, not of means
+
+
+def test_bad_images_stop_or_pass_by_policy(photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"a bad image: .*04.png"):
+        encode.run(arguments(photos, tmp_path / "a", bad_images="stop"))
+    with pytest.raises(ValueError, match=r"1 bad images of the first 5"):
+        encode.run(arguments(photos, tmp_path / "b", max_bad_share=0))
+    with pytest.raises(SystemExit):
+        encode.run(arguments(photos, tmp_path / "c", bad_images="ignore"))
+    with pytest.raises(ValueError, match="share of bad images"):
+        encode.run(arguments(photos, tmp_path / "c", max_bad_share=2))
+    encode.run(arguments(photos, tmp_path / "a"))  # the policy may change on the way
+    assert json.loads((tmp_path / "a" / "cache.json").read_text())["images"] == 10
+
+
+def test_photographs_go_from_a_folder_through_an_autoencoder_to_samples(autoencoder: Path, tmp_path: Path) -> None:
+    """Encode with both flips, train, sample: the loss falls, and pictures have the size of the photographs."""
+    from ecar.sampling.pipeline import Pipeline
+    from ecar.training.loop import train
+
+    random = np.random.default_rng(0)
+    for i in range(12):
+        path = tmp_path / "photos" / "ab"[i % 2] / f"{i}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (3, 4, 3), np.uint8)).resize((40, 30)).save(path)
+    words = arguments(tmp_path / "photos", tmp_path / "cache", autoencoder, resolution=32, flip=True, shard_size=5)
+    encode.run(words)
+    config = TrainConfig(
+        data=str(tmp_path / "cache"), out=str(tmp_path / "run"), resolution=(32,), flip=True, preset="nano", width=32,
+        heads=2, trunk_depth=1, head_depth=1, max_steps=40, batch_size=8, lr=3e-3, warmup=5, log_every=10,
+        device="cpu", sample_every=0, tensorboard=False, dtype="fp32",
+    )  # fmt: skip
+    final = train(config)
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert losses[-1] < 0.9 * losses[0]
+    images = Pipeline.from_pretrained(final)(["a", "b"], seeds=[0, 1]).images
+    assert [image.size for image in images] == [(32, 32)] * 2

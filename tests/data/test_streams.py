@@ -1,0 +1,109 @@
+"""Streams of parquet and tars: the same cache as with random access, exact after an interruption."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ecar.cli import encode
+from ecar.data import encoding
+from ecar.data.shards import image_ids, load_latents
+
+datasets = pytest.importorskip("datasets")
+
+
+def png(value: int) -> bytes:
+    file = io.BytesIO()
+    random = np.random.default_rng(value)
+    Image.fromarray(random.integers(0, 256, (10, 9, 3), np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+def parquet(folder: Path, names: list[str] | None) -> Path:
+    """Two files of five rows each; row 3 is broken. Labels are class ids with names, or bare words."""
+    folder.mkdir()
+    words = ["b", "a", "b", "c", "a", "a", "c", "b", "c", "a"]
+    for part in range(2):
+        rows = range(5 * part, 5 * part + 5)
+        label: Any = [words[i] for i in rows] if names is None else [names.index(words[i]) for i in rows]
+        feature = datasets.Value("string") if names is None else datasets.ClassLabel(names=names)
+        data = {"image": [{"bytes": b"no image" if i == 3 else png(i), "path": None} for i in rows], "label": label}
+        features = datasets.Features({"image": datasets.Image(), "label": feature})
+        datasets.Dataset.from_dict(data, features=features).to_parquet(str(folder / f"train-{part}.parquet"))
+    return folder
+
+
+def tars(folder: Path) -> Path:
+    folder.mkdir()
+    for part in range(2):
+        with tarfile.open(folder / f"train-{part}.tar", "w") as archive:
+            for i in range(4):
+                for suffix, data in (("png", png(4 * part + i)), ("cls", str((i + part) % 3).encode())):
+                    info = tarfile.TarInfo(f"{part}{i}.{suffix}")
+                    info.size = len(data)
+                    archive.addfile(info, io.BytesIO(data))
+    return folder
+
+
+def run(data: Path, out: Path, *more: str) -> None:
+    words = ["--resolution", "8", "--shard-size", "3", "--batch-size", "2", "--device", "cpu"]
+    encode.run(["--data", str(data), "--out", str(out), "--tokenizer", "pixels:4", *words, *more])
+
+
+@pytest.mark.parametrize("kind", ["ids", "words", "tars"])
+def test_a_stream_gives_the_cache_that_random_access_gives(kind: str, tmp_path: Path) -> None:
+    names = ["c", "b", "a"] if kind == "ids" else None
+    data = tars(tmp_path / "data") if kind == "tars" else parquet(tmp_path / "data", names)
+    run(data, tmp_path / "stream", "--streaming")
+    run(data, tmp_path / "random")
+    (a, _), (b, _) = load_latents(str(tmp_path / "stream")), load_latents(str(tmp_path / "random"))
+    rows = torch.arange(len(b))
+    assert len(a) == len(b) == (8 if kind == "tars" else 9)
+    assert torch.equal(a.batch(0 * rows, rows), b.batch(0 * rows, rows)) and a.tokenizer == b.tokenizer
+    assert a.labels.tolist() == b.labels.tolist() and a.class_names == b.class_names and len(a.class_names) == 3
+    assert image_ids(tmp_path / "stream") == image_ids(tmp_path / "random")
+    assert len(a.skipped) == len(b.skipped) == (0 if kind == "tars" else 1)
+
+
+def test_an_interrupted_stream_goes_on_to_the_same_bytes_and_refuses_changed_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = parquet(tmp_path / "data", None)
+    run(data, tmp_path / "whole", "--streaming")
+    real = encoding._write_shard
+
+    def dies_at_the_third(out: Path, progress: encoding.Progress, *rest: Any) -> None:
+        if len(progress.shards) == 2:
+            raise KeyboardInterrupt
+        real(out, progress, *rest)
+
+    monkeypatch.setattr(encoding, "_write_shard", dies_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        run(data, tmp_path / "parts", "--streaming")
+    monkeypatch.undo()
+    run(data, tmp_path / "parts", "--streaming")
+    files = sorted(f.name for f in (tmp_path / "whole").glob("*.*"))
+    assert "cache.json" in files and len(files) == 4
+    for name in files:
+        assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    changed = data / "train-1.parquet"
+    changed.write_bytes((data / "train-0.parquet").read_bytes())
+    with pytest.raises(ValueError, match="source data changed"):
+        run(data, tmp_path / "parts", "--streaming")
+
+
+def test_a_stream_takes_the_first_images_and_no_folder(tmp_path: Path) -> None:
+    run(tars(tmp_path / "data"), tmp_path / "cache", "--streaming", "--max-images", "5")
+    assert json.loads((tmp_path / "cache" / "cache.json").read_text())["images"] == 5
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.png").write_bytes(png(1))
+    with pytest.raises(ValueError, match="leave out --streaming"):
+        run(tmp_path / "photos", tmp_path / "other", "--streaming")
