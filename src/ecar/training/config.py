@@ -89,8 +89,8 @@ class TrainConfig(JsonConfig):
     """Steps between sample grids (fixed seeds, averaged weights); 0 is off."""
     save_every: int = 1000
     """Steps between checkpoints."""
-    tensorboard: bool = True
-    """Also log to TensorBoard where it is installed."""
+    trackers: tuple[str, ...] = ("tensorboard",)
+    """Trackers beside log.jsonl: tensorboard, wandb, trackio; no name after it: none."""
 
     def __post_init__(self) -> None:
         if self.model not in MODEL_KINDS:
@@ -113,6 +113,8 @@ class TrainConfig(JsonConfig):
             raise ValueError(
                 f"stage_share must start at 1 and not increase (a stage needs the ones before), got {share}"
             )
+        if unknown := sorted(set(self.trackers) - {"tensorboard", "wandb", "trackio"}):
+            raise ValueError(f"trackers must be of tensorboard, wandb, trackio; got {', '.join(unknown)}")
         if self.dtype not in ("bf16", "fp32"):
             raise ValueError(f"dtype must be bf16 or fp32, got {self.dtype!r}")
         if self.optimizer not in ("adamw", "muon"):

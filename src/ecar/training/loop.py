@@ -22,6 +22,7 @@ from ecar.model import StageModel, build_model
 from ecar.presets import default_steps, get_preset
 from ecar.stages import make_plan, pyramid, velocity_std
 from ecar.tokenizers import Tokenizer, load_tokenizer
+from ecar.training.about import run_record
 from ecar.training.checkpoint import load_checkpoint, restore_training, save_checkpoint, training_tensors
 from ecar.training.config import TrainConfig
 from ecar.training.curves import LossCurves
@@ -177,11 +178,18 @@ class Trainer:
 
     def run(self) -> None:
         """From the step that the checkpoint left to ``max_steps``."""
-        config = self.config
-        first = self.world.rank == 0
-        log = RunLog(self.out, step=self.step, tensorboard=config.tensorboard) if first else None
-        if self.step == 0 and first:
-            print(f"{self.model.num_parameters():,} parameters, {len(self.table):,} images, rows {self.rows}")
+        if self.world.rank:
+            return self._steps(None)
+        images, parameters = len(self.table), self.model.num_parameters()
+        if self.step == 0:
+            print(f"{parameters:,} parameters, {images:,} images, rows {self.rows}")
+        record = run_record(self.config, images=images, parameters=parameters, world=self.world.size, rows=self.rows)
+        with RunLog(self.out, step=self.step, trackers=self.config.trackers, record=record) as log:
+            log.begin(self.step * self.config.batch_size)
+            self._steps(log)
+
+    def _steps(self, log: RunLog | None) -> None:
+        config, first = self.config, log is not None
         sums, steps, bad, start = torch.zeros(len(self.model.plan)), 0, 0, time.perf_counter()
         bar = tqdm(total=config.max_steps, initial=self.step, desc="training", disable=None if first else True)
         while self.step < config.max_steps:

@@ -21,7 +21,7 @@ from ecar.training.config import TrainConfig
 from ecar.weights import save_model
 
 # Options that may change when a run is resumed.
-_FREE = {"out", "device", "compile", "log_every", "sample_every", "save_every", "tensorboard", "max_steps"}
+_FREE = {"out", "device", "compile", "log_every", "sample_every", "save_every", "trackers", "max_steps"}
 _FREE |= {"lr", "clip", "dtype"}  # what a diverged run needs to change
 
 
