@@ -32,6 +32,7 @@ ALLOWED = {
         "weights",
         "adapters",
         "sampling",
+        "hub",
     },
     "transfer.py": {"config", "model", "stages"},
     "adapters.py": {"config", "model", "transfer"},

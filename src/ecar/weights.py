@@ -43,13 +43,56 @@ def resolve_model(name: str | Path) -> Path:
         return path
     if text.count("/") != 1 or text.startswith((".", "/", "~")):
         raise ValueError(f"model {text!r} not found: no such folder; bundled models: {', '.join(bundled_models())}")
+    return _download(text)
+
+
+def _download(text: str) -> Path:
+    """``OWNER/NAME`` or ``OWNER/NAME@REVISION`` from the Hub, or from its cache where there is no network."""
+    repo, _, revision = text.partition("@")
+    check_repo_id(repo)
     from huggingface_hub import snapshot_download
 
+    patterns, outside = ["*.json", "*.safetensors", "*.md"], ["../*", "*/../*", "/*"]
     try:
-        return Path(snapshot_download(text, allow_patterns=["*.json", "*.safetensors", "*.md"]))
+        folder = snapshot_download(
+            repo, revision=revision or None, allow_patterns=patterns, ignore_patterns=outside, library_name="ecar"
+        )
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"model {text!r}: no such folder, and the Hub answered: {reason}") from error
+        raise ValueError(f"model {text!r}: no such folder, and from the Hub: {hub_reason(error)}") from error
+    return Path(folder)
+
+
+def check_repo_id(repo: str) -> None:
+    """ValueError unless ``repo`` can be the Hub id OWNER/NAME; nothing is asked for."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils._validators import validate_repo_id
+
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise ValueError(f"{repo!r} is no Hub id: {str(error).splitlines()[0]}") from None
+    if repo.count("/") != 1:
+        raise ValueError(f"{repo!r} is no Hub id: give OWNER/NAME")
+
+
+def hub_reason(error: BaseException) -> str:
+    """One line of what a failed request to the Hub means and what to do."""
+    from huggingface_hub import errors
+
+    known: BaseException | None = error
+    while known is not None and not isinstance(known, errors.RevisionNotFoundError | errors.RepositoryNotFoundError):
+        known = known.__cause__ or known.__context__
+    if isinstance(known, errors.RevisionNotFoundError):
+        return "the repository has no such revision (a branch, tag or commit after the @)"
+    if isinstance(known, errors.RepositoryNotFoundError):
+        return "no such repository there, or a private one (log in: hf auth login)"
+    offline = (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, ConnectionError, TimeoutError)
+    if isinstance(error, offline) or "connect" in type(error).__name__.lower():
+        return (
+            "not in the cache, and the Hub cannot be reached or HF_HUB_OFFLINE is set; where there is a network run "
+            "`hf download OWNER/NAME --local-dir FOLDER`, copy FOLDER here and give it instead of the id"
+        )
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def save_model(folder: Path, model: StageModel, tokenizer: Tokenizer, dtype: torch.dtype = torch.float32) -> None:

@@ -129,7 +129,7 @@ def test_a_save_in_the_background_writes_what_was_there_when_it_began(
 def test_a_full_disk_under_shards_is_reported_as_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, background: bool
 ) -> None:
-    saver = saving.Saver(tmp_path, World(), RunLog(tmp_path, tensorboard=False), sharded=True, background=background,
+    saver = saving.Saver(tmp_path, World(), RunLog(tmp_path), sharded=True, background=background,
                          saved=0)  # fmt: skip
 
     def full(*_: Any) -> None:
@@ -236,7 +236,7 @@ def started(command: list[str], out: Path) -> subprocess.Popen[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     deadline = time.monotonic() + 120
-    while not (out / "log.jsonl").exists() or len((out / "log.jsonl").read_text().splitlines()) < 3:
+    while not (out / "log.jsonl").exists() or len((out / "log.jsonl").read_text().splitlines()) < 4:
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()
         time.sleep(0.02)
     return process

@@ -45,6 +45,16 @@ class EstimateOptions:
     """Throughput of one device in TFLOP/s that is reached in practice (not the peak of the data sheet)."""
     devices: int = 1
     """Number of devices, scaling taken as perfect."""
+    parallel: str = "ddp"
+    """ddp (a copy of everything on each device) or fsdp (split over all devices)."""
+    accumulate: int = 1
+    """Passes of --batch-size images on each device that make one update."""
+    storage_gbs: float = 2.0
+    """GB/s at which a checkpoint is written."""
+    save_minutes: float = 30.0
+    """Minutes between checkpoints."""
+    restart_minutes: float = 10.0
+    """Minutes to notice a failure and start again."""
     out: str | None = None
     """Also write the record here (.json)."""
 
@@ -60,11 +70,17 @@ def run(arguments: Sequence[str]) -> None:
         raise ValueError(
             f"--resolution {options.resolution} does not divide by factor x patch ({options.factor}, {options.patch})"
         )
+    from ecar.benchmark.cluster import ClusterPlan, cluster
     from ecar.benchmark.estimate import estimate
     from ecar.config import SamplingConfig
     from ecar.presets import default_steps, preset_config
     from ecar.sampling.loop import check_settings
 
+    plan = ClusterPlan(
+        devices=options.devices, tflops=options.tflops, parallel=options.parallel, batch=options.batch_size,
+        accumulate=options.accumulate, images=options.images, epochs=options.epochs, storage_gbs=options.storage_gbs,
+        save_minutes=options.save_minutes, restart_minutes=options.restart_minutes,
+    )  # fmt: skip
     stages = (1 if options.model == "dit" else 3) if options.stages is None else options.stages
     side = options.resolution // options.factor
     config = preset_config(
@@ -81,12 +97,18 @@ def run(arguments: Sequence[str]) -> None:
     record = estimate(config, settings, batch=options.batch_size, share=share, bf16=options.dtype == "bf16")
     rate = 1e12 * options.tflops * options.devices
     training, sampling = record["training_flops_per_image"], record["sampling_flops_per_image"]
+    memory, parameters = record["training_memory_bytes"], record["parameters"]
     assert isinstance(training, int) and isinstance(sampling, dict)
+    assert isinstance(memory, dict) and isinstance(parameters, dict)
+    run = cluster(
+        config, plan, parameters=parameters["total"], activations=memory["saved for backward"], flops_per_image=training
+    )
     record = {
         "model": options.model, "preset": options.preset, "resolution": options.resolution,
         "sides": [list(s) for s in config.stages.sides], "sampling": settings.to_json(), **record,
         "training_flops_per_epoch": training * options.images,
         "training_hours": round(training * options.images * options.epochs / rate / 3600, 3),
+        "run": run,
         "sampling_images_per_second": round(rate / sampling["total"], 3),
         "assumed": {"tflops": options.tflops, "devices": options.devices, "images": options.images,
                     "epochs": options.epochs, "stage_share": share, "decoder": "not counted"},

@@ -20,6 +20,7 @@ VERBS = {
     "bench": "time sampling against DiT",
     "estimate": "parameters, memory, FLOPs and time of a model that does not exist yet",
     "info": "describe a model",
+    "push": "publish a model on the Hub, or write the folder that would be uploaded",
     "serve": "serve a model: OpenAI images API and a web page",
 }
 OK, FAILED, WRONG_INPUT = 0, 1, 2

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import tyro
+
+from ecar.commit import source_commit as source_commit
 
 if TYPE_CHECKING:
     import torch
@@ -82,14 +83,3 @@ def torch_dtype(name: str) -> torch.dtype:
 
     dtype: torch.dtype = getattr(torch, _DTYPES[name])
     return dtype
-
-
-def source_commit() -> str | None:
-    """The commit of a source checkout, with + where files differ; None for an installed package."""
-    here = Path(__file__).parent
-    try:
-        head = subprocess.run(["git", "-C", here, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-        state = subprocess.run(["git", "-C", here, "status", "--porcelain", "-uno"], capture_output=True, text=True)
-    except OSError:
-        return None
-    return head.stdout.strip() + ("+" if state.stdout.strip() else "") if head.returncode == 0 else None

@@ -15,7 +15,8 @@ def run(arguments: Sequence[str]) -> None:
 
     Stopped by a signal, it exits with 75 (SIGTERM, SIGUSR1) or 130 (Ctrl-C) after a checkpoint.
     """
-    config = parse(TrainConfig, arguments, "train")
+    older = {"--no-tensorboard": ["--trackers"], "--tensorboard": ["--trackers", "tensorboard"]}
+    config = parse(TrainConfig, [new for a in arguments for new in older.get(a, [a])], "train")
     from ecar.training.loop import train
     from ecar.training.signals import Stopped
 

@@ -122,6 +122,24 @@ class Pipeline:
         optimize(self.model, compile=compile, quantize=quantize)
         self._fixed_shapes |= compile
 
+    def push_to_hub(self, repo_id: str, *, private: bool = False, license: str | None = None) -> str:
+        """Upload model, tokenizer, card and samples to ``OWNER/NAME``; `ecar push` says more in the card.
+
+        Args:
+            repo_id: repository, made where there is none.
+            private: whether a new one is private.
+            license: of the weights, as the Hub spells it.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            ValueError: an id that cannot be one, an optimised model, or a Hub that refuses or is not reached.
+        """
+        from ecar.hub import CardOptions, push
+
+        return push(self, repo_id, CardOptions(license=license), private=private)
+
     @property
     def class_names(self) -> tuple[str, ...]:
         """Names of the classes, by id; empty for an unlabelled model."""

@@ -130,8 +130,8 @@ class TrainConfig(JsonConfig):
     stall_timeout: float = 600.0
     """Seconds without progress of one of several processes after which all end and say which; longer than a save or a
     sample grid takes."""
-    tensorboard: bool = True
-    """Also log to TensorBoard where it is installed."""
+    trackers: tuple[str, ...] = ("tensorboard",)
+    """Trackers beside log.jsonl: tensorboard, wandb, trackio; no name after it: none."""
 
     def __post_init__(self) -> None:
         if self.init_from is None:  # else the model's own are the defaults: ``finetune.with_defaults``
@@ -152,6 +152,8 @@ class TrainConfig(JsonConfig):
             raise ValueError(f"resolution takes one side, or height and width; got {self.resolution}")
         if self.stages is not None and self.model is not None:
             self._check_stages(self.stages)
+        if unknown := set(self.trackers) - {"tensorboard", "wandb", "trackio"}:
+            raise ValueError(f"trackers must be of tensorboard, wandb, trackio; got {', '.join(sorted(unknown))}")
         if self.dtype not in ("bf16", "fp32"):
             raise ValueError(f"dtype must be bf16 or fp32, got {self.dtype!r}")
         if self.optimizer not in ("adamw", "muon"):

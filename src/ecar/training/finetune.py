@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ecar.adapters import Adapter, merged, save_adapter
 from ecar.config import ModelConfig
-from ecar.data.latents import is_cache
+from ecar.data.shards import is_cache
 from ecar.model import StageModel, build_model
 from ecar.tokenizers import Tokenizer, load_tokenizer
 from ecar.training.checkpoint import has_checkpoint

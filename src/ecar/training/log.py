@@ -1,59 +1,78 @@
-"""Logs of a run: JSONL always, TensorBoard where it is installed. A tracker that fails never stops training."""
+"""Logs of a run: JSONL always, and trackers that mirror it. A tracker that fails never stops training."""
 
 from __future__ import annotations
 
 import json
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-import numpy as np
-from PIL import Image
+from ecar.training.trackers import Mirror
+
+_CLOSE_SECONDS, _CLOSE_SECONDS_AFTER_ERROR = 120.0, 5.0  # a scheduler gives a stopped run little time
 
 
 class RunLog:
-    """Appends one JSON object per logged step to ``run/log.jsonl`` and mirrors numbers to TensorBoard.
+    """Appends one JSON object per logged step to ``run/log.jsonl`` and mirrors numbers to trackers. A context manager:
+    trackers are finished at its end.
 
     Args:
         run: the run's folder.
         step: the step resumed from; later lines of an interrupted run are dropped, since they will come again.
+        trackers: names of ``ecar.training.trackers.TRACKERS``.
+        record: what the run is (``run_record``): the first line of every start, ``{"step": N, "start": {...}}``.
     """
 
-    def __init__(self, run: Path, *, step: int = 0, tensorboard: bool = True) -> None:
+    def __init__(
+        self, run: Path, *, step: int = 0, trackers: Sequence[str] = (), record: dict[str, Any] | None = None
+    ) -> None:
         self.path = run / "log.jsonl"
         records = [r for r in _read(self.path) if r.get("step", 0) <= step] if step else []
         temporary = self.path.with_suffix(".tmp")
         temporary.write_text("".join(json.dumps(r) + "\n" for r in records))
         temporary.replace(self.path)
         self.seconds_before = max((r.get("seconds", 0.0) for r in records), default=0.0)
-        self.writer: Any = None
-        if tensorboard:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-
-                self.writer = SummaryWriter(str(run / "tensorboard"), purge_step=step)
-            except ImportError:
-                print("tensorboard is not installed: logging to log.jsonl only", file=sys.stderr)
+        self._last = time.perf_counter()
+        self._images: int | None = None
+        if record is not None:
+            self._append({"step": step, "start": record})
+        self.mirrors = [Mirror(kind, run, step, record or {}) for kind in dict.fromkeys(trackers)]
 
     def write(self, **values: Any) -> None:
-        """One line; ``step`` must be among the values."""
-        with open(self.path, "a") as file:
-            file.write(json.dumps(values) + "\n")
-        self._mirror(lambda w: [w.add_scalar(k, v, values["step"]) for k, v in values.items() if _is_number(v)])
+        """One line; ``step`` must be among the values. Where ``images`` (seen so far) is, ``images_per_second`` since
+        the line before is added, pauses for checkpoints and pictures included."""
+        if "images" in values:
+            now = time.perf_counter()
+            if self._images is not None:
+                rate = (values["images"] - self._images) / max(now - self._last, 1e-9)
+                values["images_per_second"] = round(rate, 2)
+            self._last, self._images = now, values["images"]
+        self._append(values)
+        numbers = {k: v for k, v in values.items() if k != "step" and _is_number(v)}
+        for mirror in self.mirrors:
+            mirror.scalars(values["step"], numbers)
+
+    def begin(self, images: int) -> None:
+        """Steps start now, ``images`` seen before: the first ``images_per_second`` counts from here."""
+        self._last, self._images = time.perf_counter(), images
 
     def image(self, name: str, path: Path, step: int) -> None:
-        """A picture file for TensorBoard."""
-        self._mirror(lambda w: w.add_image(name, np.asarray(Image.open(path)), step, dataformats="HWC"))
+        """A picture file for the trackers."""
+        for mirror in self.mirrors:
+            mirror.picture(name, path, step)
 
-    def _mirror(self, action: Any) -> None:
-        if self.writer is None:
-            return
-        try:
-            action(self.writer)
-            self.writer.flush()
-        except Exception as error:
-            print(f"tensorboard failed and is off from here on: {error}", file=sys.stderr)
-            self.writer = None
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        for mirror in self.mirrors:
+            mirror.close(_CLOSE_SECONDS if kind is None else _CLOSE_SECONDS_AFTER_ERROR)
+
+    def _append(self, record: dict[str, Any]) -> None:
+        with open(self.path, "a") as file:
+            file.write(json.dumps(record) + "\n")
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

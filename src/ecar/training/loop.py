@@ -7,7 +7,7 @@ import json
 import math
 import sys
 import time
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
 import torch
@@ -23,6 +23,7 @@ from ecar.model import StageModel, build_model
 from ecar.presets import default_steps, get_preset
 from ecar.stages import make_plan, pyramid, velocity_std
 from ecar.tokenizers import Tokenizer, load_tokenizer
+from ecar.training.about import run_record
 from ecar.training.checkpoint import find_checkpoint, read_record, read_tensors, restore_training, training_tensors
 from ecar.training.config import TrainConfig
 from ecar.training.curves import LossCurves
@@ -221,23 +222,31 @@ class Trainer:
 
     def run(self) -> None:
         """From the step that the checkpoint left to ``max_steps``."""
-        config = self.config
-        first = self.world.rank == 0
-        log = RunLog(self.out, step=self.step, tensorboard=config.tensorboard) if first else None
-        if self.step == 0 and first and self.source is not None:
-            self.source.keep(config, self.out)
-            self.source.announce()
-        if log is not None and self.step == 0 and self.source is not None:
+        how = {"sharded": self.sharded, "background": self.config.async_save}
+        with ExitStack() as stack:
+            log = stack.enter_context(self._open_log()) if self.world.rank == 0 else None
+            stack.enter_context(self.watchdog)
+            saver = stack.enter_context(Saver(self.out, self.world, log, **how, saved=self.step))
+            self._steps(log, saver)
+
+    def _open_log(self) -> RunLog:
+        """The log and its first lines: what this run is, where it started from, what changed since."""
+        images, parameters, source = len(self.table), self.model.num_parameters(), self.source
+        if self.step == 0:
+            if source is not None:
+                source.keep(self.config, self.out)
+                source.announce()
+            print(f"{_parameters(self.model)}, {images:,} images, rows {self.rows}")
+        record = run_record(self.config, images=images, parameters=parameters, world=self.world.size, rows=self.rows)
+        log = RunLog(self.out, step=self.step, trackers=self.config.trackers, record=record)
+        log.begin(self.step * self.config.batch_size)
+        if self.step == 0 and source is not None:
             trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
-            log.write(step=0, init_from=self.source.record(), trained_parameters=trained)
-        if log is not None and self.changed:
+            log.write(step=0, init_from=source.record(), trained_parameters=trained)
+        if self.changed:
             print(f"resumed with changes: {'; '.join(self.changed)}", file=sys.stderr)
             log.write(step=self.step, changed="; ".join(self.changed))
-        if self.step == 0 and first:
-            print(f"{_parameters(self.model)}, {len(self.table):,} images, rows {self.rows}")
-        how = {"sharded": self.sharded, "background": config.async_save}
-        with self.watchdog, Saver(self.out, self.world, log, **how, saved=self.step) as saver:
-            self._steps(log, saver)
+        return log
 
     def _steps(self, log: RunLog | None, saver: Saver) -> None:
         config, first = self.config, log is not None

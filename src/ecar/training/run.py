@@ -22,7 +22,7 @@ from ecar.training.finetune import Source
 from ecar.weights import save_model
 
 # Options that may change when a run is resumed.
-_FREE = {"out", "device", "compile", "log_every", "sample_every", "save_every", "tensorboard", "max_steps"}
+_FREE = {"out", "device", "compile", "log_every", "sample_every", "save_every", "trackers", "max_steps"}
 _FREE |= {"lr", "clip", "dtype"}  # what a diverged run needs to change
 _FREE |= {"allow_change"}
 # How a step is computed, not what it computes.

@@ -29,6 +29,7 @@ from ecar.data.source import ImageReport, iterate_images, load_source
 from ecar.devices import resolve_device
 from ecar.features import EfficientNetLite0
 from ecar.tokenizers.conv import ConvTokenizer
+from ecar.training.about import run_record
 from ecar.training.checkpoint import load_checkpoint, restore_training, save_checkpoint, training_tensors
 from ecar.training.config import TokenizerConfig
 from ecar.training.ema import EMA
@@ -111,7 +112,10 @@ def train_tokenizer(config: TokenizerConfig) -> ConvTokenizer:
         restore_training(found[0], tokenizer, ema, [optimizer])
         step = ema.updates = int(found[1]["step"])
     loss = TokenizerLoss(tokenizer, config)
-    _run_steps(config, images, loss, ema, optimizer, step, RunLog(out, step=step))
+    record = run_record(config, images=len(images), parameters=sum(p.numel() for p in tokenizer.parameters()))
+    with RunLog(out, step=step, trackers=("tensorboard",), record=record) as log:
+        log.begin(step * config.batch_size)
+        _run_steps(config, images, loss, ema, optimizer, step, log)
     ema.copy_to(tokenizer)
     _measure(tokenizer, images, config)
     tokenizer.save(out)
