@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi import Request
+from fastapi.responses import StreamingResponse
 from PIL import Image
+from starlette.types import Receive, Scope, Send
 
 from ecar.serving.encode import encode
 from ecar.serving.errors import ApiError
@@ -18,6 +21,23 @@ from ecar.serving.rows import Preview
 from ecar.serving.schema import ImageData, ImagesAnswer
 
 PING_SECONDS = 10.0
+_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+log = logging.getLogger("ecar.serving")
+
+
+class EventResponse(StreamingResponse):
+    """``event_stream`` as an answer. The job ends with it, also where the client left before the first byte: then the
+    generator is never started, and its own ``finally`` never runs."""
+
+    def __init__(self, job: Job) -> None:
+        super().__init__(event_stream(job), media_type="text/event-stream", headers=_HEADERS)
+        self._job = job
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._job.cancel()
 
 
 async def whole_answer(job: Job, request: Request) -> ImagesAnswer:
@@ -94,6 +114,9 @@ async def event_stream(job: Job) -> AsyncIterator[str]:
                 yield _event("image_generation.completed", body)
     except ApiError as error:
         yield f"event: error\ndata: {json.dumps(error.body())}\n\n"
+    except Exception as error:
+        log.exception("inside a stream")
+        yield f"event: error\ndata: {json.dumps(ApiError.bug(error).body())}\n\n"
     finally:
         job.cancel()
 

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import FileResponse, Response, StreamingResponse
+from fastapi.responses import FileResponse, Response
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from ecar import __version__
 from ecar.serving import errors, schema
-from ecar.serving.answers import event_stream, whole_answer
+from ecar.serving.answers import EventResponse, whole_answer
 from ecar.serving.config import MAX_IMAGES
 from ecar.serving.engine import Engine
 from ecar.serving.errors import ApiError
@@ -24,7 +24,6 @@ from ecar.serving.middleware import Front
 from ecar.serving.order import make_order
 
 STATIC = Path(__file__).parent / "static"
-_SSE = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
 def _refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -84,7 +83,7 @@ def _add_images(app: FastAPI, engine: Engine, name: str) -> None:
         _check_model(body.model, name)
         job = Job(engine, make_order(body, engine.pipe, engine.limits))
         if body.stream:
-            return StreamingResponse(event_stream(job), media_type="text/event-stream", headers=_SSE)
+            return EventResponse(job)
         answer = await whole_answer(job, request)
         return Response(answer.model_dump_json(), media_type="application/json")  # checked already: not once more
 

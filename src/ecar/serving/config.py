@@ -26,8 +26,12 @@ class Limits:
     """Bytes of a request body."""
     body_seconds: float = 20.0
     """Seconds in which a request body has to arrive."""
+    head_seconds: float = 10.0
+    """Seconds in which the head of a request has to arrive."""
+    send_seconds: float = 20.0
+    """A client that takes less than 16 KiB of what waits for it in this time is cut off."""
     max_connections: int = 512
-    """Open connections; more are answered 503."""
+    """Open connections; more are answered 503, and from twice as many on closed at once."""
     drain_seconds: float = 30.0
     """After SIGTERM: seconds for finishing what was accepted."""
 
@@ -39,7 +43,7 @@ class Limits:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
         if self.max_queue < MAX_IMAGES:
             raise ValueError(f"--max-queue must hold one request ({MAX_IMAGES} images), got {self.max_queue}")
-        for name in ("deadline", "body_seconds", "drain_seconds"):
+        for name in ("deadline", "body_seconds", "head_seconds", "send_seconds", "drain_seconds"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise ValueError(f"--{name.replace('_', '-')} must be a positive number, got {getattr(self, name)}")
         if not 0 <= self.gather_ms <= 1000:
