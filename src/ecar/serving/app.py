@@ -19,8 +19,9 @@ from ecar.serving.answers import EventResponse, whole_answer
 from ecar.serving.config import MAX_IMAGES
 from ecar.serving.engine import Engine
 from ecar.serving.errors import ApiError
+from ecar.serving.files import FileStore
 from ecar.serving.job import Job
-from ecar.serving.middleware import Front
+from ecar.serving.middleware import FILES, Front
 from ecar.serving.order import make_order
 
 STATIC = Path(__file__).parent / "static"
@@ -71,6 +72,8 @@ def _check_model(asked: str | None, name: str) -> None:
 
 
 def _add_images(app: FastAPI, engine: Engine, name: str) -> None:
+    limits = engine.limits
+    files = FileStore(limits.url_ttl, limits.url_bytes) if limits.url_ttl else None
     stream_schema = {"text/event-stream": {"schema": {"type": "string"}}}
 
     @app.post(
@@ -84,13 +87,23 @@ def _add_images(app: FastAPI, engine: Engine, name: str) -> None:
         job = Job(engine, make_order(body, engine.pipe, engine.limits))
         if body.stream:
             return EventResponse(job)
-        answer = await whole_answer(job, request)
-        return Response(answer.model_dump_json(), media_type="application/json")  # checked already: not once more
+        answer = await whole_answer(job, request, files, body.response_format == "url")
+        return Response(
+            answer.model_dump_json(exclude_none=True), media_type="application/json"
+        )  # checked already: not once more
 
     @app.post("/v1/images/edits", include_in_schema=False)
     @app.post("/v1/images/variations", include_in_schema=False)
     async def unsupported() -> None:
         raise ApiError(404, "unsupported_endpoint", "this server makes images of classes; it does not edit images")
+
+    @app.get(FILES + "{name}", include_in_schema=False)
+    async def file(name: str) -> Response:
+        data = None if files is None else files.get(name)
+        if data is None:
+            raise ApiError(404, "not_found", "no such image, or its time is over")
+        cache = {"Cache-Control": f"private, max-age={limits.url_ttl:.0f}"}
+        return Response(data, media_type=f"image/{name.rpartition('.')[2]}", headers=cache)
 
 
 def _add_models(app: FastAPI, engine: Engine, name: str) -> None:

@@ -32,6 +32,10 @@ class Limits:
     """A client that takes less than 16 KiB of what waits for it in this time is cut off."""
     max_connections: int = 512
     """Open connections; more are answered 503, and from twice as many on closed at once."""
+    url_ttl: float = 0.0
+    """Answers carry a url too, which works for this many seconds and asks for no key; 0: no images are kept."""
+    url_bytes: int = 2**28
+    """Bytes of all images that are kept; the oldest go first."""
     drain_seconds: float = 30.0
     """After SIGTERM: seconds for finishing what was accepted."""
 
@@ -46,5 +50,9 @@ class Limits:
         for name in ("deadline", "body_seconds", "head_seconds", "send_seconds", "drain_seconds"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise ValueError(f"--{name.replace('_', '-')} must be a positive number, got {getattr(self, name)}")
+        if not 0 <= self.url_ttl <= 86400 or self.url_bytes < 1:
+            raise ValueError(
+                f"--url-ttl must be in 0..86400 seconds and --url-bytes positive, got {self.url_ttl}, {self.url_bytes}"
+            )
         if not 0 <= self.gather_ms <= 1000:
             raise ValueError(f"--gather-ms must be in 0..1000, got {self.gather_ms}")

@@ -21,6 +21,7 @@ from ecar.serving.metrics import Metrics
 log = logging.getLogger("ecar.serving")
 CROWDED = "ecar.crowded"  # in a scope: its connection is one too many
 PROBES = ("/health", "/ready", "/metrics")
+FILES = "/v1/files/"
 LINGER_SECONDS, LINGER_BYTES = 2.0, 2**24
 HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
@@ -92,7 +93,7 @@ class Front:
             raise ApiError(503, "too_many_connections", message, headers=headers)
 
     def _check_key(self, scope: Scope) -> None:
-        if not self._keys or not scope["path"].startswith("/v1/"):
+        if not self._keys or not scope["path"].startswith("/v1/") or scope["path"].startswith(FILES):
             return
         given = dict(scope["headers"]).get(b"authorization", b"")
         kind, _, key = given.partition(b" ")
