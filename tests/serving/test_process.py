@@ -90,6 +90,7 @@ def test_errors_are_the_exceptions_that_openai_users_catch(server: ServerProcess
         "unknown_class",
         "prompt",
     ) and "Sneaker" in unknown.value.message
+    assert unknown.value.request_id is not None and unknown.value.request_id.startswith("req_")
     with pytest.raises(openai.NotFoundError) as missing:
         api.images.generate(prompt="Bag", model="dall-e-3")
     assert missing.value.code == "model_not_found"
