@@ -3,19 +3,27 @@
 - throughput of six clients that ask for ten images each, against the offline batch sampler, in turns;
 - sixteen clients of one image each against one client: what batching gives;
 - seconds to the first preview against seconds to the image;
-- requests at four times what the server can do: statuses, latencies, memory.
+- requests at four times what the server can do: statuses, latencies, memory;
+- clients that vanish in mid-stream: stages computed for them in vain, the pixels of those that stay, and with
+  ``--soak-seconds`` the server's memory while clients come and vanish at random.
 
 python scripts/load_serving.py --out docs/results/serving.json
+python scripts/load_serving.py --only vanishing --soak-seconds 600 --out docs/results/serving_vanishing.json
 """
 
 from __future__ import annotations
 
 import argparse
+import base64
 import http.client
+import io
 import json
 import os
+import random
 import re
+import socket
 import statistics
+import struct
 import subprocess
 import sys
 import threading
@@ -26,7 +34,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from results import write_result
+
+LONG = {"num_inference_steps": [64, 64]}  # long stages: there is time to vanish in the first
 
 
 class Client:
@@ -164,6 +175,94 @@ def overload(address: str, pid: int, rate: float, n: int, seconds: float) -> dic
     }  # fmt: skip
 
 
+def vanish(address: str, seed: int, n: int, wait: float) -> None:
+    """Ask for a stream, and reset the connection ``wait`` seconds after its first byte."""
+    host, port = address.split(":")
+    body = json.dumps({"prompt": str(seed % 10), "n": n, "seed": seed, "stream": True, **LONG}).encode()
+    lines = ("POST /v1/images/generations HTTP/1.1", "Host: x", "Content-Type: application/json")
+    head = "\r\n".join((*lines, f"Content-Length: {len(body)}"))
+    with socket.create_connection((host, int(port)), timeout=60) as connection:
+        # Closing without a farewell, as a process that dies with data unread.
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        connection.sendall(head.encode() + b"\r\n\r\n" + body)
+        connection.recv(1000)
+        time.sleep(wait)
+
+
+def samples(address: str, name: str) -> dict[str, float]:
+    """The samples of a metric whose lines begin with ``name``, by line."""
+    lines = [line.rsplit(" ", 1) for line in get(address, "/metrics")[1].splitlines() if line.startswith(name)]
+    return {key: float(value) for key, value in lines}
+
+
+def settle(address: str) -> None:
+    """Wait until nothing is computed and nothing waits."""
+    while any(samples(address, name) != {name: 0.0} for name in ("ecar_images_in_progress", "ecar_queue_depth")):
+        time.sleep(0.02)
+
+
+def vanishing(address: str, clients: int) -> dict[str, Any]:
+    """Clients vanish one after another, each with one image in the same batches as an image of a client that stays.
+
+    A row is counted in ``ecar_batch_size`` with every stage that it takes part in. The client that stays has one row
+    per stage; what is above that was computed for the one that vanished.
+    """
+    stages = len(samples(address, "ecar_batch_size_sum")) or 1
+    extra: list[float] = []
+    same, largest = 0, 0
+    for number in range(clients):
+        seed = 1000 + 2 * number
+        alone = pixels(address, seed)
+        settle(address)
+        before = sum(samples(address, "ecar_batch_size_sum").values())
+        wait = 0.05 * random.Random(number).random()
+        gone = threading.Thread(target=vanish, args=(address, seed + 1, 1, wait))
+        gone.start()
+        together = pixels(address, seed)
+        gone.join()
+        settle(address)
+        computed = sum(samples(address, "ecar_batch_size_sum").values()) - before
+        extra.append(computed - stages)
+        difference = max(abs(a - b) for a, b in zip(alone, together, strict=True))
+        same, largest = same + (difference == 0), max(largest, difference)
+    return {
+        "clients": clients, "stages": stages, "row_stages_computed_for_a_vanished_client": dict(Counter(extra)),
+        "mates_with_equal_pixels": same, "largest_difference_of_a_mate": largest,
+    }  # fmt: skip
+
+
+def pixels(address: str, seed: int) -> bytes:
+    """The decoded image of a request."""
+    answer = Client(address).post(prompt=str(seed % 10), seed=seed, **LONG)
+    data = json.loads(answer.read())["data"][0]["b64_json"]
+    return Image.open(io.BytesIO(base64.b64decode(data))).tobytes()
+
+
+def soak(address: str, pid: int, seconds: float, clients: int = 8) -> dict[str, Any]:
+    """Clients that come again and again, half of which vanish at a random moment; memory over time."""
+    end, counts = time.monotonic() + seconds, Counter[str]()
+
+    def work(number: int) -> None:
+        dice = random.Random(number)
+        while time.monotonic() < end:
+            if dice.random() < 0.5:
+                vanish(address, dice.randrange(10**6), dice.randint(1, 4), 0.3 * dice.random())
+                counts["vanished"] += 1
+            else:
+                counts[str(Client(address).ask(dice.randint(1, 4), dice.randrange(10**6))[0])] += 1
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(clients)]
+    for thread in threads:
+        thread.start()
+    memory = []
+    while any(thread.is_alive() for thread in threads):
+        memory.append(resident(pid))
+        time.sleep(seconds / 20)
+    settle(address)
+    dropped = samples(address, 'ecar_images_dropped_total{reason="cancelled"}')
+    return {"seconds": seconds, "requests": dict(counts), "memory_mib": memory, "images_dropped": sum(dropped.values())}
+
+
 def resident(pid: int) -> float:
     """MiB of a process."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
@@ -184,14 +283,32 @@ def offline(model: str, images: int) -> float:
     return float(result.stdout)
 
 
+def scenario_vanishing(args: argparse.Namespace) -> dict[str, Any]:
+    """Both scenarios of clients that vanish, with a server of their own."""
+    with server(args.model) as (address, pid):
+        closed_loop(address, 1, 1, 1.0)
+        found: dict[str, Any] = {"vanishing": vanishing(address, args.vanishing_clients)}
+        if args.soak_seconds:
+            found["soak"] = soak(address, pid, args.soak_seconds)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="fashion")
     parser.add_argument("--rounds", type=int, default=2, help="of offline and served throughput, in turns")
     parser.add_argument("--seconds", type=float, default=10.0, help="of each closed loop")
     parser.add_argument("--overload-seconds", type=float, default=60.0)
+    parser.add_argument("--only", choices=["vanishing"], help="this scenario alone")
+    parser.add_argument("--vanishing-clients", type=int, default=20)
+    parser.add_argument("--soak-seconds", type=float, default=0.0, help="clients that come and vanish; 0: none")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
+    if args.only:
+        write_result(
+            {"command": "python scripts/load_serving.py --only vanishing", **scenario_vanishing(args)}, args.out
+        )
+        return
     alone, served = [], []
     for _ in range(args.rounds):
         alone.append(offline(args.model, 64 * max(1, round(args.seconds))))
@@ -222,6 +339,7 @@ def main() -> None:
         "batching_gain": sorted(round(b["images_per_second"] / a["images_per_second"], 2) for a, b in pairs),
         "previews": previews,
         "overload": flood,
+        **scenario_vanishing(args),
     }  # fmt: skip
     write_result(record, args.out)
 

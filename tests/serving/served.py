@@ -9,15 +9,18 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import httpx
 import pytest
+from starlette.types import ASGIApp
 
 from conftest import random_model, tiny_config
 from ecar.sampling.pipeline import Pipeline
 from ecar.serving.config import Limits
 from ecar.serving.engine import Engine
 from ecar.serving.metrics import Metrics
+from ecar.serving.server import bind, make_server
 from ecar.tokenizers import PixelTokenizer
 
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
@@ -27,6 +30,21 @@ def make_engine(pipe: Pipeline | None = None, **changes: object) -> Engine:
     """Not started; a tiny random model, or one of ours."""
     pipe = pipe or Pipeline(random_model(tiny_config(**changes)), PixelTokenizer(factor=1))
     return Engine(lambda: pipe, Limits(body_seconds=1.0), Metrics())
+
+
+@contextmanager
+def listening(app: ASGIApp, engine: Engine) -> Iterator[int]:
+    """The app behind real sockets, in a thread of this process; gives the port."""
+    with bind("127.0.0.1", 0) as bound:
+        inner = make_server(app, engine)
+        thread = threading.Thread(target=inner.run, kwargs={"sockets": [bound]}, daemon=True)
+        thread.start()
+        while not inner.started:
+            time.sleep(0.01)
+        yield bound.getsockname()[1]
+        inner.should_exit = True
+        thread.join(20)
+        assert not thread.is_alive()
 
 
 class ServerProcess:

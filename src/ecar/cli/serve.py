@@ -76,7 +76,7 @@ def run(arguments: Sequence[str]) -> None:
     host, port = bound.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     print(f"ecar: {name} at http://{shown}:{port} (API: /v1){', keys asked for' if keys else ''}", flush=True)
-    serve(create_app(engine, name, keys=keys), engine, bound, options.limits)
+    serve(create_app(engine, name, keys=keys), engine, bound)
 
 
 def served_name(model: str) -> str:

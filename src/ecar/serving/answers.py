@@ -3,25 +3,52 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
+import logging
 import time
 from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi import Request
+from fastapi.responses import StreamingResponse
 from PIL import Image
+from starlette.types import Receive, Scope, Send
 
-from ecar.serving.encode import encode
+from ecar.serving.encode import encode, encode_bytes
 from ecar.serving.errors import ApiError
+from ecar.serving.files import FileStore
 from ecar.serving.job import Job
+from ecar.serving.middleware import FILES
 from ecar.serving.rows import Preview
 from ecar.serving.schema import ImageData, ImagesAnswer
 
 PING_SECONDS = 10.0
+_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+log = logging.getLogger("ecar.serving")
 
 
-async def whole_answer(job: Job, request: Request) -> ImagesAnswer:
+class EventResponse(StreamingResponse):
+    """``event_stream`` as an answer. The job ends with it, also where the client left before the first byte: then the
+    generator is never started, and its own ``finally`` never runs."""
+
+    def __init__(self, job: Job) -> None:
+        super().__init__(event_stream(job), media_type="text/event-stream", headers=_HEADERS)
+        self._job = job
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._job.cancel()
+
+
+async def whole_answer(job: Job, request: Request, files: FileStore | None, only_url: bool) -> ImagesAnswer:
     """All images in one answer. A client that goes away cancels the job.
+
+    Args:
+        files: keeps the images, and the answer tells their URLs.
+        only_url: the images themselves are left out.
 
     Raises:
         ApiError: an image failed, or the client went away (499, which nobody reads).
@@ -31,11 +58,16 @@ async def whole_answer(job: Job, request: Request) -> ImagesAnswer:
         await asyncio.wait({collect, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not collect.done():
             raise ApiError(499, "client_closed_request", "the client went away")
-        data, order = await collect, job.order
+        images, order = await collect, job.order
     finally:
         job.cancel()
         collect.cancel()
         gone.cancel()
+    data = []
+    for image, seed in zip(images, order.seeds, strict=True):
+        url = None if files is None else f"{request.base_url}{FILES[1:]}{files.put(image, order.format)}"
+        text = None if only_url else base64.b64encode(image).decode()
+        data.append(ImageData(b64_json=text, url=url, seed=seed))
     return ImagesAnswer(
         created=int(time.time()), data=data, output_format=order.format, size=order.size_text,
         quality=order.quality, background="opaque", usage=order.usage,
@@ -47,7 +79,7 @@ async def _disconnect(request: Request) -> None:
         pass
 
 
-async def _collect(job: Job) -> list[ImageData]:
+async def _collect(job: Job) -> list[bytes]:
     order = job.order
     frames: list[list[Image.Image]] = [[] for _ in order.seeds]
     images: dict[int, Image.Image] = {}
@@ -59,11 +91,8 @@ async def _collect(job: Job) -> list[ImageData]:
             else:
                 images[index] = event.image
 
-    def encode_all() -> list[ImageData]:
-        return [
-            ImageData(b64_json=encode(images[i], order, frames=frames[i], seed=seed), seed=seed)
-            for i, seed in enumerate(order.seeds)
-        ]
+    def encode_all() -> list[bytes]:
+        return [encode_bytes(images[i], order, frames=frames[i], seed=seed) for i, seed in enumerate(order.seeds)]
 
     return await asyncio.to_thread(encode_all)
 
@@ -94,6 +123,9 @@ async def event_stream(job: Job) -> AsyncIterator[str]:
                 yield _event("image_generation.completed", body)
     except ApiError as error:
         yield f"event: error\ndata: {json.dumps(error.body())}\n\n"
+    except Exception as error:
+        log.exception("inside a stream")
+        yield f"event: error\ndata: {json.dumps(ApiError.bug(error).body())}\n\n"
     finally:
         job.cancel()
 

@@ -9,22 +9,22 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import FileResponse, Response, StreamingResponse
+from fastapi.responses import FileResponse, Response
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from ecar import __version__
 from ecar.serving import errors, schema
-from ecar.serving.answers import event_stream, whole_answer
+from ecar.serving.answers import EventResponse, whole_answer
 from ecar.serving.config import MAX_IMAGES
 from ecar.serving.engine import Engine
 from ecar.serving.errors import ApiError
+from ecar.serving.files import FileStore
 from ecar.serving.job import Job
-from ecar.serving.middleware import Front
+from ecar.serving.middleware import FILES, Front
 from ecar.serving.order import make_order
 
 STATIC = Path(__file__).parent / "static"
-_SSE = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
 def _refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -72,6 +72,8 @@ def _check_model(asked: str | None, name: str) -> None:
 
 
 def _add_images(app: FastAPI, engine: Engine, name: str) -> None:
+    limits = engine.limits
+    files = FileStore(limits.url_ttl, limits.url_bytes) if limits.url_ttl else None
     stream_schema = {"text/event-stream": {"schema": {"type": "string"}}}
 
     @app.post(
@@ -84,14 +86,24 @@ def _add_images(app: FastAPI, engine: Engine, name: str) -> None:
         _check_model(body.model, name)
         job = Job(engine, make_order(body, engine.pipe, engine.limits))
         if body.stream:
-            return StreamingResponse(event_stream(job), media_type="text/event-stream", headers=_SSE)
-        answer = await whole_answer(job, request)
-        return Response(answer.model_dump_json(), media_type="application/json")  # checked already: not once more
+            return EventResponse(job)
+        answer = await whole_answer(job, request, files, body.response_format == "url")
+        return Response(
+            answer.model_dump_json(exclude_none=True), media_type="application/json"
+        )  # checked already: not once more
 
     @app.post("/v1/images/edits", include_in_schema=False)
     @app.post("/v1/images/variations", include_in_schema=False)
     async def unsupported() -> None:
         raise ApiError(404, "unsupported_endpoint", "this server makes images of classes; it does not edit images")
+
+    @app.get(FILES + "{name}", include_in_schema=False)
+    async def file(name: str) -> Response:
+        data = None if files is None else files.get(name)
+        if data is None:
+            raise ApiError(404, "not_found", "no such image, or its time is over")
+        cache = {"Cache-Control": f"private, max-age={limits.url_ttl:.0f}"}
+        return Response(data, media_type=f"image/{name.rpartition('.')[2]}", headers=cache)
 
 
 def _add_models(app: FastAPI, engine: Engine, name: str) -> None:

@@ -26,8 +26,16 @@ class Limits:
     """Bytes of a request body."""
     body_seconds: float = 20.0
     """Seconds in which a request body has to arrive."""
+    head_seconds: float = 10.0
+    """Seconds in which the head of a request has to arrive."""
+    send_seconds: float = 20.0
+    """A client that takes less than 16 KiB of what waits for it in this time is cut off."""
     max_connections: int = 512
-    """Open connections; more are answered 503."""
+    """Open connections; more are answered 503, and from twice as many on closed at once."""
+    url_ttl: float = 0.0
+    """Answers carry a url too, which works for this many seconds and asks for no key; 0: no images are kept."""
+    url_bytes: int = 2**28
+    """Bytes of all images that are kept; the oldest go first."""
     drain_seconds: float = 30.0
     """After SIGTERM: seconds for finishing what was accepted."""
 
@@ -39,8 +47,12 @@ class Limits:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
         if self.max_queue < MAX_IMAGES:
             raise ValueError(f"--max-queue must hold one request ({MAX_IMAGES} images), got {self.max_queue}")
-        for name in ("deadline", "body_seconds", "drain_seconds"):
+        for name in ("deadline", "body_seconds", "head_seconds", "send_seconds", "drain_seconds"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise ValueError(f"--{name.replace('_', '-')} must be a positive number, got {getattr(self, name)}")
+        if not 0 <= self.url_ttl <= 86400 or self.url_bytes < 1:
+            raise ValueError(
+                f"--url-ttl must be in 0..86400 seconds and --url-bytes positive, got {self.url_ttl}, {self.url_bytes}"
+            )
         if not 0 <= self.gather_ms <= 1000:
             raise ValueError(f"--gather-ms must be in 0..1000, got {self.gather_ms}")

@@ -13,8 +13,15 @@ from PIL.PngImagePlugin import PngInfo
 from ecar.serving.order import Order
 
 
-def encode(image: Image.Image, order: Order, *, frames: Sequence[Image.Image] = (), seed: int | None = None) -> str:
-    """An image in the format and size of the order, in base64.
+def encode(image: Image.Image, order: Order, *, seed: int | None = None) -> str:
+    """``encode_bytes`` in base64."""
+    return base64.b64encode(encode_bytes(image, order, seed=seed)).decode()
+
+
+def encode_bytes(
+    image: Image.Image, order: Order, *, frames: Sequence[Image.Image] = (), seed: int | None = None
+) -> bytes:
+    """An image in the format and size of the order.
 
     Args:
         image: a preview, which may be smaller, or the final image.
@@ -37,7 +44,7 @@ def encode(image: Image.Image, order: Order, *, frames: Sequence[Image.Image] = 
         image.save(buffer, "JPEG", quality=max(1, order.compression))
     else:
         image.save(buffer, "WEBP", quality=order.compression)
-    return base64.b64encode(buffer.getvalue()).decode()
+    return buffer.getvalue()
 
 
 def _fit(image: Image.Image, order: Order) -> Image.Image:

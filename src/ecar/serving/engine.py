@@ -69,6 +69,11 @@ class Engine:
         if self.state in ("starting", "ready"):
             self.state = "draining"
 
+    def abandon(self) -> None:
+        """Time for draining is up: rows that are left get one error each, and no further stage is computed."""
+        log.warning("not everything could be finished in time")
+        self._give_up(EngineError(503, "shutting_down", "the server shut down before the image was finished", 5))
+
     def stop(self, timeout: float = 10.0) -> None:
         """End the thread at the next stage boundary; rows that are left get one error each."""
         with self._changed:
@@ -95,6 +100,8 @@ class Engine:
             if self.state != "ready":
                 code = "shutting_down" if self.state in ("draining", "stopped") else "not_ready"
                 raise EngineError(503, code, f"the server takes no requests: it is {self.state}", 5)
+            if len(self._scheduler.new) + len(rows) > self.limits.max_queue:
+                self._sweep()  # those whose clients went away hold no place
             waiting = len(self._scheduler.new)
             if waiting + len(rows) > self.limits.max_queue:
                 seconds = min(60, max(1, math.ceil(waiting * self._seconds_per_image)))
@@ -227,6 +234,8 @@ class Engine:
         with self._changed:
             rows = self._running + self._scheduler.remove(lambda _: True)
             self._running = []
+            for row in rows:
+                row.cancelled = True  # one may be in a batch that is being computed: it goes no further
         for row in rows:
             self._fail(row, error)
 

@@ -31,6 +31,11 @@ class ApiError(Exception):
             return cls(error.status, error.code, str(error), headers={"x-should-retry": "false"})
         return cls(error.status, error.code, str(error), headers={"retry-after": str(error.retry_after)})
 
+    @classmethod
+    def bug(cls, error: Exception) -> ApiError:
+        """Of something that nobody expected; what it says stays in the log."""
+        return cls(500, "internal_error", f"an error inside the server ({type(error).__name__})")
+
     def body(self) -> dict[str, Any]:
         """The envelope."""
         kind = {401: "authentication_error", 429: "rate_limit_error"}.get(self.status)
@@ -73,7 +78,3 @@ def install(app: FastAPI) -> None:
         code = {404: "not_found", 405: "method_not_allowed", 400: "bad_request"}.get(error.status_code, "error")
         message = str(error.detail) or HTTPStatus(error.status_code).phrase
         return ApiError(error.status_code, code, message, headers=dict(error.headers or {})).response()
-
-    @app.exception_handler(Exception)
-    async def bug(_: Request, error: Exception) -> JSONResponse:
-        return ApiError(500, "internal_error", f"an error inside the server ({type(error).__name__})").response()

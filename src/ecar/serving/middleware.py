@@ -4,6 +4,7 @@ streams."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import hmac
 import logging
@@ -18,6 +19,10 @@ from ecar.serving.errors import ApiError
 from ecar.serving.metrics import Metrics
 
 log = logging.getLogger("ecar.serving")
+CROWDED = "ecar.crowded"  # in a scope: its connection is one too many
+PROBES = ("/health", "/ready", "/metrics")
+FILES = "/v1/files/"
+LINGER_SECONDS, LINGER_BYTES = 2.0, 2**24
 HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -46,7 +51,11 @@ class Front:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        start, name, status = time.monotonic(), f"req_{secrets.token_hex(8)}", 0
+        start, name, status = (
+            time.monotonic(),
+            f"req_{secrets.token_hex(8)}",
+            499,
+        )  # as it stays where the client went away
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
@@ -58,20 +67,33 @@ class Front:
             await send(message)
 
         try:
+            self._check_crowd(scope)
             self._check_key(scope)
             body = await self._read(scope, receive)
-        except ApiError as error:
-            await error.response()(scope, receive, send_with_headers)
-        else:
             if body is not None:
                 await self.app(scope, _replay(body, receive), send_with_headers)
+        except ApiError as error:
+            if error.status == 413 and b"expect" not in dict(scope["headers"]):
+                await _linger(receive)
+            await error.response()(scope, receive, send_with_headers)
+        except Exception as error:
+            log.exception("answering %s", name)
+            if status != 499:
+                raise  # an answer has begun: the connection is closed, so that it does not look complete
+            await ApiError.bug(error).response()(scope, receive, send_with_headers)
         finally:
             self.metrics.responses.labels(str(status)).inc()
             took = (time.monotonic() - start) * 1000
             log.info("%s %r %d %.0f ms %s", scope["method"], scope["path"][:200], status, took, name)
 
+    def _check_crowd(self, scope: Scope) -> None:
+        if CROWDED in scope and scope["path"] not in PROBES:
+            message = f"more than {self.limits.max_connections} connections are open"
+            headers = {"retry-after": "1", "connection": "close"}
+            raise ApiError(503, "too_many_connections", message, headers=headers)
+
     def _check_key(self, scope: Scope) -> None:
-        if not self._keys or not scope["path"].startswith("/v1/"):
+        if not self._keys or not scope["path"].startswith("/v1/") or scope["path"].startswith(FILES):
             return
         given = dict(scope["headers"]).get(b"authorization", b"")
         kind, _, key = given.partition(b" ")
@@ -104,6 +126,18 @@ class Front:
             message_text = f"the body did not arrive within {self.limits.body_seconds:g} seconds"
             raise ApiError(408, "body_timeout", message_text, headers={"connection": "close"}) from None
         return b"".join(parts)
+
+
+async def _linger(receive: Receive) -> None:
+    """Read on for a moment: a connection that is closed while the client still sends is reset, and the answer lost."""
+    size = 0
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(LINGER_SECONDS):
+            while size < LINGER_BYTES:
+                message = await receive()
+                size += len(message.get("body", b""))
+                if not message.get("more_body", False):
+                    return
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

@@ -61,7 +61,7 @@ def make_order(request: GenerateRequest, pipe: Pipeline, limits: Limits) -> Orde
     size = (config.image_side[1], config.image_side[0])
     if request.size not in (None, "auto", f"{size[0]}x{size[1]}"):
         raise ApiError(400, "unsupported_size", f"size must be auto or {size[0]}x{size[1]}", "size")
-    _refuse_unsupported(request)
+    _refuse_unsupported(request, limits.url_ttl > 0)
     asked = request.quality or "auto"
     quality = _SYNONYMS.get(asked, asked)
     settings = _settings(request, pipe, QUALITIES[quality], limits)
@@ -99,12 +99,14 @@ def _class_id(prompt: str, pipe: Pipeline) -> int:
         raise ApiError(400, "unknown_class", str(error), "prompt") from None
 
 
-def _refuse_unsupported(request: GenerateRequest) -> None:
+def _refuse_unsupported(request: GenerateRequest, keeps_images: bool) -> None:
     """Values that the API knows and this server does not."""
     if request.background == "transparent":
         raise ApiError(400, "unsupported_value", "the model has no transparency; use opaque or auto", "background")
-    if request.response_format == "url":
+    if request.response_format == "url" and not keeps_images:
         raise ApiError(400, "unsupported_value", "images are not stored here; use b64_json", "response_format")
+    if request.response_format == "url" and request.stream:
+        raise ApiError(400, "invalid_value", "events carry b64_json; url does not go with stream", "response_format")
     if request.negative_prompt:
         raise ApiError(400, "unsupported_value", "the model knows no negative prompt", "negative_prompt")
     for name in ("svg", "complexity"):

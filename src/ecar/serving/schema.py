@@ -31,7 +31,7 @@ class GenerateRequest(BaseModel):
     )
     output_compression: int | None = Field(None, ge=0, le=100, description="Quality of jpeg and webp. Default 100.")
     background: Literal["auto", "opaque", "transparent"] | None = None
-    response_format: Literal["b64_json", "url"] | None = Field(None, description="b64_json; url is refused.")
+    response_format: Literal["b64_json", "url"] | None = Field(None, description="url: where the server keeps images.")
     stream: bool | None = Field(None, description="Answer with server-sent events.")
     partial_images: int | None = Field(None, ge=0, le=3, description="Previews of each image, with stream only.")
     frame_count: int | None = Field(None, ge=2, le=16, description="Frames of a gif. Default: one per stage.")
@@ -56,7 +56,8 @@ class GenerateRequest(BaseModel):
 class ImageData(BaseModel):
     """One image."""
 
-    b64_json: str
+    b64_json: str | None = Field(None, description="Left out where response_format is url.")
+    url: str | None = Field(None, description="Where the server keeps images (--url-ttl).")
     seed: int
 
 

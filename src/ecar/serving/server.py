@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import signal
 import socket
@@ -9,10 +10,10 @@ import sys
 from types import FrameType
 
 import uvicorn
-from fastapi import FastAPI
+from starlette.types import ASGIApp
 
-from ecar.serving.config import Limits
 from ecar.serving.engine import Engine
+from ecar.serving.protocol import bounded_protocol
 
 log = logging.getLogger("ecar.serving")
 
@@ -28,6 +29,12 @@ class _Server(uvicorn.Server):
         log.info("signal %d: draining", sig)
         self._engine.drain()
         super().handle_exit(sig, frame)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        # uvicorn cancels what is left when its own time is up, and a stream would end as if it were complete.
+        timer = asyncio.get_running_loop().call_later(self._engine.limits.drain_seconds, self._engine.abandon)
+        await super().shutdown(sockets)
+        timer.cancel()
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -48,15 +55,21 @@ def bind(host: str, port: int) -> socket.socket:
     return bound
 
 
-def serve(app: FastAPI, engine: Engine, bound: socket.socket, limits: Limits) -> None:
+def make_server(app: ASGIApp, engine: Engine) -> uvicorn.Server:
+    """uvicorn with the limits of the engine."""
+    # Three seconds more than for draining: then errors are sent.
+    config = uvicorn.Config(
+        app, log_config=None, access_log=False, server_header=False, lifespan="on",
+        http=bounded_protocol(engine.limits), ws="none", timeout_graceful_shutdown=int(engine.limits.drain_seconds) + 3,
+    )  # fmt: skip
+    return _Server(config, engine)
+
+
+def serve(app: ASGIApp, engine: Engine, bound: socket.socket) -> None:
     """Run until SIGTERM or SIGINT, then drain. Returns when all is done."""
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     # The engine's thread takes Python's lock hundreds of times a stage; each time it would wait 5 ms for a busy loop.
     sys.setswitchinterval(0.0005)
     # uvicorn raises the signal again when it is done; a clean end is exit code 0.
     signal.signal(signal.SIGTERM, lambda *_: None)
-    config = uvicorn.Config(
-        app, log_config=None, access_log=False, server_header=False, lifespan="on",
-        limit_concurrency=limits.max_connections, timeout_graceful_shutdown=int(limits.drain_seconds) or 1,
-    )  # fmt: skip
-    _Server(config, engine).run(sockets=[bound])
+    make_server(app, engine).run(sockets=[bound])
