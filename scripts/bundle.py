@@ -24,6 +24,7 @@ def main() -> None:
     parser.add_argument("--name", required=True)
     parser.add_argument("--steps", type=int, nargs="+", required=True)
     parser.add_argument("--guidance", type=float, nargs="+", required=True)
+    parser.add_argument("--guidance-from", type=float, nargs="+", default=[])
     parser.add_argument("--solver", default="euler")
     args = parser.parse_args()
     model, tokenizer = load_model(args.model)
@@ -31,7 +32,10 @@ def main() -> None:
     before = tokenizer.encode(images)
     tokenizer.half().float()
     print("latents moved by", (tokenizer.encode(images) - before).abs().max().item())
-    sampling = SamplingConfig(steps=tuple(args.steps), guidance=tuple(args.guidance), solver=args.solver)
+    sampling = SamplingConfig(
+        steps=tuple(args.steps), guidance=tuple(args.guidance), solver=args.solver,
+        guidance_from=tuple(args.guidance_from),
+    )  # fmt: skip
     bundled = ECAR(model.config.replace(tokenizer=tokenizer.fingerprint(), sampling=sampling))
     bundled.load_state_dict(model.half().float().state_dict())
     folder = BUNDLED / args.name

@@ -61,7 +61,8 @@ def main() -> None:
     words = ["--data", latents, *side, "--preset", "nano", "--stages", "3", "--max-steps", str(options.steps)]
     words += ["--batch-size", str(options.batch_size), "--warmup", "10", "--log-every", "5", "--sample-every", "0"]
     trained = timed("train", train.run, [*words, "--out", run])
-    losses = [json.loads(line)["loss"] for line in Path(run, "log.jsonl").read_text().splitlines()]
+    records = map(json.loads, Path(run, "log.jsonl").read_text().splitlines())
+    losses = [record["loss"] for record in records if "loss" in record]
     words = [f"{run}/final", "--classes", "0,1", "--per-class", "2", "--steps", "4", "--out", picture]
     sampled = timed("sample", sample.run, [*words, "--device", "cpu"])
     with Image.open(picture) as image:
