@@ -72,6 +72,7 @@ def test_clocks_come_off_and_zero_layers_are_filled() -> None:
         (["--batch", "0"], "at least 1"),
         (["--resolution", "250"], "divide"),
         (["--curve", "8,4"], "one per stage"),
+        (["--curve", "8+4"], "such as 6+3+3"),
     ],
 )
 def test_wrong_input_exits_with_2(arguments: list[str], word: str, capsys: pytest.CaptureFixture[str]) -> None:

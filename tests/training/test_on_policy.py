@@ -12,6 +12,7 @@ from test_training import draws, lines, options, weights
 from torch import Tensor
 
 from conftest import random_model, tiny_config
+from ecar.data.order import derive_seed
 from ecar.model import ECAR
 from ecar.stages import end_point, jump, noises, pyramid
 from ecar.training import loop
@@ -120,6 +121,23 @@ def test_it_begins_after_its_share_of_the_steps_and_is_resumed_and_cut_into_part
     loop.train(own(digits_folder, tmp_path / "parts"))
     a, b = weights(tmp_path / "whole"), weights(tmp_path / "parts")
     assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_every_use_of_randomness_in_a_step_has_a_seed_of_its_own(
+    digits_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Samples of a latent's distribution and the choice of on-policy images were once drawn from the same numbers."""
+    config, seeds = own(digits_folder, tmp_path, device="cpu"), list[int]()
+    table, _ = loop.load_table(config)
+    model = random_model(tiny_config())
+
+    def recorded(*parts: int) -> int:
+        seeds.append(derive_seed(*parts))
+        return seeds[-1]
+
+    monkeypatch.setattr("ecar.training.draws.derive_seed", recorded)
+    draw_batch(config, table, model.plan[:2], 0, config.max_steps)
+    assert len(seeds) == 3 == len(set(seeds))
 
 
 def test_times_and_shares_are_as_asked_for(digits_folder: Path, tmp_path: Path) -> None:

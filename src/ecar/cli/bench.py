@@ -175,14 +175,14 @@ def _ratios(
 
 
 def _steps(text: str, stages: int) -> tuple[int, ...]:
-    """ "6,3,3" -> (6, 3, 3); ValueError unless it is one positive number per stage."""
+    """From 6+3+3 to (6, 3, 3); ValueError unless it is one positive number per stage."""
     try:
         steps = tuple(int(part) for part in text.split("+"))
     except ValueError:
         steps = ()
     if len(steps) != stages or min(steps) < 1:
         raise ValueError(
-            f"--curve takes {stages} positive numbers with commas, one per stage, such as 6,3,3; got {text!r}"
+            f"--curve takes {stages} positive numbers, one per stage, joined by +, such as 6+3+3; got {text!r}"
         )
     return steps
 
