@@ -14,7 +14,8 @@ from huggingface_hub import ModelCard, errors
 from conftest import random_model, tiny_config
 from ecar import Pipeline, weights
 from ecar.cli.main import main
-from ecar.hub import CardOptions, push_folder, write_folder
+from ecar.config import CardOptions
+from ecar.hub import push_folder, write_folder
 from ecar.tokenizers import PixelTokenizer
 from ecar.weights import resolve_model, save_model, weights_fingerprint
 

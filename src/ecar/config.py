@@ -36,6 +36,11 @@ class JsonConfig:
         return cls(**{name: _restore(hints[name], value) for name, value in record.items()})
 
 
+def plain_name(name: str) -> str:
+    """A class name without case and separators: how names are compared."""
+    return "".join(c for c in name.lower() if c.isalnum())
+
+
 def differences(before: dict[str, Any], now: dict[str, Any]) -> str:
     """What changed between two records of JSON types, for messages ("seed 0 -> 7; ..."); empty if nothing did."""
     return "; ".join(f"{k} {before.get(k)} -> {v}" for k, v in now.items() if before.get(k) != v)
@@ -184,3 +189,17 @@ class ModelConfig(JsonConfig):
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed."""
         return dataclasses.replace(self, **changes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CardOptions:
+    """What a model card says that the model does not know."""
+
+    license: str | None = None
+    """Licence of the weights, as the Hub spells it: apache-2.0, mit, other, ..."""
+    datasets: tuple[str, ...] = ()
+    """Hub ids of the data sets that it was trained on."""
+    evaluation: str | None = None
+    """Record of `ecar evaluate` of this model (.json): its figures go into the card."""
+    picture: str | None = None
+    """Picture of samples; default: the newest grid of the run, or 16 images drawn now."""

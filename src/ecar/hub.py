@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
 
-from ecar.config import JsonConfig
+from ecar.config import CardOptions
 from ecar.model import build_model
 from ecar.sampling.pictures import grid
 from ecar.weights import check_repo_id, hub_reason, save_model, weights_fingerprint
@@ -23,20 +22,6 @@ if TYPE_CHECKING:
 _PRIVATE = ("out", "device", "trackers")  # of training.json: where it ran, not how
 _PATHS = ("data", "tokenizer")
 _NOT_METRICS = {"num", "against", "biased_small_sample"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class CardOptions(JsonConfig):
-    """What a model card says that the model does not know."""
-
-    license: str | None = None
-    """Licence of the weights, as the Hub spells it: apache-2.0, mit, other, ..."""
-    datasets: tuple[str, ...] = ()
-    """Hub ids of the data sets that it was trained on."""
-    evaluation: str | None = None
-    """Record of `ecar evaluate` of this model (.json): its figures go into the card."""
-    picture: str | None = None
-    """Picture of samples; default: the newest grid of the run, or 16 images drawn now."""
 
 
 def write_folder(pipe: Pipeline, folder: Path, repo_id: str, card: CardOptions, source: Path | None = None) -> None:

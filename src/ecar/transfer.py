@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ecar.config import ModelConfig
+from ecar.config import ModelConfig, plain_name
 from ecar.model import StageModel
 from ecar.stages import make_plan
 
@@ -87,14 +87,14 @@ def class_rows(before: ModelConfig, now: ModelConfig) -> dict[int, int]:
     if not now.class_names and not before.class_names and now.num_classes == before.num_classes:
         return rows | {i: i for i in range(now.num_classes)}
     exact = {name: i for i, name in enumerate(before.class_names)}
-    plain = {_plain(name): i for i, name in enumerate(before.class_names)}
-    ours = [_plain(name) for name in now.class_names]
+    plain = {plain_name(name): i for i, name in enumerate(before.class_names)}
+    ours = [plain_name(name) for name in now.class_names]
     unique = len(plain) == len(exact) and len(set(ours)) == len(ours)
     for row, name in enumerate(now.class_names):
         if name in exact:
             rows[row] = exact[name]
-        elif unique and _plain(name) and _plain(name) in plain:
-            rows[row] = plain[_plain(name)]
+        elif unique and plain_name(name) and plain_name(name) in plain:
+            rows[row] = plain[plain_name(name)]
     return rows
 
 
@@ -142,7 +142,3 @@ def _rows_in_words(before: ModelConfig, now: ModelConfig, classes: dict[int, int
 
 def _some(names: list[str]) -> str:
     return ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
-
-
-def _plain(name: str) -> str:
-    return "".join(c for c in name.lower() if c.isalnum())

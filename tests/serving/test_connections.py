@@ -133,15 +133,19 @@ def test_rows_of_vanished_clients_hold_no_place_in_the_queue() -> None:
     engine.stop()
 
 
+async def live(receive: Receive, send: Send) -> None:
+    """The lifespan of an app that needs nothing."""
+    for kind in ("startup", "shutdown"):
+        await receive()
+        await send({"type": f"lifespan.{kind}.complete"})
+
+
 def test_client_that_never_reads_is_cut_off_and_little_is_buffered_for_it() -> None:
     engine, sent, ended = tiny(send_seconds=0.3), [0], list[str]()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
-            for kind in ("startup", "shutdown"):
-                await receive()
-                await send({"type": f"lifespan.{kind}.complete"})
-            return
+            return await live(receive, send)
         await receive()
         await send({"type": "http.response.start", "status": 200, "headers": []})
         for _ in range(2000):  # 128 MB
@@ -167,10 +171,7 @@ def test_slow_but_steady_reader_gets_everything() -> None:
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
-            for kind in ("startup", "shutdown"):
-                await receive()
-                await send({"type": f"lifespan.{kind}.complete"})
-            return
+            return await live(receive, send)
         await send({"type": "http.response.start", "status": 200, "headers": [(b"connection", b"close")]})
         await send({"type": "http.response.body", "body": bytes(2**23), "more_body": False})
 

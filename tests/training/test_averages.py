@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_training import options, weights
+from test_training import killed_at_five, options, weights
 
 from ecar.training import loop, loss
 from ecar.training.config import TrainConfig
@@ -32,17 +32,8 @@ def test_a_resumed_run_has_every_horizon_bit_for_bit(
     digits_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loop.train(options(digits_folder, tmp_path / "whole", ema=(0.3, 0.05)))
-    step = loop.Trainer.train_step
-
-    def dies_at_five(self: loop.Trainer) -> torch.Tensor | None:
-        if self.step == 5:
-            raise KeyboardInterrupt
-        return step(self)
-
-    monkeypatch.setattr(loop.Trainer, "train_step", dies_at_five)
-    with pytest.raises(KeyboardInterrupt):
+    with killed_at_five(monkeypatch):
         loop.train(options(digits_folder, tmp_path / "parts", ema=(0.3, 0.05)))
-    monkeypatch.undo()
     loop.train(options(digits_folder, tmp_path / "parts", ema=(0.3, 0.05)))
     for name in ("final", "final_ema_0.05"):
         a, b = (load_file(tmp_path / run / name / "model.safetensors") for run in ("whole", "parts"))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_training import lines, options, weights
+from test_training import killed_at_five, lines, options, weights
 
 from conftest import random_model, tiny_config
 from ecar.config import ModelConfig, SamplingConfig, StageConfig
@@ -176,17 +176,8 @@ def test_a_resumed_run_needs_no_source_and_is_bit_for_bit_the_whole_one(
     digits_folder: Path, tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loop.train(tuned(digits_folder, tmp_path / "whole", source))
-    step = loop.Trainer.train_step
-
-    def dies_at_five(self: loop.Trainer) -> torch.Tensor | None:
-        if self.step == 5:
-            raise KeyboardInterrupt
-        return step(self)
-
-    monkeypatch.setattr(loop.Trainer, "train_step", dies_at_five)
-    with pytest.raises(KeyboardInterrupt):
+    with killed_at_five(monkeypatch):
         loop.train(tuned(digits_folder, tmp_path / "parts", source))
-    monkeypatch.undo()
     shutil.rmtree(source)
     loop.train(tuned(digits_folder, tmp_path / "parts", source))
     a, b = weights(tmp_path / "whole"), weights(tmp_path / "parts")

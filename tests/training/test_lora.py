@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from test_finetune import saved, tuned
-from test_training import lines, options, weights
+from test_training import killed_at_five, lines, options, weights
 
 from ecar.sampling.pipeline import Pipeline
 from ecar.training import loop
@@ -73,17 +73,8 @@ def test_a_resumed_adapter_run_is_bit_for_bit_the_whole_one_without_its_source(
     digits_folder: Path, tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lora(digits_folder, tmp_path / "whole", source, optimizer="muon", ema=(0.5, 0.9))
-    step = loop.Trainer.train_step
-
-    def dies_at_five(self: loop.Trainer) -> torch.Tensor | None:
-        if self.step == 5:
-            raise KeyboardInterrupt
-        return step(self)
-
-    monkeypatch.setattr(loop.Trainer, "train_step", dies_at_five)
-    with pytest.raises(KeyboardInterrupt):
+    with killed_at_five(monkeypatch):
         lora(digits_folder, tmp_path / "parts", source, optimizer="muon", ema=(0.5, 0.9))
-    monkeypatch.undo()
     shutil.rmtree(source)
     lora(digits_folder, tmp_path / "parts", source, optimizer="muon", ema=(0.5, 0.9))
     for name in ("final/model", "final_ema_0.9/model", "adapter/adapter_model"):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_training import draws, lines, options, weights
+from test_training import draws, killed_at_five, lines, options, weights
 from torch import Tensor
 
 from conftest import random_model, tiny_config
@@ -107,17 +107,8 @@ def test_it_begins_after_its_share_of_the_steps_and_is_resumed_and_cut_into_part
         torch.allclose(a, b, atol=1e-4)
         for a, b in zip(weights(tmp_path / "whole").values(), weights(tmp_path / "cut").values(), strict=True)
     )
-    step = loop.Trainer.train_step
-
-    def dies_at_five(self: loop.Trainer) -> torch.Tensor | None:
-        if self.step == 5:
-            raise KeyboardInterrupt
-        return step(self)
-
-    monkeypatch.setattr(loop.Trainer, "train_step", dies_at_five)
-    with pytest.raises(KeyboardInterrupt):
+    with killed_at_five(monkeypatch):
         loop.train(own(digits_folder, tmp_path / "parts"))
-    monkeypatch.undo()
     loop.train(own(digits_folder, tmp_path / "parts"))
     a, b = weights(tmp_path / "whole"), weights(tmp_path / "parts")
     assert all(torch.equal(a[k], b[k]) for k in a)

@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,13 +52,9 @@ def weights(out: Path) -> dict[str, torch.Tensor]:
     return load_file(out / "final" / "model.safetensors")
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_interrupted_training_resumes_bit_for_bit(
-    digits_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str
-) -> None:
-    """3 steps + kill + 3 steps = 6 steps: order, noise, optimizer, average and rate all come back."""
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    loop.train(options(digits_folder, whole, optimizer=optimizer))
+@contextmanager
+def killed_at_five(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A run inside ends in its fifth step."""
     step = loop.Trainer.train_step
 
     def dies_at_five(self: loop.Trainer) -> torch.Tensor | None:
@@ -66,8 +64,19 @@ def test_interrupted_training_resumes_bit_for_bit(
 
     monkeypatch.setattr(loop.Trainer, "train_step", dies_at_five)
     with pytest.raises(KeyboardInterrupt):
-        loop.train(options(digits_folder, parts, optimizer=optimizer))
+        yield
     monkeypatch.undo()
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_interrupted_training_resumes_bit_for_bit(
+    digits_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str
+) -> None:
+    """3 steps + kill + 3 steps = 6 steps: order, noise, optimizer, average and rate all come back."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    loop.train(options(digits_folder, whole, optimizer=optimizer))
+    with killed_at_five(monkeypatch):
+        loop.train(options(digits_folder, parts, optimizer=optimizer))
     loop.train(options(digits_folder, parts, optimizer=optimizer))
     a, b = weights(whole), weights(parts)
     assert all(torch.equal(a[k], b[k]) for k in a)

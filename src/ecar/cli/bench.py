@@ -108,7 +108,7 @@ def _measure(options: BenchOptions, record: dict[str, Any], device: str) -> None
     peer_settings = dict(zip(options.peer_steps, _euler(options), strict=True))
     sides = _sides(options, peer_settings[options.peer_steps[0]], device)
     ours, peer = (next(side for side in sides if side.name == name) for name in ("ecar", "dit"))
-    flops = {side.name: side.flops() for side in sides if side.name.split()[-1] not in ("compiled", "int8", "dit")}
+    flops = {side.name: side.flops() for side in sides if side.name in _names(options)}
     flops |= {f"dit {n} steps": replace(peer, settings=settings).flops() for n, settings in peer_settings.items()}
     record |= {
         "parameters": {side.name: side.parameters for side in (ours, peer)},
@@ -134,7 +134,7 @@ def _sides(options: BenchOptions, peer_settings: SamplingConfig, device: str) ->
 
     dtype, sides = torch_dtype(options.dtype), []
     config, settings = _ecar(options, options.resolution)
-    for variant in ("", " compiled", " int8") if options.optimized else ("",):
+    for variant in _variants(options):
         ours = make_side(f"ecar{variant}", config, settings, dtype=dtype, device=device)
         peer = make_side(
             f"dit{variant}", _dit(options, options.resolution), peer_settings, dtype=dtype, device=device,
@@ -154,9 +154,9 @@ def _ratios(
 ) -> list[dict[str, Any]]:
     """How many times DiT costs what ECAR costs: each variant against the same of DiT, at each of DiT's step counts."""
     first, ratios = options.peer_steps[0], []
-    for variant in ("", " compiled", " int8") if options.optimized else ("",):
+    for variant in _variants(options):
         dit = measured[f"dit{variant}"]["seconds_per_batch"]
-        for name in ("ecar", *(f"ecar {text}" for text in options.curve)):
+        for name in _names(options):
             ecar = measured[f"{name}{variant}"]["seconds_per_batch"]
             for steps in options.peer_steps:
                 ratios.append({
@@ -172,6 +172,16 @@ def _ratios(
                     ) if options.decoder != "none" else None,
                 })  # fmt: skip
     return ratios
+
+
+def _variants(options: BenchOptions) -> tuple[str, ...]:
+    """What is behind the name of a side: as it is, compiled, compiled with int8 products."""
+    return ("", " compiled", " int8") if options.optimized else ("",)
+
+
+def _names(options: BenchOptions) -> tuple[str, ...]:
+    """Of ECAR's sides, as they are: the default steps, and the curve's."""
+    return ("ecar", *(f"ecar {text}" for text in options.curve))
 
 
 def _steps(text: str, stages: int) -> tuple[int, ...]:

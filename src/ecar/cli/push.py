@@ -11,10 +11,11 @@ from typing import Annotated
 import tyro
 
 from ecar.cli.options import parse
+from ecar.config import CardOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class PushOptions:
+class PushOptions(CardOptions):
     """Publish a model with its card."""
 
     model: Annotated[str, tyro.conf.Positional]
@@ -27,14 +28,6 @@ class PushOptions:
     """Upload nothing: write the folder that would be uploaded, to --out."""
     out: str | None = None
     """Folder of --dry-run; default: NAME in the working directory."""
-    license: str | None = None
-    """Licence of the weights, as the Hub spells it: apache-2.0, mit, other, ..."""
-    datasets: tuple[str, ...] = ()
-    """Hub ids of the data sets that it was trained on."""
-    evaluation: str | None = None
-    """Record of `ecar evaluate` of this model (.json): its figures go into the card."""
-    picture: str | None = None
-    """Picture of samples; default: the newest grid of the run, or 16 images drawn now."""
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -43,20 +36,17 @@ def run(arguments: Sequence[str]) -> None:
     if options.out is not None and not options.dry_run:
         raise ValueError("--out goes with --dry-run: an upload keeps no folder")
     from ecar import Pipeline
-    from ecar.hub import CardOptions, push, write_folder
+    from ecar.hub import push, write_folder
     from ecar.weights import check_repo_id, resolve_model
 
     check_repo_id(options.repo_id)
     source = resolve_model(options.model)
-    card = CardOptions(
-        license=options.license, datasets=options.datasets, evaluation=options.evaluation, picture=options.picture
-    )
     pipe = Pipeline.from_pretrained(source, device="cpu")
     if options.dry_run:
         folder = Path(options.out or options.repo_id.split("/")[-1]).expanduser()
-        write_folder(pipe, folder, options.repo_id, card, source)
+        write_folder(pipe, folder, options.repo_id, options, source)
         files = {str(p.relative_to(folder)): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
         print(json.dumps({"repo_id": options.repo_id, "folder": str(folder), "files": files}))
         return
-    commit = push(pipe, options.repo_id, card, private=options.private, source=source)
+    commit = push(pipe, options.repo_id, options, private=options.private, source=source)
     print(json.dumps({"repo_id": options.repo_id, "commit": commit}))

@@ -88,9 +88,8 @@ def _add_images(app: FastAPI, engine: Engine, name: str) -> None:
         if body.stream:
             return EventResponse(job)
         answer = await whole_answer(job, request, files, body.response_format == "url")
-        return Response(
-            answer.model_dump_json(exclude_none=True), media_type="application/json"
-        )  # checked already: not once more
+        body_text = answer.model_dump_json(exclude_none=True)
+        return Response(body_text, media_type="application/json")  # checked already: not once more
 
     @app.post("/v1/images/edits", include_in_schema=False)
     @app.post("/v1/images/variations", include_in_schema=False)

@@ -51,11 +51,8 @@ class Front:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        start, name, status = (
-            time.monotonic(),
-            f"req_{secrets.token_hex(8)}",
-            499,
-        )  # as it stays where the client went away
+        start, name = time.monotonic(), f"req_{secrets.token_hex(8)}"
+        status = 499  # as it stays where the client went away
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status

@@ -22,7 +22,7 @@ def run_record(
         config: a dataclass of options with ``batch_size`` (images of one update over all processes), ``max_steps``
             and ``device``.
         images: images in the data set.
-        parameters: weights that train.
+        parameters: weights of the model.
         world: processes.
         rows: images per update that train each stage.
     """

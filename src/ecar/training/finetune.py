@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ecar.adapters import Adapter, merged, save_adapter
 from ecar.config import ModelConfig
+from ecar.data.files import write_atomically
 from ecar.data.shards import is_cache
 from ecar.model import StageModel, build_model
 from ecar.tokenizers import Tokenizer, load_tokenizer
@@ -153,9 +154,8 @@ class Source:
         folder.mkdir(exist_ok=True)
         if self.tokenizer is not None and config.tokenizer is None and not is_cache(config.data):
             self.tokenizer.save(folder / "tokenizer")
-        temporary = folder / "source.tmp"
-        temporary.write_text(json.dumps({**self.record(), "model": self.config.to_json()}, indent=1) + "\n")
-        temporary.replace(folder / "source.json")
+        record = json.dumps({**self.record(), "model": self.config.to_json()}, indent=1) + "\n"
+        write_atomically(folder / "source.json", record.encode())
 
     def record(self) -> dict[str, Any]:
         """For ``training.json`` and the log."""

@@ -232,16 +232,17 @@ class Trainer:
     def _open_log(self) -> RunLog:
         """The log and its first lines: what this run is, where it started from, what changed since."""
         images, parameters, source = len(self.table), self.model.num_parameters(), self.source
+        trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         if self.step == 0:
             if source is not None:
                 source.keep(self.config, self.out)
                 source.announce()
-            print(f"{_parameters(self.model)}, {images:,} images, rows {self.rows}")
+            frozen = "" if trained == parameters else f", {trained:,} of them trained"
+            print(f"{parameters:,} parameters{frozen}, {images:,} images, rows {self.rows}")
         record = run_record(self.config, images=images, parameters=parameters, world=self.world.size, rows=self.rows)
         log = RunLog(self.out, step=self.step, trackers=self.config.trackers, record=record)
         log.begin(self.step * self.config.batch_size)
         if self.step == 0 and source is not None:
-            trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
             log.write(step=0, init_from=source.record(), trained_parameters=trained)
         if self.changed:
             print(f"resumed with changes: {'; '.join(self.changed)}", file=sys.stderr)
@@ -316,9 +317,8 @@ class Trainer:
         self.watchdog.at(self.step, UPDATE)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip, foreach=True)
         means = self.world.mean(means)
-        if not math.isfinite(
-            float(whole(norm)) + float(means.sum())
-        ):  # the same numbers, so the same answer, on every rank
+        # The same numbers, so the same answer, on every rank.
+        if not math.isfinite(float(whole(norm)) + float(means.sum())):
             return None
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
@@ -378,9 +378,3 @@ class Trainer:
         }
         tensors = training_tensors(self.model, self.ema, self.optimizers)
         saver.save(self.step, tensors, json.loads(json.dumps(record)), last=last or bool(self.stop.code))
-
-
-def _parameters(model: StageModel) -> str:
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    frozen = "" if trained == model.num_parameters() else f", {trained:,} of them trained"
-    return f"{model.num_parameters():,} parameters{frozen}"

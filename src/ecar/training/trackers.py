@@ -15,6 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
+from ecar.data.files import write_atomically
+
 TRACKERS = ("tensorboard", "wandb", "trackio")
 _BACKLOG = 1000  # actions that may wait for a slow tracker
 _START_SECONDS = 60.0
@@ -190,9 +192,7 @@ def _identity(run: Path, kind: str, step: int) -> str:
         known: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
         if kind not in known or step == 0:
             known[kind] = secrets.token_hex(4)
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text(json.dumps(known, indent=1) + "\n")
-            temporary.replace(path)
+            write_atomically(path, (json.dumps(known, indent=1) + "\n").encode())
     return known[kind]
 
 
