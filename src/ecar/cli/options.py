@@ -77,6 +77,12 @@ def check_dtype(name: str) -> None:
         raise ValueError(f"--dtype must be fp32 or bf16, got {name!r}")
 
 
+def check_quantize(name: str | None) -> None:
+    """ValueError unless ``name`` is int8 or nothing."""
+    if name not in (None, "int8"):
+        raise ValueError(f"--quantize must be int8, got {name!r}")
+
+
 def torch_dtype(name: str) -> torch.dtype:
     """torch's type of a checked name."""
     import torch

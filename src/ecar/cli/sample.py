@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from ecar.cli.options import check_dtype, one_or_all, output_file, parse, torch_dtype
+from ecar.cli.options import check_dtype, check_quantize, one_or_all, output_file, parse, torch_dtype
 
 if TYPE_CHECKING:
     from ecar import Pipeline
@@ -85,8 +85,7 @@ def run(arguments: Sequence[str]) -> None:
     if options.per_class < 1 or options.scale < 0:
         raise ValueError("--per-class must be at least 1 and --scale at least 0")
     check_dtype(options.dtype)
-    if options.quantize not in (None, "int8"):
-        raise ValueError(f"--quantize must be int8, got {options.quantize!r}")
+    check_quantize(options.quantize)
 
     from ecar import Pipeline, __version__
     from ecar.weights import weights_fingerprint

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import tyro
 
-from ecar.cli.options import check_dtype, parse, torch_dtype
+from ecar.cli.options import check_dtype, check_quantize, parse, torch_dtype
 from ecar.serving.config import Limits
 
 KEYS_VARIABLE = "ECAR_API_KEYS"
@@ -38,6 +38,13 @@ class ServeOptions:
     """auto (cuda where there is one), cpu, cuda, mps."""
     dtype: str = "fp32"
     """fp32 or bf16."""
+    compile: bool = False
+    """Compile the model for every batch size before the server is ready (a minute or more; on CPU it needs g++): then
+    faster. Batches are filled up to powers of two."""
+    quantize: str | None = None
+    """int8: matrix products in int8; worth it with --compile."""
+    adapter: str | None = None
+    """Folder of a LoRA adapter of MODEL (ecar train --lora-rank)."""
     threads: int = 0
     """CPU threads of the engine; 0 leaves the choice to torch."""
     limits: Limits = field(default_factory=Limits)
@@ -48,6 +55,7 @@ def run(arguments: Sequence[str]) -> None:
     """Check everything, load the model, listen, serve until SIGTERM or SIGINT."""
     options = parse(ServeOptions, arguments, "serve")
     check_dtype(options.dtype)
+    check_quantize(options.quantize)
     if not 0 <= options.port <= 65535 or options.threads < 0:
         raise ValueError(f"--port must be in 0..65535 and --threads at least 0, got {options.port}, {options.threads}")
     options.limits.check()
@@ -67,7 +75,10 @@ def run(arguments: Sequence[str]) -> None:
         torch.set_num_threads(options.threads)
 
     def load() -> Pipeline:
-        return Pipeline.from_pretrained(options.model, device=options.device, dtype=torch_dtype(options.dtype))
+        return Pipeline.from_pretrained(
+            options.model, device=options.device, dtype=torch_dtype(options.dtype), compile=options.compile,
+            quantize=options.quantize, adapter=options.adapter,
+        )  # fmt: skip
 
     bound = bind(options.host, options.port)
     engine = Engine(load, options.limits, Metrics())

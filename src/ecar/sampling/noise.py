@@ -19,6 +19,10 @@ class StageNoise:
     fresh: Tensor
     context: Tensor | None
 
+    def select(self, rows: list[int]) -> StageNoise:
+        """Noise of some of the rows."""
+        return StageNoise(self.fresh[rows], None if self.context is None else self.context[rows])
+
 
 def draw_noise(seeds: list[int], plan: tuple[Stage, ...], channels: int) -> list[StageNoise]:
     """Noise of every stage, drawn on the CPU so that a seed means the same on every device.

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ecar.config import SamplingConfig
+from ecar.config import CardOptions, SamplingConfig, plain_name
 from ecar.devices import resolve_device
 from ecar.model import StageModel
 from ecar.sampling.loop import StageResult, check_settings, sample_latents
@@ -79,7 +79,7 @@ class Pipeline:
                 f"the model reads latents of tokenizer {model.config.tokenizer}, not of {tokenizer.fingerprint()}"
             )
         self.model, self.tokenizer, self.name = model.eval(), tokenizer.to(model.device).eval(), name
-        self._fixed_shapes = False
+        self.fixed_shapes = False
 
     @classmethod
     def from_pretrained(
@@ -120,7 +120,7 @@ class Pipeline:
     def optimize(self, *, compile: bool = False, quantize: str | None = None) -> None:
         """Make this pipeline faster, in place: see ``ecar.sampling.optimize``."""
         optimize(self.model, compile=compile, quantize=quantize)
-        self._fixed_shapes |= compile
+        self.fixed_shapes |= compile
 
     def push_to_hub(self, repo_id: str, *, private: bool = False, license: str | None = None) -> str:
         """Upload model, tokenizer, card and samples to ``OWNER/NAME``; `ecar push` says more in the card.
@@ -136,7 +136,7 @@ class Pipeline:
         Raises:
             ValueError: an id that cannot be one, an optimised model, or a Hub that refuses or is not reached.
         """
-        from ecar.hub import CardOptions, push
+        from ecar.hub import push
 
         return push(self, repo_id, CardOptions(license=license), private=private)
 
@@ -163,11 +163,11 @@ class Pipeline:
             return self._checked_id(operator.index(label))
         if label in config.class_names:
             return config.class_names.index(label)
-        names = [_plain(name) for name in config.class_names]
-        fitting = [index for index, name in enumerate(names) if name and name == _plain(label)]
+        names = [plain_name(name) for name in config.class_names]
+        fitting = [index for index, name in enumerate(names) if name and name == plain_name(label)]
         if not fitting:
-            synonyms = [{_plain(part) for part in name.split(",")} - {""} for name in config.class_names]
-            fitting = [index for index, known in enumerate(synonyms) if _plain(label) in known]
+            synonyms = [{plain_name(part) for part in name.split(",")} - {""} for name in config.class_names]
+            fitting = [index for index, known in enumerate(synonyms) if plain_name(label) in known]
         if len(fitting) == 1:
             return fitting[0]
         if fitting:
@@ -175,7 +175,7 @@ class Pipeline:
             raise AmbiguousClass(f"class {label!r} fits {listed}; spell it exactly or give the id")
         if label.strip().isdecimal() and len(label) < 20:
             return self._checked_id(int(label))
-        near = [config.class_names[names.index(n)] for n in difflib.get_close_matches(_plain(label), names, 3, 0.4)]
+        near = [config.class_names[names.index(n)] for n in difflib.get_close_matches(plain_name(label), names, 3, 0.4)]
         hint = f"did you mean {', '.join(near)}?" if near else f"classes: {_listed(config.class_names)}"
         raise UnknownClass(f"unknown class {label!r}; {hint}")
 
@@ -294,8 +294,8 @@ class Pipeline:
         on_stage: Callable[[StagePreview], None] | None,
     ) -> list[Image.Image]:
         model, count = self.model, len(ids)
-        if self._fixed_shapes:  # compiled code is of one batch size: the next power of two serves many counts
-            ids, seeds = (part + part[-1:] * (_next_power_of_two(count) - count) for part in (ids, seeds))
+        if self.fixed_shapes:
+            ids, seeds = (part + part[-1:] * (padded_count(count) - count) for part in (ids, seeds))
         noise = draw_noise(seeds, model.plan, model.config.channels)
 
         def preview(result: StageResult) -> None:
@@ -310,12 +310,10 @@ class Pipeline:
         return to_pil(self.tokenizer.decode(latents[:count]))
 
 
-def _next_power_of_two(number: int) -> int:
-    return 1 << (number - 1).bit_length()
-
-
-def _plain(name: str) -> str:
-    return "".join(c for c in name.lower() if c.isalnum())
+def padded_count(count: int) -> int:
+    """Rows of a batch of ``count`` images with fixed shapes: compiled code is of one size, and the next power of two
+    serves many counts."""
+    return 1 << (count - 1).bit_length()
 
 
 def _listed(names: tuple[str, ...]) -> str:

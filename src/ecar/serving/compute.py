@@ -10,7 +10,7 @@ from torch import Tensor
 from ecar.sampling.loop import Rows, VelocityCallback, advance
 from ecar.sampling.noise import StageNoise, draw_noise
 from ecar.sampling.pictures import to_pil
-from ecar.sampling.pipeline import Pipeline
+from ecar.sampling.pipeline import Pipeline, padded_count
 from ecar.serving.metrics import Metrics
 from ecar.serving.rows import Chunk, EngineError, Failed, Finished, Row
 from ecar.stages import Stage, data_from_end
@@ -19,12 +19,20 @@ from ecar.stages import Stage, data_from_end
 class Computer:
     """Advances chunks and sends previews, images and errors to their rows."""
 
-    def __init__(self, pipe: Pipeline, metrics: Metrics) -> None:
-        self.pipe, self.model, self.metrics = pipe, pipe.model, metrics
+    def __init__(self, pipe: Pipeline, metrics: Metrics, max_batch: int) -> None:
+        self.pipe, self.model, self.metrics, self.max_batch = pipe, pipe.model, metrics, max_batch
 
     def warm_up(self) -> None:
-        """One image with the default settings: allocations, compiled kernels."""
+        """One image with the default settings. Compiled: one batch of every size that can come, and the largest guided
+        in every stage (twice the rows), so that no request waits for the compiler."""
         self.pipe(seeds=[0])
+        if not self.pipe.fixed_shapes:
+            return
+        largest, stages = padded_count(self.max_batch), len(self.model.plan)
+        for count in (2**k for k in range(largest.bit_length())):
+            self.pipe(seeds=range(count), guidance=(1.0,) * stages, batch_size=count)
+        if self.model.config.num_classes:
+            self.pipe(seeds=range(largest), guidance=(1.5,) * stages, batch_size=largest)
 
     def begin(self, rows: list[Row]) -> Chunk:
         """New rows before their first stage; their noise is drawn here, each from its own seed."""
@@ -40,19 +48,27 @@ class Computer:
         """Do the next stage of the chunk. What is left to do comes back; None where nothing is."""
         start = time.monotonic()
         stage, rows = self.model.plan[chunk.batch.done], chunk.members
-        settings = rows[0].settings
-        result = advance(
-            self.model, chunk.batch, self._noise(stage, rows), settings, on_velocity=self._watch(stage, rows)
-        )
-        good = self._finite(rows, result.y)
+        settings, batch, noise = rows[0].settings, chunk.batch, self._noise(stage, rows)
+        if self.pipe.fixed_shapes and (missing := padded_count(len(rows)) - len(rows)):
+            filled = [*range(len(rows)), *[0] * missing]  # the first row again, for nobody
+            batch, noise = batch.select(filled), noise.select(filled)
+        result = advance(self.model, batch, noise, settings, on_velocity=self._watch(stage, rows))
+        y = result.y[: len(rows)]
+        good = self._finite(rows, y)
         end = (stage.index, settings.steps[stage.index])
         last = stage.index == len(self.model.plan) - 1
         if not last and (seen := [i for i in good if end in rows[i].previews]):
-            self._show(stage, [rows[i] for i in seen], result.data(seen))
+            every = range(len(result.y))
+            z = result.data(every)[seen] if self.pipe.fixed_shapes else result.data(seen)
+            self._show(stage, [rows[i] for i in seen], z)
         if last:
-            self._finish([rows[i] for i in good], result.y[good])
+            self._finish([rows[i] for i in good], y[good])
         self._count(stage, len(rows), time.monotonic() - start)
-        return chunk.select(good) if good and not last else None
+        if last or not good:
+            return None
+        if batch is not chunk.batch:
+            return Chunk([rows[i] for i in good], batch.select(good))
+        return chunk.select(good)
 
     def _noise(self, stage: Stage, rows: list[Row]) -> StageNoise:
         draws = [row.noise[stage.index] for row in rows]

@@ -126,7 +126,7 @@ class Engine:
         crashes = 0
         while not self._stop:
             try:
-                computer = Computer(self.pipe, self.metrics)
+                computer = Computer(self.pipe, self.metrics, self.limits.max_batch)
                 computer.warm_up()
                 with self._changed:
                     if self.state == "starting":
