@@ -8,6 +8,7 @@
   ``--soak-seconds`` the server's memory while clients come and vanish at random.
 
 python scripts/load_serving.py --out docs/results/serving.json
+python scripts/load_serving.py --dtype bf16 --compile --out docs/results/serving_compiled.json
 python scripts/load_serving.py --only vanishing --soak-seconds 600 --out docs/results/serving_vanishing.json
 """
 
@@ -269,23 +270,23 @@ def resident(pid: int) -> float:
     return round(pages * os.sysconf("SC_PAGE_SIZE") / 2**20, 1)
 
 
-def offline(model: str, images: int) -> float:
+def offline(model: str, images: int, dtype: str, compiled: bool) -> float:
     """Images per second of the batch sampler (batches of 64), in a process of its own, after a warm-up."""
     code = (
-        "import sys, time; from ecar import Pipeline\n"
-        "pipe, n = Pipeline.from_pretrained(sys.argv[1]), int(sys.argv[2])\n"
+        "import sys, time; from ecar import Pipeline; from ecar.cli.options import torch_dtype\n"
+        "more = {'dtype': torch_dtype(sys.argv[3]), 'compile': sys.argv[4] == 'True'}\n"
+        "pipe, n = Pipeline.from_pretrained(sys.argv[1], **more), int(sys.argv[2])\n"
         "pipe([i % 10 for i in range(64)]); start = time.perf_counter()\n"
         "pipe([i % 10 for i in range(n)]); print(n / (time.perf_counter() - start))"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", code, model, str(images)], capture_output=True, text=True, check=True
-    )
+    command = [sys.executable, "-c", code, model, str(images), dtype, str(compiled)]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
     return float(result.stdout)
 
 
 def scenario_vanishing(args: argparse.Namespace) -> dict[str, Any]:
     """Both scenarios of clients that vanish, with a server of their own."""
-    with server(args.model) as (address, pid):
+    with server(args.model, *serve_options(args)) as (address, pid):
         closed_loop(address, 1, 1, 1.0)
         found: dict[str, Any] = {"vanishing": vanishing(address, args.vanishing_clients)}
         if args.soak_seconds:
@@ -293,9 +294,21 @@ def scenario_vanishing(args: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
+def serve_options(args: argparse.Namespace) -> list[str]:
+    """Of ``ecar serve``."""
+    return ["--dtype", args.dtype, *(["--compile"] if args.compile else [])]
+
+
+def command_line(args: argparse.Namespace, *more: str) -> str:
+    """How to make the record again."""
+    return " ".join(["python scripts/load_serving.py", *more, *serve_options(args)])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="fashion")
+    parser.add_argument("--dtype", default="fp32", choices=["fp32", "bf16"], help="of server and offline sampler")
+    parser.add_argument("--compile", action="store_true", help="server and offline sampler")
     parser.add_argument("--rounds", type=int, default=2, help="of offline and served throughput, in turns")
     parser.add_argument("--seconds", type=float, default=10.0, help="of each closed loop")
     parser.add_argument("--overload-seconds", type=float, default=60.0)
@@ -305,17 +318,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     if args.only:
-        write_result(
-            {"command": "python scripts/load_serving.py --only vanishing", **scenario_vanishing(args)}, args.out
-        )
+        write_result({"command": command_line(args, "--only", "vanishing"), **scenario_vanishing(args)}, args.out)
         return
     alone, served = [], []
     for _ in range(args.rounds):
-        alone.append(offline(args.model, 64 * max(1, round(args.seconds))))
-        with server(args.model) as (address, _):
+        alone.append(offline(args.model, 64 * max(1, round(args.seconds)), args.dtype, args.compile))
+        with server(args.model, *serve_options(args)) as (address, _):
             closed_loop(address, 6, 10, 1.0)  # warm
             served.append(closed_loop(address, 6, 10, args.seconds))
-    with server(args.model) as (address, pid):
+    with server(args.model, *serve_options(args)) as (address, pid):
         closed_loop(address, 1, 1, 1.0)
         pairs = [(closed_loop(address, 1, 1, 4.0), closed_loop(address, 16, 1, 4.0)) for _ in range(args.rounds)]
         client = Client(address)
@@ -329,7 +340,7 @@ def main() -> None:
         flood = overload(address, pid, 4 * rate, 10, args.overload_seconds)
         flood["server_after"] = get(address, "/ready")[0]
     record = {
-        "command": "python scripts/load_serving.py", "model": args.model, "cpus": os.cpu_count(),
+        "command": command_line(args), "model": args.model, "cpus": os.cpu_count(),
         "load_before": round(os.getloadavg()[0], 2),
         "offline_images_per_second": [round(rate, 2) for rate in alone],
         "served": served,

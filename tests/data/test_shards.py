@@ -20,6 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from ecar.cli import encode
+from ecar.cli.main import main
 from ecar.data import encoding
 from ecar.data.latents import encode_source
 from ecar.data.shards import ShardTable, damaged_shards, image_ids, load_latents
@@ -190,6 +191,25 @@ def test_a_damaged_shard_is_named(photos: Path, tmp_path: Path, monkeypatch: pyt
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(ValueError, match=r"shard_00002.safetensors has \d+ bytes, not"):
         load_latents(str(tmp_path / "other"))
+
+
+def test_data_check_finds_flipped_bits_and_missing_shards_of_a_cache(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "cache"
+    encode.run(arguments(photos, out))
+    assert main(["data", "check", str(out)]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["damaged"] == []
+    path = out / "shard_00000.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1  # of the same length: opening it shows nothing
+    path.write_bytes(data)
+    (out / "shard_00001.safetensors").unlink()
+    with pytest.raises(SystemExit) as end:
+        main(["data", "check", str(out), "--out", str(tmp_path / "report.json")])
+    assert end.value.code == 1
+    damaged = json.loads((tmp_path / "report.json").read_text())["damaged"]
+    assert damaged == ["shard_00000.safetensors: hash mismatch", "shard_00001.safetensors: No such file or directory"]
 
 
 def test_a_cache_of_another_crop_is_refused_by_training(photos: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""``ecar data check``: what is wrong with the images of a data set."""
+"""``ecar data check``: what is wrong with the images of a data set, or with the shards of a latent cache."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _SHOWN = 5
 
 @dataclass(frozen=True, kw_only=True)
 class CheckOptions:
-    """List broken, tiny, 16-bit, CMYK, palette, transparent, animated and duplicate images; exit code 1 where some are
-    broken."""
+    """List broken, tiny, 16-bit, CMYK, palette, transparent, animated and duplicate images, or the damaged shards of a
+    latent cache; exit code 1 where some are broken."""
 
     data: Annotated[str, tyro.conf.Positional]
-    """Folder of images, WebDataset tars, parquet file or folder, or Hub data set id."""
+    """Folder of images, WebDataset tars, parquet file or folder, Hub data set id, or folder of ecar encode."""
     resolution: tuple[int, ...] = (32,)
     """Images smaller than this side (or height and width) are tiny."""
     split: str = "train"
@@ -45,8 +45,19 @@ def run(arguments: Sequence[str]) -> None:
         raise ValueError(f"--resolution takes one side, or height and width; got {options.resolution}")
     out = output_file(options.out, (".json",)) if options.out else None
     from ecar.data.check import BROKEN, check_images
+    from ecar.data.shards import check_cache, is_cache
     from ecar.data.source import load_source
 
+    if is_cache(options.data):
+        record = check_cache(options.data)
+        for line in record["damaged"]:
+            print(f"{BROKEN}: {line}")
+        if out is not None:
+            out.write_text(json.dumps(record, indent=1) + "\n")
+        print(json.dumps(record))
+        if record["damaged"]:
+            sys.exit(1)
+        return
     source = load_source(options.data, split=options.split, max_images=options.max_images)
     report = check_images(source, options.resolution[0], options.resolution[-1])
     for kind, found in report.findings.items():

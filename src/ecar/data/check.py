@@ -6,10 +6,12 @@ import hashlib
 import io
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from PIL import Image
 from tqdm.auto import tqdm
 
+from ecar.data.ahead import in_order
 from ecar.data.images import BadImageError, decode_image
 from ecar.data.source import ImageSource
 
@@ -48,24 +50,37 @@ def check_images(source: ImageSource, height: int, width: int) -> DataReport:
     report = DataReport(images=len(source), classes={name: counts[i] for i, name in enumerate(names)})
     bytes_seen: dict[bytes, str] = {}
     pixels_seen: dict[bytes, str] = {}
-    for index in tqdm(range(len(source)), desc="checking", disable=None):
+    looks = in_order(_look, source.encoded())
+    for (index, _), look in tqdm(looks, total=len(source), desc="checking", disable=None):
         path = source.path(index)
-        try:
-            data = source.read(index)
-            image = decode_image(data)
-        except (BadImageError, OSError) as error:
-            report.add(BROKEN, f"{path}: {error}")
+        if isinstance(look, BadImageError):
+            report.add(BROKEN, f"{path}: {look}")
             continue
-        report.sides[image.size] += 1
-        if image.width < width or image.height < height:
-            report.add("tiny", f"{path}: {image.width}x{image.height}")
-        for kind in _kinds(data):
+        report.sides[look.size] += 1
+        if look.size[0] < width or look.size[1] < height:
+            report.add("tiny", f"{path}: {look.size[0]}x{look.size[1]}")
+        for kind in look.kinds:
             report.add(kind, path)
-        if (first := bytes_seen.setdefault(hashlib.sha256(data).digest(), path)) != path:
+        if (first := bytes_seen.setdefault(look.bytes_hash, path)) != path:
             report.add("duplicate", f"{path}: as {first}")
-        elif (first := pixels_seen.setdefault(hashlib.sha256(image.tobytes()).digest(), path)) != path:
+        elif (first := pixels_seen.setdefault(look.pixels_hash, path)) != path:
             report.add("same pixels", f"{path}: as {first}")
     return report
+
+
+class _Look(NamedTuple):
+    """What one image shows: (width, height), kinds, SHA-256 of its bytes and of its pixels."""
+
+    size: tuple[int, int]
+    kinds: list[str]
+    bytes_hash: bytes
+    pixels_hash: bytes
+
+
+def _look(encoded: tuple[int, bytes | BadImageError]) -> _Look:
+    image, data = decode_image(encoded[1]), encoded[1]
+    assert not isinstance(data, BadImageError)  # decode_image has raised it
+    return _Look(image.size, _kinds(data), hashlib.sha256(data).digest(), hashlib.sha256(image.tobytes()).digest())
 
 
 def _kinds(data: bytes) -> list[str]:

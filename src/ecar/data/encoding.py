@@ -6,7 +6,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ecar.config import Side, differences
+from ecar.data.ahead import in_order
 from ecar.data.feed import Feed, Sample
 from ecar.data.files import write_atomically
 from ecar.data.images import CROP, BadImageError, decode_image, fit, to_signed
@@ -163,18 +164,16 @@ def _save_progress(out: Path, progress: Progress) -> None:
 
 def _good_images(feed: Feed, progress: Progress, side: Side, bad: BadImages) -> Iterator[tuple[Sample, np.ndarray]]:
     """Samples with their pixels (height, width, 3); the bad ones are noted in ``progress``, in their order."""
-    seen = progress.row
-    for sample in feed.samples(progress.row):
-        seen = sample.row + 1
-        try:
-            if sample.data is None:
-                raise BadImageError(sample.error)
-            pixels = fit(decode_image(sample.data), *side)
-        except BadImageError as error:
-            progress.skipped.append(f"{feed.where(sample)}: {error}")
-            bad.check(feed.name, progress.skipped, seen, len(feed) or seen)
+
+    def pixels(sample: Sample) -> np.ndarray:
+        return fit(decode_image(sample.data), *side)
+
+    for sample, result in in_order(pixels, feed.samples(progress.row)):
+        if isinstance(result, BadImageError):
+            progress.skipped.append(f"{feed.where(sample)}: {result}")
+            bad.check(feed.name, progress.skipped, sample.row + 1, len(feed) or sample.row + 1)
         else:
-            yield sample, pixels
+            yield sample, result
 
 
 @torch.no_grad()
@@ -201,7 +200,7 @@ def _encode_shard(
                 )
             parts[key].append(value)
         labels += [_label(feed, sample, progress) for sample, _ in batch]
-        samples += [Sample(row=s.row, id=s.id, label=s.label, data=None) for s, _ in batch]
+        samples += [replace(s, data=b"") for s, _ in batch]  # their bytes are not needed any more
         bar.update(len(batch))
     if not samples:
         return None

@@ -22,15 +22,13 @@ class Sample:
         row: its place in the feed.
         id: its stable name.
         label: as the data have it; None without labels.
-        data: its encoded bytes; None where they cannot be read.
-        error: why not.
+        data: its encoded bytes, or why they cannot be read.
     """
 
     row: int
     id: str
     label: int | str | None
-    data: bytes | None
-    error: str = ""
+    data: bytes | BadImageError
 
 
 class Feed(Protocol):
@@ -78,14 +76,9 @@ class SourceFeed:
         return _digest(parts, source.labels.tobytes() + source.chosen.tobytes())
 
     def samples(self, start: int) -> Iterator[Sample]:
-        for row in range(start, len(self.source)):
+        for row, data in self.source.encoded(start):
             label = int(self.source.labels[row]) if self.source.class_names else None
-            data, error = None, ""
-            try:
-                data = self.source.read(row)
-            except (BadImageError, OSError) as problem:
-                error = str(problem)
-            yield Sample(row=row, id=self.source.id(row), label=label, data=data, error=error)
+            yield Sample(row=row, id=self.source.id(row), label=label, data=data)
 
     def where(self, sample: Sample) -> str:
         return self.source.path(sample.row)
@@ -124,10 +117,10 @@ class StreamFeed:
         table = self.table if self.limit is None else self.table.take(self.limit)
         for row, example in enumerate(table.skip(start), start):
             cell = example[self.column] or {}
-            data, error = cell.get("bytes"), ""
+            data = cell.get("bytes")
             if data is None:
-                error = "is empty"
-            yield Sample(row=row, id=_example_id(example, row), label=_example_label(example), data=data, error=error)
+                data = BadImageError("is empty")
+            yield Sample(row=row, id=_example_id(example, row), label=_example_label(example), data=data)
 
     def where(self, sample: Sample) -> str:
         return f"{self.name}: {sample.id}"

@@ -10,6 +10,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 MAX_PIXELS = 89_478_485  # Pillow warns from here on; a file of a few kilobytes can ask for more than there is memory
+# The error below says it. Once for all: images are decoded on threads, for which ``catch_warnings`` is not safe.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 # The rule of ``fit``; another rule gets another name: latents of one crop are no latents of another.
 CROP = "cover-bicubic-centre-1"
@@ -19,8 +21,8 @@ class BadImageError(ValueError):
     """An image that cannot be used; the message says why."""
 
 
-def decode_image(data: bytes) -> Image.Image:
-    """Bytes of any format that Pillow reads -> RGB image, upright (EXIF), 8 bits.
+def decode_image(data: bytes | BadImageError) -> Image.Image:
+    """Bytes of any format that Pillow reads -> RGB image, upright (EXIF), 8 bits; or the reason why there are none.
 
     16-bit and floating-point images are scaled, not clipped (Pillow's ``convert`` clips them); transparent pixels
     are laid over white; of an animation the first frame is taken.
@@ -28,14 +30,14 @@ def decode_image(data: bytes) -> Image.Image:
     Raises:
         BadImageError: empty, truncated, not an image, not finite, or of more than ``MAX_PIXELS`` pixels.
     """
+    if isinstance(data, BadImageError):
+        raise data
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit is our own
-            opened = Image.open(io.BytesIO(data))
-            if opened.width * opened.height > MAX_PIXELS:
-                raise BadImageError(f"has {opened.width}x{opened.height} pixels, more than {MAX_PIXELS:,}")
-            opened.load()
-            return _to_rgb(ImageOps.exif_transpose(opened))
+        opened = Image.open(io.BytesIO(data))
+        if opened.width * opened.height > MAX_PIXELS:
+            raise BadImageError(f"has {opened.width}x{opened.height} pixels, more than {MAX_PIXELS:,}")
+        opened.load()
+        return _to_rgb(ImageOps.exif_transpose(opened))
     except BadImageError:
         raise
     except Exception as error:  # Pillow raises many types for broken files: OSError, SyntaxError, struct.error, ...

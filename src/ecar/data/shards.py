@@ -165,6 +165,27 @@ def image_ids(folder: Path) -> list[str]:
     return ids
 
 
+def check_cache(path: str) -> dict[str, Any]:
+    """What a cache holds, and under "damaged" which of its files are not what was written, or are missing.
+
+    Raises:
+        ValueError: half written, or its own records cannot be read.
+    """
+    folder = Path(path).expanduser()
+    if not (folder / CACHE).exists():
+        load_latents(path)  # says how to go on
+    try:
+        record = json.loads((folder / CACHE).read_text())
+        shards = record["shards"]
+        found = {"cache": path, "images": record["images"], "shards": len(shards), "skipped": len(record["skipped"])}
+        damaged = damaged_shards(folder, shards)
+    except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{folder}: damaged latent cache ({error}); {_AGAIN}") from None
+    if not damaged:
+        load_latents(path)  # all that training would ask
+    return {**found, "damaged": damaged}
+
+
 def damaged_shards(folder: Path, shards: list[dict[str, Any]]) -> list[str]:
     """What is wrong with the files of ``shards``, one line each: missing, or other bytes than were written."""
     found = []

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ecar.data.ahead import in_order
 from ecar.data.images import BadImageError, decode_image, fit
 from ecar.data.rows import Opened, Rows, natural_key, of_split, open_folder, open_table
 from ecar.data.tars import find_tars, open_tars
@@ -43,6 +44,16 @@ class ImageSource:
     def read(self, index: int) -> bytes:
         """Encoded bytes of one image."""
         return self.rows.read(int(self.chosen[index]))
+
+    def encoded(self, start: int = 0) -> Iterator[tuple[int, bytes | BadImageError]]:
+        """Every index from ``start`` on with its bytes, or with why they cannot be read."""
+        for index in range(start, len(self)):
+            try:
+                yield index, self.read(index)
+            except BadImageError as error:
+                yield index, error
+            except OSError as error:
+                yield index, BadImageError(str(error))
 
     def path(self, index: int) -> str:
         """Path of one image's file, or its row number, for messages."""
@@ -155,14 +166,18 @@ def iterate_images(
     bad = bad or BadImages()
     images: list[np.ndarray] = []
     labels: list[int] = []
-    for index in range(len(source)):
-        try:
-            images.append(fit(decode_image(source.read(index)), height, width))
+
+    def pixels(encoded: tuple[int, bytes | BadImageError]) -> np.ndarray:
+        return fit(decode_image(encoded[1]), height, width)
+
+    for (index, _), result in in_order(pixels, source.encoded()):
+        if isinstance(result, BadImageError):
+            report.skipped.append(f"{source.path(index)}: {result}")
+            bad.check(source.name, report.skipped, index + 1, len(source))
+        else:
+            images.append(result)
             labels.append(int(source.labels[index]))
             report.used += 1
-        except (BadImageError, OSError) as error:
-            report.skipped.append(f"{source.path(index)}: {error}")
-            bad.check(source.name, report.skipped, index + 1, len(source))
         if len(images) == batch_size:
             yield np.stack(images), np.asarray(labels)
             images, labels = [], []

@@ -92,8 +92,8 @@ class Watchdog:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._over.set()
-        if self._thread is not None:
-            self._thread.join()
+        if self._thread is not None:  # it may hang in the store of a process that is gone, as long as a timeout takes
+            self._thread.join(2 * self.interval)
 
     def _watch(self) -> None:
         store, beat, answered = None, 0, time.monotonic()
