@@ -49,6 +49,7 @@ def test_command_writes_named_figures_with_their_settings_and_resumes(
     assert first["metrics"]["num"] == 24 and first["metrics"]["biased_small_sample"] is True
     assert first["metrics"]["FD-EffNetLite0"] > 0 and first["settings"]["guidance"] == [1.5, 1.0]
     assert set(first["classifier"]["classifier_accuracy_per_class"]) == {"zero", "one", "seven"}
+    assert first["classifier"]["made"] == {"train_data": str(digits_folder), "epochs": 2, "flip": False}
     assert first["flops_per_image"]["model"] > 0
     floor, rebuilt = first["floor: training images"], first["tokenizer's reconstructions of training images"]
     assert floor["FD-EffNetLite0"] == pytest.approx(rebuilt["FD-EffNetLite0"], rel=0.05)  # pixels are kept

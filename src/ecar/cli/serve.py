@@ -40,7 +40,7 @@ class ServeOptions:
     """fp32 or bf16."""
     compile: bool = False
     """Compile the model for every batch size before the server is ready (a minute or more; on CPU it needs g++): then
-    faster. Batches are filled up to powers of two."""
+    faster. Batches are filled up to 1, 2, 4, 8, 12, 16, 24, 32, ... rows."""
     quantize: str | None = None
     """int8: matrix products in int8; worth it with --compile."""
     adapter: str | None = None

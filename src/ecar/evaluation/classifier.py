@@ -14,7 +14,13 @@ from tqdm.auto import tqdm
 
 
 class Classifier(nn.Module):
-    """(B, 3, H, W) in [-1, 1] -> logits (B, K): four residual stages of convolutions, mean over positions."""
+    """(B, 3, H, W) in [-1, 1] -> logits (B, K): four residual stages of convolutions, mean over positions.
+
+    Attributes:
+        made: how it was trained: data, epochs, mirrored or not.
+    """
+
+    made: dict[str, object]
 
     def __init__(self, num_classes: int, width: int = 32) -> None:
         super().__init__()
@@ -89,24 +95,26 @@ def accuracy(predicted: Tensor, labels: Tensor, num_classes: int) -> tuple[float
 
 def save_classifier(model: Classifier, path: Path, record: dict[str, object]) -> None:
     """Weights and how they were made, as safetensors."""
+    model.made = record
     temporary = path.with_name(path.name + ".tmp")
     save_file({k: v.contiguous() for k, v in model.state_dict().items()}, temporary, {"ecar": json.dumps(record)})
     temporary.replace(path)
 
 
 def load_classifier(path: Path, num_classes: int) -> Classifier:
-    """The classifier in a file.
+    """The classifier in a file; its ``made`` says how it was trained.
 
     Raises:
         ValueError: not such a file, or another number of classes.
     """
     try:
         with safe_open(path, "pt") as file:
-            json.loads((file.metadata() or {})["ecar"])
+            made = json.loads((file.metadata() or {})["ecar"])
         state = load_file(path)
         outputs, channels = state["out.weight"].shape
         model = Classifier(outputs, channels // 8)
         model.load_state_dict(state)
+        model.made = made
     except Exception as error:
         raise ValueError(f"--classifier {path}: not a classifier of ecar evaluate ({type(error).__name__})") from error
     if outputs != num_classes:

@@ -23,16 +23,17 @@ class Computer:
         self.pipe, self.model, self.metrics, self.max_batch = pipe, pipe.model, metrics, max_batch
 
     def warm_up(self) -> None:
-        """One image with the default settings. Compiled: one batch of every size that can come, and the largest guided
-        in every stage (twice the rows), so that no request waits for the compiler."""
+        """One image with the default settings. Compiled: one batch of every size that can come, guided (twice the
+        rows) and not, so that no request waits for the compiler."""
         self.pipe(seeds=[0])
         if not self.pipe.fixed_shapes:
             return
-        largest, stages = padded_count(self.max_batch), len(self.model.plan)
-        for count in (2**k for k in range(largest.bit_length())):
+        sizes, stages = sorted({padded_count(n + 1) for n in range(self.max_batch)}), len(self.model.plan)
+        for count in sizes:
             self.pipe(seeds=range(count), guidance=(1.0,) * stages, batch_size=count)
         if self.model.config.num_classes:
-            self.pipe(seeds=range(largest), guidance=(1.5,) * stages, batch_size=largest)
+            for count in (n for n in sizes if 2 * n not in sizes):
+                self.pipe(seeds=range(count), guidance=(1.5,) * stages, batch_size=count)
 
     def begin(self, rows: list[Row]) -> Chunk:
         """New rows before their first stage; their noise is drawn here, each from its own seed."""
