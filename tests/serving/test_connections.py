@@ -278,11 +278,16 @@ def test_error_inside_the_server_has_envelope_request_id_and_count(
     monkeypatch.setattr("ecar.serving.app.make_order", broken)
     engine = tiny()
     with caplog.at_level(logging.INFO), listening(create_app(engine, "tiny"), engine) as port:
+        assert httpx.get(f"http://127.0.0.1:{port}/health").status_code == 200
         answer = httpx.post(f"http://127.0.0.1:{port}{GENERATE}", json={"prompt": "cat"})
         assert answer.status_code == 500 and answer.json()["error"]["code"] == "internal_error"
         assert "s3cret" not in answer.text and answer.headers["x-request-id"].startswith("req_")
         assert "nosniff" in answer.headers["x-content-type-options"]
         until(lambda: 'ecar_http_responses_total{status="500"} 1.0' in engine.metrics.text().decode())
+    lines = [record.message for record in caplog.records if record.name == "ecar.serving"]
+    assert any(GENERATE in line for line in lines) and not any(
+        "/health" in line for line in lines
+    )  # probes only fill logs
 
 
 def test_image_that_cannot_be_encoded_ends_its_stream_with_an_error_event(monkeypatch: pytest.MonkeyPatch) -> None:

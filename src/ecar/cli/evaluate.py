@@ -104,7 +104,11 @@ def run(arguments: Sequence[str]) -> None:
     record["extractor"] = {"name": extractor.name, "fingerprint": extractor.fingerprint}
     record["metrics"] = measure(samples, reference, extractor)
     if classifier is not None:
-        record["classifier"] = {"file": options.classifier, "made": classifier.made, **Judge(classifier, reference)(samples)}
+        record["classifier"] = {
+            "file": options.classifier,
+            "made": classifier.made,
+            **Judge(classifier, reference)(samples),
+        }
     if train is not None:
         record |= _lines(options, train[0], reference, extractor, pipe)
         record |= _nearest(samples.images, reference, train[0])

@@ -126,11 +126,13 @@ class Engine:
         crashes = 0
         while not self._stop:
             try:
+                start = time.monotonic()
                 computer = Computer(self.pipe, self.metrics, self.limits.max_batch)
                 computer.warm_up()
                 with self._changed:
                     if self.state == "starting":
                         self._set_state("ready")
+                log.info("ready after %.0f s of warming up", time.monotonic() - start)
                 while self._work(computer):
                     crashes = 0
             except Exception as error:

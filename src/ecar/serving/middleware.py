@@ -32,7 +32,8 @@ HEADERS = {
 
 
 class Front:
-    """Refuses what is too large, too slow or without a key; adds headers; logs method, route, status and time.
+    """Refuses what is too large, too slow or without a key; adds headers; logs method, route, status and time (of
+    probes only at level DEBUG).
 
     Nothing that a client sends is logged but the method and the path, escaped.
 
@@ -81,7 +82,8 @@ class Front:
         finally:
             self.metrics.responses.labels(str(status)).inc()
             took = (time.monotonic() - start) * 1000
-            log.info("%s %r %d %.0f ms %s", scope["method"], scope["path"][:200], status, took, name)
+            level = logging.DEBUG if scope["path"] in PROBES else logging.INFO  # asked every second, for ever
+            log.log(level, "%s %r %d %.0f ms %s", scope["method"], scope["path"][:200], status, took, name)
 
     def _check_crowd(self, scope: Scope) -> None:
         if CROWDED in scope and scope["path"] not in PROBES:
