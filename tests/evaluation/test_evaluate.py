@@ -64,6 +64,20 @@ def test_command_writes_named_figures_with_their_settings_and_resumes(
     assert "other samples (seed 0 -> 7" in capsys.readouterr().err
 
 
+def test_int8_is_in_the_record_and_its_products_are_counted(digits_folder: Path, tmp_path: Path) -> None:
+    """The counter does not know the kernels of int8: it would say 0."""
+    records = {}
+    for name, more in {"plain": [], "int8": ["--quantize", "int8"]}.items():
+        out = tmp_path / f"{name}.json"
+        command = ["evaluate", "--model", "fashion", "--data", str(digits_folder), "--num", "12", "--allow-small"]
+        assert main([*command, "--out", str(out), "--cache", str(tmp_path), "--device", "cpu", *more]) == 0
+        records[name] = json.loads(out.read_text())
+    assert records["int8"]["quantize"] == "int8" and "quantize" not in records["plain"]
+    for key in ("flops_per_image", "parameters"):
+        assert records["int8"][key] == records["plain"][key]
+    assert records["int8"]["samples"] != records["plain"]["samples"]
+
+
 def test_samples_file_scores_as_the_model_it_came_from(trained: Path, digits_folder: Path, tmp_path: Path) -> None:
     def evaluate(*source: str) -> dict[str, object]:
         out = tmp_path / f"{source[0][2:]}.json"

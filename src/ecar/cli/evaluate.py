@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ecar.cli.options import check_dtype, one_or_all, output_file, parse, source_commit, torch_dtype
+from ecar.cli.options import check_dtype, check_quantize, one_or_all, output_file, parse, source_commit, torch_dtype
 
 if TYPE_CHECKING:
     import torch
@@ -69,6 +69,10 @@ class EvaluateOptions:
     """auto (cuda where there is one), cpu, cuda, mps."""
     dtype: str = "fp32"
     """fp32 or bf16."""
+    compile: bool = False
+    """Compile the model before sampling (a minute or more; on CPU it needs g++)."""
+    quantize: str | None = None
+    """int8: matrix products in int8."""
     allow_small: bool = False
     """Accept fewer images than the extractor has features; the record says so."""
     cache: str = "~/.cache/ecar"
@@ -120,6 +124,7 @@ def _check(options: EvaluateOptions) -> None:
     if (options.model is None) == (options.samples is None):
         raise ValueError("give --model or --samples, one of them")
     check_dtype(options.dtype)
+    check_quantize(options.quantize)
     if options.batch_size < 1 or options.classifier_epochs < 1:
         raise ValueError("--batch-size and --classifier-epochs must be at least 1")
     if options.classifier is not None:
@@ -136,9 +141,14 @@ def _pipeline(options: EvaluateOptions, device: str) -> Pipeline | None:
         return None
     from ecar import Pipeline
 
-    pipe = Pipeline.from_pretrained(options.model, device=device, dtype=torch_dtype(options.dtype))
+    pipe = Pipeline.from_pretrained(options.model, device=device, dtype=torch_dtype(options.dtype), **_fast(options))
     _settings(options, pipe)
     return pipe
+
+
+def _fast(options: EvaluateOptions) -> dict[str, Any]:
+    """Options of ``Pipeline.from_pretrained`` that change the images a little; those in use."""
+    return {k: v for k, v in {"compile": options.compile, "quantize": options.quantize}.items() if v}
 
 
 def _settings(options: EvaluateOptions, pipe: Pipeline) -> SamplingConfig:
@@ -165,12 +175,15 @@ def _sample(options: EvaluateOptions, pipe: Pipeline, out: Path) -> tuple[Sample
 
     assert options.model is not None
     settings = _settings(options, pipe)
+    plain = _pipeline(replace(options, compile=False, quantize=None), "cpu") if _fast(options) else pipe
+    assert plain is not None  # what is compiled or in int8 does as much, but not in kernels that the counter knows
     about: dict[str, object] = {
         "model": options.model,
         "weights": weights_fingerprint(options.model),
         "kind": pipe.model.config.kind,
-        "parameters": pipe.model.num_parameters(),
+        "parameters": plain.model.num_parameters(),
         "dtype": options.dtype,
+        **_fast(options),
     }
     folder = out.with_suffix(".samples")
     samples = make_samples(
@@ -179,7 +192,7 @@ def _sample(options: EvaluateOptions, pipe: Pipeline, out: Path) -> tuple[Sample
     write_samples(folder / "samples.npz", samples)
     about |= {"settings": settings.to_json(), "seed": options.seed, "seconds": round(samples.seconds, 2)}
     about["seconds_per_image"] = round(samples.seconds / options.num, 6)
-    return samples, about | {"flops_per_image": sampling_flops(pipe, settings)}
+    return samples, about | {"flops_per_image": sampling_flops(plain, settings)}
 
 
 def _reference(options: EvaluateOptions, extractor: Extractor, height: int, width: int) -> Reference:
