@@ -301,7 +301,12 @@ def serve_options(args: argparse.Namespace) -> list[str]:
 
 def command_line(args: argparse.Namespace, *more: str) -> str:
     """How to make the record again."""
-    return " ".join(["python scripts/load_serving.py", *more, *serve_options(args)])
+    given = {
+        "rounds": args.rounds, "seconds": args.seconds, "overload-seconds": args.overload_seconds,
+        "vanishing-clients": args.vanishing_clients, "soak-seconds": args.soak_seconds,
+    }  # fmt: skip
+    settings = [f"--{name} {value:g}" for name, value in given.items()]
+    return " ".join(["python scripts/load_serving.py", *more, *serve_options(args), *settings])
 
 
 def main() -> None:
@@ -320,6 +325,7 @@ def main() -> None:
     if args.only:
         write_result({"command": command_line(args, "--only", "vanishing"), **scenario_vanishing(args)}, args.out)
         return
+    load_before = round(os.getloadavg()[0], 2)
     alone, served = [], []
     for _ in range(args.rounds):
         alone.append(offline(args.model, 64 * max(1, round(args.seconds)), args.dtype, args.compile))
@@ -341,7 +347,7 @@ def main() -> None:
         flood["server_after"] = get(address, "/ready")[0]
     record = {
         "command": command_line(args), "model": args.model, "cpus": os.cpu_count(),
-        "load_before": round(os.getloadavg()[0], 2),
+        "load_before": load_before,
         "offline_images_per_second": [round(rate, 2) for rate in alone],
         "served": served,
         "served_share_of_offline": round(rate / statistics.median(alone), 3),

@@ -26,7 +26,7 @@ from ecar.benchmark.flops import sampling_flops
 from ecar.cli.options import source_commit
 from ecar.config import SamplingConfig
 from ecar.evaluation.classifier import load_classifier
-from ecar.evaluation.evaluate import Judge, measure
+from ecar.evaluation.evaluate import Judge, check_classes, measure
 from ecar.evaluation.extractors import get_extractor
 from ecar.evaluation.reference import read_images, reference_from_images
 from ecar.evaluation.samples import Samples, from_decoded, reconstruct
@@ -91,6 +91,7 @@ def main() -> None:
     reference = reference_from_images(
         args.data, *read_images(args.data, "test", height, width, None), extractor, args.cache
     )
+    check_classes(pipe.class_names, reference)
     judge = Judge(load_classifier(args.classifier, len(reference.class_names)), reference)
     about = {
         "model": args.model, "weights": weights_fingerprint(args.model), "kind": pipe.model.config.kind,

@@ -19,32 +19,16 @@ import threading
 from pathlib import Path
 
 from ecar.benchmark.formulas import training_flops
+from ecar.cli.options import parse
 from ecar.training.config import TrainConfig
 from ecar.training.loop import build_config, load_table, with_data
 
 
-def matched_steps(data: str, preset: str, steps: int, ecar_options: list[str], resolution: int) -> tuple[int, float]:
-    """DiT's steps of equal training FLOPs, and how many times an ECAR step a DiT step costs."""
-    cost = {}
-    share = _value(ecar_options, "--stage-share")
-    for kind in ("ecar", "dit"):
-        config = TrainConfig(
-            data=data, out="unused", model=kind, preset=preset, resolution=(resolution,),
-            stage_share=tuple(float(s) for s in share) if share and kind == "ecar" else (),
-        )  # fmt: skip
-        table, tokenizer = load_table(config)
-        cost[kind] = training_flops(with_data(build_config(config, tokenizer), table), config.stage_share)
-    ratio = cost["dit"] / cost["ecar"]
-    return round(steps / ratio), ratio
-
-
-def _value(options: list[str], flag: str) -> list[str]:
-    """What follows ``flag``, up to the next flag."""
-    if flag not in options:
-        return []
-    rest = options[options.index(flag) + 1 :]
-    end = next((i for i, word in enumerate(rest) if word.startswith("--")), len(rest))
-    return [part for word in rest[:end] for part in word.split(",")]
+def step_flops(options: list[str]) -> int:
+    """Training FLOPs of one step of ``ecar train`` with these options."""
+    config = parse(TrainConfig, [*options, "--out", "unused"], "train")
+    table, tokenizer = load_table(config)
+    return config.batch_size * training_flops(with_data(build_config(config, tokenizer), table), config.stage_share)
 
 
 def work(jobs: queue.Queue[tuple[str, list[str]]], core: int | None, out: Path) -> None:
@@ -76,17 +60,19 @@ def main() -> None:
     parser.add_argument("--ecar-options", default="", help="of ecar train, ECAR only")
     args = parser.parse_args()
     own = shlex.split(args.ecar_options)
-    dit_steps, ratio = matched_steps(args.data, args.preset, args.steps, own, args.resolution)
-    print(f"a DiT step costs {ratio:.4f} ECAR steps: {args.steps} steps of ECAR, {dit_steps} of DiT", flush=True)
+    common = ["--data", args.data, "--preset", args.preset, "--resolution", str(args.resolution)]
+    common += shlex.split(args.options)
+    options = {"ecar": [*common, "--model", "ecar", *own], "dit": [*common, "--model", "dit"]}
+    ratio = step_flops(options["dit"]) / step_flops(options["ecar"])
+    steps = {"ecar": args.steps, "dit": round(args.steps / ratio)}
+    print(f"a DiT step costs {ratio:.4f} of ECAR: {args.steps} steps of ECAR, {steps['dit']} of DiT", flush=True)
     args.out.mkdir(parents=True, exist_ok=True)
     jobs: queue.Queue[tuple[str, list[str]]] = queue.Queue()
     for seed in args.seeds:
-        for kind, steps, options in (("ecar", args.steps, own), ("dit", dit_steps, [])):
+        for kind in ("ecar", "dit"):
             name = f"{kind}_seed{seed}"
-            command = [sys.executable, "-m", "ecar", "train", "--model", kind, "--data", args.data]
-            command += ["--out", str(args.out / name), "--preset", args.preset, "--resolution", str(args.resolution)]
-            command += ["--max-steps", str(steps), "--seed", str(seed), *shlex.split(args.options), *options]
-            jobs.put((name, command))
+            command = [sys.executable, "-m", "ecar", "train", *options[kind], "--out", str(args.out / name)]
+            jobs.put((name, [*command, "--max-steps", str(steps[kind]), "--seed", str(seed)]))
     workers = [threading.Thread(target=work, args=(jobs, core, args.out)) for core in args.cores or [None]]
     for worker in workers:
         worker.start()

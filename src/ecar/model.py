@@ -66,7 +66,8 @@ class StageModel(nn.Module):
     def compile_blocks(self) -> None:
         """torch.compile every block, in place. All blocks share one graph per shape, so that starting takes a minute;
         the whole network as one graph takes several and runs no faster."""
-        torch._dynamo.config.recompile_limit = 64  # one graph per stage, row count and gradient mode
+        # One graph per kind of block, stage, row count and gradient mode; past the limit, blocks would run uncompiled.
+        torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 512
         for block in (*self.transformer.blocks, *self.head.blocks):
             block.compile(dynamic=False)
 

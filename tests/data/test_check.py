@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from ecar.cli.main import main
+from ecar.data.check import check_images
 from ecar.data.source import load_source
 
 
@@ -56,6 +57,31 @@ def test_check_finds_every_kind_and_says_so_with_its_exit_code(
     for name in ("broken.jpg", "empty.png"):
         (folder / "b" / name).unlink()
     assert main(["data", "check", str(folder)]) == 0
+
+
+def test_an_animation_damaged_behind_its_first_frame_is_reported_and_does_not_end_the_check(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (3, 40, 40), dtype=np.uint8)
+    frames = [Image.fromarray(frame) for frame in noise]
+    frames[0].save(tmp_path / "whole.gif", save_all=True, append_images=frames[1:])
+    data = (tmp_path / "whole.gif").read_bytes()
+    for end in range(len(data) // 2, len(data), 50):
+        (tmp_path / f"cut_{end}.gif").write_bytes(data[:end])
+    report = check_images(load_source(str(tmp_path)), 32, 32)
+    found = {kind: [Path(line.split(":")[0]).name for line in lines] for kind, lines in report.findings.items()}
+    assert "whole.gif" in found["animated"] and "broken" not in found
+    assert found["damaged after the first frame"] and "whole.gif" not in found["damaged after the first frame"]
+
+
+def test_same_pixels_in_another_shape_are_no_duplicates_and_equal_names_of_rows_hide_none(tmp_path: Path) -> None:
+    Image.new("RGB", (80, 40)).save(tmp_path / "wide.png")
+    Image.new("RGB", (40, 80)).save(tmp_path / "tall.png")
+    assert not check_images(load_source(str(tmp_path)), 32, 32).findings
+    datasets = pytest.importorskip("datasets")
+    cell = {"bytes": (tmp_path / "wide.png").read_bytes(), "path": "0.png"}
+    features = datasets.Features({"image": datasets.Image()})
+    table = datasets.Dataset.from_dict({"image": [cell, cell]}, features=features)
+    table.to_parquet(str(tmp_path / "rows.parquet"))
+    assert len(check_images(load_source(str(tmp_path / "rows.parquet")), 32, 32).findings["duplicate"]) == 1
 
 
 def test_an_image_over_the_pixel_limit_is_broken_not_a_bomb(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

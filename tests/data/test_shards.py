@@ -22,8 +22,8 @@ from safetensors.torch import load_file, save_file
 from ecar.cli import encode
 from ecar.cli.main import main
 from ecar.data import encoding
-from ecar.data.latents import encode_source
-from ecar.data.shards import ShardTable, damaged_shards, image_ids, load_latents
+from ecar.data.latents import MemoryTable, encode_source
+from ecar.data.shards import ShardTable, check_cache, damaged_shards, image_ids, load_latents
 from ecar.data.source import load_source
 from ecar.tokenizers import ConvTokenizer, PixelTokenizer, load_tokenizer
 from ecar.training.config import TrainConfig
@@ -193,6 +193,29 @@ def test_a_damaged_shard_is_named(photos: Path, tmp_path: Path, monkeypatch: pyt
         load_latents(str(tmp_path / "other"))
 
 
+def test_some_images_of_a_cache_sorted_by_class_are_of_every_class(photos: Path, tmp_path: Path) -> None:
+    encode.run(arguments(photos, tmp_path / "cache"))
+    whole, _ = load_latents(str(tmp_path / "cache"))
+    some = whole.part(flip=False, images=6)
+    assert len(some) == 6 and some.labels.unique().tolist() == whole.labels.unique().tolist()
+    same = [
+        [int(row) for row in range(len(whole)) if torch.equal(latent, whole.batch(zeros(1), torch.tensor([row]))[0])]
+        for latent in some.batch(zeros(6), torch.arange(6))
+    ]
+    rows = [found[0] for found in same]
+    assert rows == sorted(rows) and torch.equal(whole.labels[rows], some.labels)
+    memory = MemoryTable(
+        latents=whole.batch(zeros(len(whole)), torch.arange(len(whole)))[None], labels=whole.labels,
+        class_names=whole.class_names, image_side=whole.image_side, tokenizer=whole.tokenizer, skipped=(),
+    )  # fmt: skip
+    parts = memory.part(flip=False, images=6), some
+    assert torch.equal(*(table.batch(zeros(6), torch.arange(6)) for table in parts))
+
+
+def zeros(count: int) -> torch.Tensor:
+    return torch.zeros(count, dtype=torch.int64)
+
+
 def test_data_check_finds_flipped_bits_and_missing_shards_of_a_cache(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -290,7 +313,9 @@ def test_caches_of_one_file_still_load(photos: Path, tmp_path: Path) -> None:
     config = TrainConfig(data=str(tmp_path / "old"), out="unused", resolution=(16,), flip=True, max_images=8)
     loaded, _ = load_table(config)
     sides, rows = torch.tensor([0, 1, 1]), torch.tensor([7, 0, 3])
-    assert len(loaded) == 8 and torch.equal(loaded.batch(sides, rows), table.batch(sides, rows))
+    same = table.part(flip=True, images=8)
+    assert len(loaded) == 8 and torch.equal(loaded.batch(sides, rows), same.batch(sides, rows))
+    assert check_cache(str(tmp_path / "old"))["damaged"] == []  # it has no hashes to compare
     with pytest.raises(ValueError, match="cannot be continued"):
         encode.run(arguments(photos, tmp_path / "old"))
 

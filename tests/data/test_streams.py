@@ -15,6 +15,7 @@ from PIL import Image
 
 from ecar.cli import encode
 from ecar.data import encoding
+from ecar.data.feed import StreamFeed
 from ecar.data.shards import image_ids, load_latents
 
 datasets = pytest.importorskip("datasets")
@@ -98,6 +99,17 @@ def test_an_interrupted_stream_goes_on_to_the_same_bytes_and_refuses_changed_fil
     changed.write_bytes((data / "train-0.parquet").read_bytes())
     with pytest.raises(ValueError, match="source data changed"):
         run(data, tmp_path / "parts", "--streaming")
+
+
+def test_a_streamed_row_that_names_a_file_is_read_from_it(tmp_path: Path) -> None:
+    """As rows of a folder of images on the Hub do: they were all called empty."""
+    (tmp_path / "0.png").write_bytes(png(0))
+    cells = [{"bytes": None, "path": str(tmp_path / "0.png")}, {"bytes": None, "path": str(tmp_path / "1.png")}]
+    features = datasets.Features({"image": datasets.Image(decode=False)})
+    table = datasets.Dataset.from_dict({"image": [*cells, None]}, features=features).to_iterable_dataset()
+    samples = list(StreamFeed("a/b", table, "image", "0", None).samples(0))
+    assert samples[0].data == png(0)
+    assert "No such file" in str(samples[1].data) and str(samples[2].data) == "is empty"
 
 
 def test_a_stream_takes_the_first_images_and_no_folder(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -64,7 +65,9 @@ def test_command_writes_named_figures_with_their_settings_and_resumes(
     assert "other samples (seed 0 -> 7" in capsys.readouterr().err
 
 
-def test_int8_is_in_the_record_and_its_products_are_counted(digits_folder: Path, tmp_path: Path) -> None:
+def test_int8_is_in_the_record_and_its_products_are_counted(
+    digits_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The counter does not know the kernels of int8: it would say 0."""
     records = {}
     for name, more in {"plain": [], "int8": ["--quantize", "int8"]}.items():
@@ -72,10 +75,32 @@ def test_int8_is_in_the_record_and_its_products_are_counted(digits_folder: Path,
         command = ["evaluate", "--model", "fashion", "--data", str(digits_folder), "--num", "12", "--allow-small"]
         assert main([*command, "--out", str(out), "--cache", str(tmp_path), "--device", "cpu", *more]) == 0
         records[name] = json.loads(out.read_text())
-    assert records["int8"]["quantize"] == "int8" and "quantize" not in records["plain"]
+    assert records["int8"]["quantize"] == "int8" and records["plain"]["quantize"] is None
     for key in ("flops_per_image", "parameters"):
         assert records["int8"][key] == records["plain"][key]
     assert records["int8"]["samples"] != records["plain"]["samples"]
+    out = str(tmp_path / "int8.json")  # without the option, samples of int8 are others
+    assert main([*command, "--out", out, "--cache", str(tmp_path), "--device", "cpu"]) == 2
+    assert "quantize int8 -> None" in capsys.readouterr().err
+
+
+def test_accuracy_is_refused_where_class_ids_mean_other_classes(
+    trained: Path, digits_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(digits_folder, other)
+    (other / "zero").rename(other / "two")  # sorted behind "seven"
+    command = ["evaluate", "--model", str(trained), "--data", str(other), "--num", "12", "--allow-small"]
+    command += [
+        "--classifier",
+        str(tmp_path / "judge.safetensors"),
+        "--train-data",
+        str(other),
+        "--cache",
+        str(tmp_path),
+    ]
+    assert main([*command, "--out", str(tmp_path / "eval.json"), "--device", "cpu"]) == 2
+    assert "not the same in the same order" in capsys.readouterr().err
 
 
 def test_samples_file_scores_as_the_model_it_came_from(trained: Path, digits_folder: Path, tmp_path: Path) -> None:

@@ -39,6 +39,24 @@ def identical(a: Path, b: Path) -> None:
     assert all(torch.equal(one[0][k], two[0][k]) for k in one[0])
 
 
+def test_averages_of_a_sharded_run_keep_their_decays_when_another_one_comes_first(
+    digits_folder: Path, tmp_path: Path
+) -> None:
+    """The first in the file was loaded into the first of the run, whichever that was."""
+    stopped, common = tmp_path / "stopped", {"max_steps": 6, "save_every": 6, "lr": 0.02, "warmup": 0}
+    swapped = {"ema": (0.9, 0.0), "allow_change": ("ema",), "copy": str(stopped)}
+    worker.start(
+        [
+            job(digits_folder, stopped, world=2, stop_at=4, ema=(0.0, 0.9), parallel="fsdp", **common),
+            job(digits_folder, tmp_path / "swapped", world=2, parallel="fsdp", **swapped, **common),
+        ],
+        tmp_path,
+    )
+    loop.train(options(digits_folder, tmp_path / "alone", ema=(0.9,), sample_every=0, **common))
+    alone, resumed = weights(tmp_path / "alone"), weights(tmp_path / "swapped")
+    assert all(torch.allclose(alone[k], resumed[k], atol=1e-4) for k in alone)
+
+
 @pytest.mark.parametrize("model", ["ecar", "dit"])
 def test_shards_over_two_and_four_processes_take_the_steps_of_one(
     digits_folder: Path, tmp_path: Path, model: str

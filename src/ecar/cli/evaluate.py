@@ -86,7 +86,7 @@ def run(arguments: Sequence[str]) -> None:
     _check(options)
     from ecar import __version__
     from ecar.devices import resolve_device
-    from ecar.evaluation.evaluate import Judge, check_count, measure
+    from ecar.evaluation.evaluate import Judge, check_classes, check_count, measure
     from ecar.evaluation.extractors import get_extractor
 
     device = resolve_device(options.device)
@@ -97,6 +97,8 @@ def run(arguments: Sequence[str]) -> None:
     samples = _read(options) if pipe is None else None
     height, width = pipe.model.config.image_side if pipe else _side(samples)
     reference = _reference(options, extractor, height, width)
+    if pipe is not None and options.classifier is not None:
+        check_classes(pipe.class_names, reference)
     train = _train_images(options, reference, height, width)
     classifier = _classifier(options, reference, train)
     if pipe is not None:
@@ -183,7 +185,8 @@ def _sample(options: EvaluateOptions, pipe: Pipeline, out: Path) -> tuple[Sample
         "kind": pipe.model.config.kind,
         "parameters": plain.model.num_parameters(),
         "dtype": options.dtype,
-        **_fast(options),
+        "compile": options.compile or None,  # samples from before these options had neither
+        "quantize": options.quantize,
     }
     folder = out.with_suffix(".samples")
     samples = make_samples(

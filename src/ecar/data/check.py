@@ -43,13 +43,13 @@ def check_images(source: ImageSource, height: int, width: int) -> DataReport:
     """Look at every image.
 
     Kinds: "broken" (unreadable, or over the pixel limit: training skips them), "tiny" (smaller than (height, width):
-    training enlarges them), "16-bit", "CMYK", "palette", "alpha", "animated" (training converts them), "duplicate"
-    (same bytes) and "same pixels" (another file of an equal picture).
+    training enlarges them), "16-bit", "CMYK", "palette", "alpha", "animated" (training converts them), "damaged after
+    the first frame", "duplicate" (same bytes) and "same pixels" (another file of an equal picture).
     """
     names, counts = source.class_names, Counter(source.labels.tolist())
     report = DataReport(images=len(source), classes={name: counts[i] for i, name in enumerate(names)})
-    bytes_seen: dict[bytes, str] = {}
-    pixels_seen: dict[bytes, str] = {}
+    bytes_seen: dict[bytes, int] = {}
+    pixels_seen: dict[bytes, int] = {}
     looks = in_order(_look, source.encoded())
     for (index, _), look in tqdm(looks, total=len(source), desc="checking", disable=None):
         path = source.path(index)
@@ -61,15 +61,15 @@ def check_images(source: ImageSource, height: int, width: int) -> DataReport:
             report.add("tiny", f"{path}: {look.size[0]}x{look.size[1]}")
         for kind in look.kinds:
             report.add(kind, path)
-        if (first := bytes_seen.setdefault(look.bytes_hash, path)) != path:
-            report.add("duplicate", f"{path}: as {first}")
-        elif (first := pixels_seen.setdefault(look.pixels_hash, path)) != path:
-            report.add("same pixels", f"{path}: as {first}")
+        if (first := bytes_seen.setdefault(look.bytes_hash, index)) != index:
+            report.add("duplicate", f"{path}: as {source.path(first)}")
+        elif (first := pixels_seen.setdefault(look.pixels_hash, index)) != index:
+            report.add("same pixels", f"{path}: as {source.path(first)}")
     return report
 
 
 class _Look(NamedTuple):
-    """What one image shows: (width, height), kinds, SHA-256 of its bytes and of its pixels."""
+    """What one image shows: (width, height), kinds, SHA-256 of its bytes and of its size and pixels."""
 
     size: tuple[int, int]
     kinds: list[str]
@@ -80,7 +80,8 @@ class _Look(NamedTuple):
 def _look(encoded: tuple[int, bytes | BadImageError]) -> _Look:
     image, data = decode_image(encoded[1]), encoded[1]
     assert not isinstance(data, BadImageError)  # decode_image has raised it
-    return _Look(image.size, _kinds(data), hashlib.sha256(data).digest(), hashlib.sha256(image.tobytes()).digest())
+    pixels = repr(image.size).encode() + image.tobytes()
+    return _Look(image.size, _kinds(data), hashlib.sha256(data).digest(), hashlib.sha256(pixels).digest())
 
 
 def _kinds(data: bytes) -> list[str]:
@@ -91,6 +92,9 @@ def _kinds(data: bytes) -> list[str]:
             "CMYK": mode == "CMYK",
             "palette": mode == "P",
             "alpha": "A" in mode or "transparency" in image.info,
-            "animated": getattr(image, "n_frames", 1) > 1,
         }
+        try:
+            found["animated"] = getattr(image, "n_frames", 1) > 1
+        except Exception:  # Pillow raises many types; training takes the first frame, which was read
+            found["damaged after the first frame"] = True
     return [kind for kind, is_so in found.items() if is_so]

@@ -117,10 +117,7 @@ class StreamFeed:
         table = self.table if self.limit is None else self.table.take(self.limit)
         for row, example in enumerate(table.skip(start), start):
             cell = example[self.column] or {}
-            data = cell.get("bytes")
-            if data is None:
-                data = BadImageError("is empty")
-            yield Sample(row=row, id=_example_id(example, row), label=_example_label(example), data=data)
+            yield Sample(row=row, id=_example_id(example, row), label=_example_label(example), data=_bytes(cell))
 
     def where(self, sample: Sample) -> str:
         return f"{self.name}: {sample.id}"
@@ -178,6 +175,22 @@ def _hub_revision(data: str) -> str:
         return str(HfApi().dataset_info(data).sha)
     except Exception as error:
         raise ValueError(f"{data}: no such folder, and the Hub answered: {type(error).__name__}: {error}") from error
+
+
+def _bytes(cell: dict[str, Any]) -> bytes | BadImageError:
+    """Of an image that is stored in the table, or lies in a file of its own (a folder of images on the Hub)."""
+    data, path = cell.get("bytes"), cell.get("path")
+    if data is not None:
+        return bytes(data)
+    if path is None:
+        return BadImageError("is empty")
+    import fsspec
+
+    try:
+        with fsspec.open(path, "rb") as file:
+            return bytes(file.read())
+    except OSError as error:
+        return BadImageError(str(error))
 
 
 def _example_id(example: dict[str, Any], row: int) -> str:

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from ecar.config import Side
 from ecar.data.images import to_signed
+from ecar.data.rows import choose_rows
 from ecar.data.source import ImageReport, ImageSource, iterate_images
 from ecar.tokenizers import Tokenizer
 
@@ -56,7 +57,7 @@ class LatentTable(ABC):
 
     @abstractmethod
     def part(self, *, flip: bool, images: int | None) -> Self:
-        """The first ``images`` of the table, without the mirrored ones unless ``flip``."""
+        """``images`` of the table, at random (always the same ones), without the mirrored ones unless ``flip``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,8 +78,10 @@ class MemoryTable(LatentTable):
         return self.latents[sides, rows].float()
 
     def part(self, *, flip: bool, images: int | None) -> Self:
-        latents = self.latents[: 2 if flip else 1, :images]
-        return dataclasses.replace(self, latents=latents, labels=self.labels[:images])
+        if images is None or images >= len(self.labels):
+            return dataclasses.replace(self, latents=self.latents[: 2 if flip else 1])
+        rows = torch.from_numpy(choose_rows(len(self.labels), images))
+        return dataclasses.replace(self, latents=self.latents[: 2 if flip else 1, rows], labels=self.labels[rows])
 
 
 @torch.no_grad()

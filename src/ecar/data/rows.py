@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+
 from ecar.data.images import BadImageError
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".ppm"}
@@ -94,6 +96,14 @@ class TableRows:
 
     def state(self) -> list[str]:
         return [f"{f.name} {file_state(f)}" for f in self.files] or [str(self.table._fingerprint)]
+
+
+def choose_rows(total: int, count: int | None) -> np.ndarray:
+    """``count`` of ``total`` rows at random, ascending, always the same ones; all where that is not fewer. Not the
+    first ones: folders are sorted by class."""
+    if count is None or count >= total:
+        return np.arange(total)
+    return np.sort(np.random.default_rng(0).choice(total, count, replace=False))
 
 
 def file_state(file: Path) -> str:

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from ecar.data.images import CROP
 from ecar.data.latents import LatentTable, MemoryTable
+from ecar.data.rows import choose_rows
 from ecar.data.source import class_ids
 from ecar.tokenizers import Tokenizer, load_tokenizer
 
@@ -42,6 +43,7 @@ class ShardTable(LatentTable):
         shift: (C,) subtracted at loading.
         scale: (C,) divided by at loading.
         count: F that is used.
+        chosen: rows of the shards that are used; None: all.
     """
 
     latents: tuple[Tensor, ...]
@@ -50,6 +52,7 @@ class ShardTable(LatentTable):
     shift: Tensor
     scale: Tensor
     count: int
+    chosen: Tensor | None = None
 
     @property
     def sides(self) -> int:
@@ -63,10 +66,12 @@ class ShardTable(LatentTable):
         return (z - self.shift.view(-1, 1, 1)) / self.scale.view(-1, 1, 1)
 
     def part(self, *, flip: bool, images: int | None) -> Self:
-        return dataclasses.replace(self, labels=self.labels[:images], count=2 if flip else 1)
+        rows = torch.from_numpy(choose_rows(len(self.labels), images))
+        chosen = rows if self.chosen is None else self.chosen[rows]
+        return dataclasses.replace(self, chosen=chosen, labels=self.labels[rows], count=2 if flip else 1)
 
     def _gather(self, shards: tuple[Tensor, ...], sides: Tensor, rows: Tensor) -> Tensor:
-        rows = torch.as_tensor(rows)
+        rows = torch.as_tensor(rows) if self.chosen is None else self.chosen[torch.as_tensor(rows)]
         out = torch.empty(len(rows), *shards[0].shape[2:])
         home = torch.searchsorted(self.ends, rows, right=True)
         for shard in home.unique().tolist():
@@ -176,7 +181,7 @@ def check_cache(path: str) -> dict[str, Any]:
         load_latents(path)  # says how to go on
     try:
         record = json.loads((folder / CACHE).read_text())
-        shards = record["shards"]
+        shards = record.get("shards", [])  # none: the layout of earlier versions, one file without a hash
         found = {"cache": path, "images": record["images"], "shards": len(shards), "skipped": len(record["skipped"])}
         damaged = damaged_shards(folder, shards)
     except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ecar.data.ahead import in_order
 from ecar.data.images import BadImageError, decode_image, fit
-from ecar.data.rows import Opened, Rows, natural_key, of_split, open_folder, open_table
+from ecar.data.rows import Opened, Rows, choose_rows, natural_key, of_split, open_folder, open_table
 from ecar.data.tars import find_tars, open_tars
 
 __all__ = ["BadImages", "ImageReport", "ImageSource", "iterate_images", "load_source", "natural_key"]
@@ -110,10 +110,7 @@ def load_source(data: str, *, split: str = "train", max_images: int | None = Non
     names, labels = opened.class_names, np.zeros(total, np.int64)
     if opened.labels is not None:
         labels, names = class_ids(opened.labels, names, data)
-    chosen = np.arange(total)
-    if max_images is not None and max_images < total:
-        # Not the first ones: folders are sorted by class.
-        chosen = np.sort(np.random.default_rng(0).choice(total, max_images, replace=False))
+    chosen = choose_rows(total, max_images)
     return ImageSource(
         name=data,
         rows=opened.rows,

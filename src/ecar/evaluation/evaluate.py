@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ecar.config import plain_name
 from ecar.evaluation.classifier import Classifier, accuracy, predict
 from ecar.evaluation.extractors import DISTANCE_NAMES, Extractor, extract
 from ecar.evaluation.metrics import Gaussian, frechet_distance, inception_score, kernel_distance, neighbour_scores
@@ -45,6 +46,22 @@ def measure(samples: Samples, reference: Reference, extractor: Extractor) -> dic
         score, spread = inception_score(probabilities)
         record |= {"IS": round(score, 4), "IS std over splits": round(spread, 4)}
     return record
+
+
+def check_classes(model: tuple[str, ...], reference: Reference) -> None:
+    """Class ids mean the same on both sides.
+
+    Raises:
+        ValueError: both have names, and not the same in the same order.
+    """
+    names = reference.class_names
+    if all(name.isdecimal() for name in model) or all(name.isdecimal() for name in names):
+        return  # ids, or none
+    if [plain_name(name) for name in model] != [plain_name(name) for name in names]:
+        raise ValueError(
+            f"{reference.name} has the classes {', '.join(names[:5])}, ..., the model {', '.join(model[:5])}, ...: "
+            f"not the same in the same order; rename or reorder them, or leave out --classifier"
+        )
 
 
 class Judge:

@@ -118,7 +118,7 @@ class TrainConfig(JsonConfig):
     seed: int = 0
     """Seed of weights, data order, noise and times."""
     max_images: int | None = None
-    """Use only the first images of the data."""
+    """Use this many images only, chosen at random."""
     log_every: int = 50
     """Steps between log lines."""
     sample_every: int = 1000
@@ -257,7 +257,7 @@ class TokenizerConfig:
     latent_noise: float = 0.1
     """Standard deviation of the noise on unit-scale latents."""
     max_images: int | None = None
-    """Use only the first images of the data."""
+    """Use this many images only, chosen at random."""
     save_every: int = 500
     """Steps between checkpoints."""
     log_every: int = 50

@@ -6,6 +6,7 @@ reader takes plain safetensors files too, so that any checkpoint loads into any 
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -71,7 +72,10 @@ def restore_sharded(folder: Path, module: nn.Module, ema: EMA, optimizers: list[
     reader = HuggingFaceStorageReader(str(folder))
     tensors = {f"model.{n}": t for n, t in module.state_dict().items()}
     stored_tensors = _stored(reader)
-    tensors |= {n: t for n, t in ema.tensors().items() if n in stored_tensors}
+    for name in stored_tensors:  # under the names that they had: another average may be the first one now
+        parameter = next((n for n in ema.weights if re.fullmatch(rf"ema(_[\d.e+-]+)?\.{re.escape(n)}", name)), None)
+        if parameter is not None:
+            tensors[name] = torch.zeros_like(ema.weights[parameter])
     parameters = [[p for g in o.param_groups for p in g["params"]] for o in optimizers]
     for name, stored in stored_tensors.items():
         if name.startswith("optimizer."):
@@ -80,7 +84,7 @@ def restore_sharded(folder: Path, module: nn.Module, ema: EMA, optimizers: list[
             like = parameter.shape == stored.size and parameter.ndim  # else a counter
             tensors[name] = torch.zeros_like(parameter).detach() if like else _empty(stored)
     load(tensors, storage_reader=reader)
-    ema.restore(tensors)  # in place already, but for an average that is new
+    ema.restore(tensors)
     for j, optimizer in enumerate(optimizers):
         restore_optimizer(tensors, j, optimizer)
 
