@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ecar.data.images import BadImageError
-from ecar.data.rows import LABEL_COLUMNS, file_state, printable
+from ecar.data.rows import LABEL_COLUMNS, cell_bytes, file_state, printable
 from ecar.data.source import ImageSource, find_files, load_source
 from ecar.data.tars import find_tars
 
@@ -116,8 +116,9 @@ class StreamFeed:
     def samples(self, start: int) -> Iterator[Sample]:
         table = self.table if self.limit is None else self.table.take(self.limit)
         for row, example in enumerate(table.skip(start), start):
-            cell = example[self.column] or {}
-            yield Sample(row=row, id=_example_id(example, row), label=_example_label(example), data=_bytes(cell))
+            yield Sample(
+                row=row, id=_example_id(example, row), label=_example_label(example), data=_bytes(example[self.column])
+            )
 
     def where(self, sample: Sample) -> str:
         return f"{self.name}: {sample.id}"
@@ -177,18 +178,11 @@ def _hub_revision(data: str) -> str:
         raise ValueError(f"{data}: no such folder, and the Hub answered: {type(error).__name__}: {error}") from error
 
 
-def _bytes(cell: dict[str, Any]) -> bytes | BadImageError:
-    """Of an image that is stored in the table, or lies in a file of its own (a folder of images on the Hub)."""
-    data, path = cell.get("bytes"), cell.get("path")
-    if data is not None:
-        return bytes(data)
-    if path is None:
-        return BadImageError("is empty")
-    import fsspec
-
+def _bytes(cell: dict[str, Any] | None) -> bytes | BadImageError:
     try:
-        with fsspec.open(path, "rb") as file:
-            return bytes(file.read())
+        return cell_bytes(cell)
+    except BadImageError as error:
+        return error
     except OSError as error:
         return BadImageError(str(error))
 

@@ -82,10 +82,7 @@ class TableRows:
         return len(self.table)
 
     def read(self, index: int) -> bytes:
-        cell = self.table[index][self.column]
-        if cell is None or (cell["bytes"] is None and cell["path"] is None):
-            raise BadImageError("is empty")
-        return cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes()
+        return cell_bytes(self.table[index][self.column])
 
     def path(self, index: int) -> str:
         cell = self.table[index][self.column] or {}
@@ -96,6 +93,23 @@ class TableRows:
 
     def state(self) -> list[str]:
         return [f"{f.name} {file_state(f)}" for f in self.files] or [str(self.table._fingerprint)]
+
+
+def cell_bytes(cell: dict[str, Any] | None) -> bytes:
+    """Of an image column that is not decoded: bytes in the table, or in a file of their own, maybe on the Hub.
+
+    Raises:
+        BadImageError: neither.
+        OSError: the file cannot be read.
+    """
+    if cell is None or (cell["bytes"] is None and cell["path"] is None):
+        raise BadImageError("is empty")
+    if cell["bytes"] is not None:
+        return bytes(cell["bytes"])
+    import fsspec
+
+    with fsspec.open(cell["path"], "rb") as file:
+        return bytes(file.read())
 
 
 def choose_rows(total: int, count: int | None) -> np.ndarray:

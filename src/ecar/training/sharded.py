@@ -67,15 +67,18 @@ def save_sharded(
     return finish
 
 
+_AVERAGE = re.compile(r"ema(?:_\d+(?:\.\d+)?(?:e-\d+)?)?\.(.+)")  # the names of ``EMA.tensors``
+
+
 def restore_sharded(folder: Path, module: nn.Module, ema: EMA, optimizers: list[torch.optim.Optimizer]) -> None:
     """Fill sharded weights, averages and optimizers from a checkpoint of any number of processes, in place."""
     reader = HuggingFaceStorageReader(str(folder))
     tensors = {f"model.{n}": t for n, t in module.state_dict().items()}
     stored_tensors = _stored(reader)
     for name in stored_tensors:  # under the names that they had: another average may be the first one now
-        parameter = next((n for n in ema.weights if re.fullmatch(rf"ema(_[\d.e+-]+)?\.{re.escape(n)}", name)), None)
-        if parameter is not None:
-            tensors[name] = torch.zeros_like(ema.weights[parameter])
+        average = _AVERAGE.fullmatch(name)
+        if average is not None and average[1] in ema.weights:
+            tensors[name] = torch.zeros_like(ema.weights[average[1]])
     parameters = [[p for g in o.param_groups for p in g["params"]] for o in optimizers]
     for name, stored in stored_tensors.items():
         if name.startswith("optimizer."):
