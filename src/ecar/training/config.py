@@ -39,6 +39,17 @@ class TrainConfig(JsonConfig):
     """LoRA's product is scaled by alpha / rank; default: the rank."""
     lora_targets: tuple[str, ...] = ()
     """Linear layers that get LoRA matrices, by the last part of their names; default to_qkv and to_out (attention)."""
+    distill: bool = False
+    """With --init-from: that model is the teacher, and its guided velocity the target instead of the data's. Afterwards
+    one head pass does what two did. Same data and stages as the teacher's."""
+    distill_guidance: tuple[float, ...] = ()
+    """Guidance of the teacher, one scale or one per stage; default: that of its own settings, with their
+    guidance_from."""
+    distill_guidance_from: tuple[float, ...] = ()
+    """Time of each stage from which the teacher's guidance acts; default 0, with --distill-guidance."""
+    distill_steps: tuple[int, ...] = ()
+    """Also take fewer steps: Euler steps per stage, each of which learns to do what two of the teacher's do. The model
+    is then for these steps only."""
     model: str | None = None
     """ecar (default), or dit: the baseline (diffusers' DiT under single-scale flow matching, trunk + head blocks
     deep)."""
@@ -179,6 +190,10 @@ class TrainConfig(JsonConfig):
                 raise ValueError("lora_rank needs init_from: the model whose weights stay as they are")
             if self.lora_rank < 1 or not (self.lora_alpha is None or self.lora_alpha > 0):
                 raise ValueError(f"lora_rank and lora_alpha must be positive: {self.lora_rank}, {self.lora_alpha}")
+        if self.distill and (self.init_from is None or self.on_policy):
+            raise ValueError("distill needs init_from, the teacher, and does not go together with on_policy")
+        if not self.distill and (self.distill_guidance or self.distill_guidance_from or self.distill_steps):
+            raise ValueError("distill_guidance, distill_guidance_from and distill_steps need --distill")
         for name in ("on_policy", "on_policy_after", "on_policy_from"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")

@@ -11,6 +11,7 @@ from ecar.data.latents import LatentTable
 from ecar.data.order import batch_indices, derive_seed
 from ecar.stages import Stage
 from ecar.training.config import TrainConfig
+from ecar.training.distill import grid_times
 from ecar.training.loss import Draws
 
 
@@ -37,7 +38,10 @@ def draw_batch(
     shapes = [(batch, channels, *stage.side) for stage in plan]
     noise = [torch.randn(shape, generator=generator) for shape in shapes]
     context = [torch.randn(shape, generator=generator) for shape in shapes[:-1]]
-    times = training_times(config.t_mean, batch, config.uniform_t, generator)
+    if config.distill_steps:
+        times = grid_times(config.distill_steps, plan, batch, generator)
+    else:
+        times = training_times(config.t_mean, batch, config.uniform_t, generator)
     to = config.device
     draws = Draws([n.to(to) for n in noise], [c.to(to) for c in context], times.to(to))
     if config.on_policy and step > config.on_policy_after * config.max_steps:

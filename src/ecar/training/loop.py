@@ -28,6 +28,7 @@ from ecar.training.checkpoint import find_checkpoint, read_record, read_tensors,
 from ecar.training.config import TrainConfig
 from ecar.training.curves import LossCurves
 from ecar.training.distributed import Part, World, check_divides, no_sync, parallel
+from ecar.training.distill import Teacher
 from ecar.training.draws import draw_batch
 from ecar.training.ema import EMA
 from ecar.training.finetune import Source
@@ -73,9 +74,13 @@ def train(config: TrainConfig) -> Path:
         torch.manual_seed(config.seed)
         wanted = with_data(build_config(config, tokenizer), table)
         model = source.build(config, wanted) if source else build_model(wanted)
+        teacher = None
+        if config.distill and source is not None:
+            teacher = Teacher.load(config, source, model.config)
+            model.config = model.config.replace(sampling=teacher.sampling())
         if config.parallel == "ddp" or world.size == 1:  # slices go to the device block by block
             model = model.to(config.device)
-        trainer = Trainer(config, model, table, tokenizer, out, world, stop, source, changed)
+        trainer = Trainer(config, model, table, tokenizer, out, world, stop, source, changed, teacher)
         with memory_advice(config.accumulate):
             trainer.run()
         for decay in config.ema:
@@ -172,6 +177,7 @@ class Trainer:
         stop: says when to stop early.
         source: the model that the run starts from, already in ``model``.
         changed: what is other than in the run that is resumed, in words.
+        teacher: whose velocities are learned, where it is not the data's.
     """
 
     def __init__(
@@ -185,12 +191,13 @@ class Trainer:
         stop: StopRequest | None = None,
         source: Source | None = None,
         changed: str = "",
+        teacher: Teacher | None = None,
     ) -> None:
         self.config, self.model, self.table, self.tokenizer, self.out = config, model, table, tokenizer, out
         self.source, self.changed = source, [changed] if changed else []
         self.world, self.stop = world, stop or StopRequest()
         self.watchdog = Watchdog(world, config.stall_timeout)
-        self.losses: torch.nn.Module = StageLoss(model)
+        self.losses: torch.nn.Module = StageLoss(model, teacher)
         self.sharded = config.parallel == "fsdp" and world.size > 1
         if self.sharded:  # before anything holds on to parameters
             shard(self.losses, config.device, world.size)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ecar.model import StageModel
 from ecar.stages import end_point, interpolate, noises, pyramid
+from ecar.training.distill import Teacher
 from ecar.training.on_policy import from_own_end, own_ends
 
 
@@ -38,7 +39,9 @@ class Draws:
         return Draws(noise, context, self.times[:, rows], on_policy, starts)
 
 
-def stage_losses(model: StageModel, z: Tensor, labels: Tensor, draws: Draws, rows: tuple[int, ...]) -> list[Tensor]:
+def stage_losses(
+    model: StageModel, z: Tensor, labels: Tensor, draws: Draws, rows: tuple[int, ...], teacher: Teacher | None = None
+) -> list[Tensor]:
     """Loss of each image at each stage it trains.
 
     Args:
@@ -48,6 +51,7 @@ def stage_losses(model: StageModel, z: Tensor, labels: Tensor, draws: Draws, row
         draws: see ``Draws``.
         rows: stage k trains on the first rows[k] images; rows[0] = B, not increasing. Coarse stages cost little
             and may see more images than fine ones.
+        teacher: whose velocities are the target, instead of the data's.
 
     Returns:
         Per stage (rows[k],): mean squared error of the velocity in units of its standard deviation, float32.
@@ -58,6 +62,7 @@ def stage_losses(model: StageModel, z: Tensor, labels: Tensor, draws: Draws, row
         own = own_ends(model, maps, noise, labels, draws, rows)
     ends = own or [end_point(s, z, n) for s, z, n in zip(model.plan[:-1], maps, noise, strict=False)]
     tokens = token_maps(model, ends, labels, draws, rows)
+    theirs = None if teacher is None else teacher_tokens(teacher, ends, labels, draws, rows)
     losses = []
     for stage, count in zip(model.plan, rows, strict=True):
         t = draws.times[stage.index, :count]
@@ -70,7 +75,11 @@ def stage_losses(model: StageModel, z: Tensor, labels: Tensor, draws: Draws, row
             sample = from_own_end(stage, data, *parts, before, on_policy, t)
         embedded = model.head.embed_tokens(stage, tokens[stage.index])
         predicted = model.velocity(stage, sample.x, t, embedded, labels[:count])
-        target = model.target(stage, sample.x, data, sample.velocity, t)
+        if teacher is not None and theirs is not None:
+            with torch.no_grad():
+                target = teacher.target(stage, sample.x, t, labels[:count], *(maps[stage.index] for maps in theirs))
+        else:
+            target = model.target(stage, sample.x, data, sample.velocity, t)
         error = (predicted - target).float() / model.velocity_scale(stage)
         losses.append(error.square().mean((1, 2, 3)))
     return losses
@@ -79,12 +88,12 @@ def stage_losses(model: StageModel, z: Tensor, labels: Tensor, draws: Draws, row
 class StageLoss(nn.Module):
     """``stage_losses`` as a module, the unit that DDP wraps."""
 
-    def __init__(self, model: StageModel) -> None:
+    def __init__(self, model: StageModel, teacher: Teacher | None = None) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.teacher = model, teacher  # the teacher is no module: nothing of it is wrapped or cut
 
     def forward(self, z: Tensor, labels: Tensor, draws: Draws, rows: tuple[int, ...]) -> list[Tensor]:
-        return stage_losses(self.model, z, labels, draws, rows)
+        return stage_losses(self.model, z, labels, draws, rows, self.teacher)
 
 
 def token_maps(
@@ -104,3 +113,14 @@ def token_maps(
             parts[k].append(m)
         first = count
     return [torch.cat(p) for p in parts]
+
+
+@torch.no_grad()
+def teacher_tokens(
+    teacher: Teacher, ends: list[Tensor], labels: Tensor, draws: Draws, rows: tuple[int, ...]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """M_k of the teacher for the classes and for the null class (the same ones where it is not guided)."""
+    tokens = token_maps(teacher.model, ends, labels, draws, rows)
+    if all(scale == 1 for scale in teacher.guidance):
+        return tokens, tokens
+    return tokens, token_maps(teacher.model, ends, teacher.null(labels), draws, rows)

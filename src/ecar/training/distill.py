@@ -1,0 +1,142 @@
+"""Distillation: the model learns what a teacher does in more work (``ecar train --init-from TEACHER --distill``).
+
+Both kinds replace the target v_k of the loss, at the same points x_k^t of the path and with the same contexts:
+
+    guidance   v = uncond + s (cond - uncond), of the teacher: one head pass then does what two did (2210.03142)
+    steps      with ``steps`` N_k: at t = i / N_k the mean velocity of the teacher's midpoint step over [t, t + 1/N_k];
+               an Euler step of the model then does what two steps of the teacher did (2202.00512)
+
+Where a stage ends before the data, its previews ask for the velocity at t = 1: that one stays the teacher's own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ecar.config import ModelConfig, SamplingConfig
+from ecar.flow.guidance import guide
+from ecar.model import StageModel, build_model
+from ecar.sampling.loop import check_settings
+from ecar.stages import Stage
+from ecar.training.config import TrainConfig
+from ecar.transfer import transfer
+from ecar.weights import load_model, weights_fingerprint
+
+if TYPE_CHECKING:
+    from ecar.training.finetune import Source
+
+_SAME = ("stages", "tokenizer", "context_noise", "velocity_std")
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A frozen model and how it is followed.
+
+    Attributes:
+        model: weights that do not change.
+        guidance: scale of its guidance on velocities, per stage; 1 is off.
+        starts: time of each stage from which guidance acts.
+        steps: Euler steps per stage that the student is to take; empty: velocities at any time.
+    """
+
+    model: StageModel
+    guidance: tuple[float, ...]
+    starts: tuple[float, ...]
+    steps: tuple[int, ...] = ()
+
+    @classmethod
+    def load(cls, config: TrainConfig, source: Source, student: ModelConfig) -> Teacher:
+        """The source of the run as its teacher.
+
+        Args:
+            config: options of the run.
+            source: the model that it started from.
+            student: configuration of the model that is trained.
+
+        Raises:
+            ValueError: its weights changed since the run began, another data or stage layout than the student's, or
+                nothing to distil.
+        """
+        if weights_fingerprint(source.name) != source.fingerprint:
+            raise ValueError(f"--init-from {source.name} is no longer the model that this run began with")
+        theirs, _ = load_model(source.name)
+        if differing := [n for n in _SAME if getattr(theirs.config, n) != getattr(student, n)]:
+            raise ValueError(f"--distill needs the teacher's own {', '.join(differing)}: leave out what sets them")
+        model = build_model(student)  # the teacher's function under the student's numbers of classes
+        done = transfer(theirs.state_dict(), theirs.config, model)
+        if done.fresh:
+            fresh = "; ".join(note for note in done.notes if note.startswith("initialised fresh"))
+            raise ValueError(f"--distill: the teacher does not have all of the student ({fresh})")
+        stages, own = len(model.plan), theirs.config.sampling
+        scales = _per_stage(config.distill_guidance, stages) or (own.guidance if own else (1.0,) * stages)
+        starts = config.distill_guidance_from or (own.guidance_from if own and not config.distill_guidance else ())
+        starts = _per_stage(starts, stages) or (0.0,) * stages
+        steps = _per_stage(config.distill_steps, stages)
+        if own is not None and own.guidance_on != "velocity" and not config.distill_guidance:
+            raise ValueError("--distill follows guidance on velocities: say which by --distill-guidance")
+        if all(scale == 1 for scale in scales) and not steps:
+            raise ValueError("--distill has nothing to do: the teacher's guidance is 1 (--distill-guidance, or "
+                             "--distill-steps)")  # fmt: skip
+        check_settings(SamplingConfig(steps=steps or (1,) * stages, guidance=scales, guidance_from=starts), stages)
+        return cls(model.to(config.device).eval().requires_grad_(False), scales, starts, steps)
+
+    def sampling(self) -> SamplingConfig:
+        """Default settings of the student: no guidance, and its own steps."""
+        plain, own = (1.0,) * len(self.guidance), self.model.config.sampling
+        if self.steps:
+            return SamplingConfig(steps=self.steps, guidance=plain)
+        steps, solver = (own.steps, own.solver) if own else ((8,) * len(plain), "ab2")
+        return SamplingConfig(steps=steps, guidance=plain, solver=solver)
+
+    def null(self, labels: Tensor) -> Tensor:
+        """As many labels of the null class."""
+        return torch.full_like(labels, self.model.config.null_class)
+
+    def target(self, stage: Stage, x: Tensor, t: Tensor, labels: Tensor, tokens: Tensor, null: Tensor) -> Tensor:
+        """What the student's velocity is compared with.
+
+        Args:
+            stage: of the plan, which is the student's too.
+            x: (B, C, h_k, w_k), points on the path.
+            t: (B,); multiples of 1 / N_k where steps are distilled.
+            labels: (B,) class ids; the null class gets the unconditional velocity.
+            tokens: M_k of the teacher, (B, n_k, D).
+            null: the same for the null class.
+
+        Returns:
+            (B, C, h_k, w_k), float32.
+        """
+        v = self.velocity(stage, x, t, labels, tokens, null)
+        if not self.steps:
+            return v
+        half = torch.where(t < 1, 0.5 / self.steps[stage.index], 0.0)
+        return self.velocity(stage, x + half.view(-1, 1, 1, 1) * v, t + half, labels, tokens, null)
+
+    def velocity(self, stage: Stage, x: Tensor, t: Tensor, labels: Tensor, tokens: Tensor, null: Tensor) -> Tensor:
+        """The guided velocity at (x, t), like ``target``."""
+        head, k = self.model.head, stage.index
+        v = self.model.velocity(stage, x, t, head.embed_tokens(stage, tokens), labels)
+        guided = (t >= self.starts[k] - 1e-6).nonzero().squeeze(1)
+        if self.guidance[k] == 1 or len(guided) == 0:
+            return v
+        embedded = head.embed_tokens(stage, null[guided])
+        other = self.model.velocity(stage, x[guided], t[guided], embedded, self.null(labels[guided]))
+        return v.index_copy(0, guided, guide(v[guided], other, self.guidance[k]))
+
+
+def grid_times(steps: tuple[int, ...], plan: tuple[Stage, ...], batch: int, generator: torch.Generator) -> Tensor:
+    """Times (S, batch), multiples of 1 / N_k for ``steps`` N_k (one for all, or one per stage), each as likely: those at which an Euler step starts, and 1 where
+    previews of the stage need the velocity there."""
+    rows = []
+    for stage, count in zip(plan, _per_stage(steps, len(plan)), strict=True):
+        rows.append(torch.randint(count + (stage.end < 1), (batch,), generator=generator) / count)
+    return torch.stack(rows)
+
+
+def _per_stage(values: tuple, stages: int) -> tuple:  # type: ignore[type-arg]
+    """One value stands for every stage."""
+    return values * stages if len(values) == 1 else values
