@@ -47,6 +47,20 @@ def test_curve_measures_further_step_counts_of_the_same_model(tmp_path: Path) ->
     assert record["measured"][0]["ecar 1+1"]["steps_run"] == [1, 1]
 
 
+def test_a_distilled_model_takes_one_pass_a_step_and_dit_keeps_its_two(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flops = []
+    for number, more in enumerate(([], ["--distilled"], ["--no-guidance"])):
+        out = tmp_path / f"{number}.json"
+        assert main(["bench", *TINY, "--batch", "1", "--peer-steps", "2", "--out", str(out), *more]) == 0
+        assert ("ECAR (distilled)" in capsys.readouterr().out) == ("--distilled" in more)
+        totals = json.loads(out.read_text())["flops_per_image"]
+        flops.append((totals["ecar"]["total"], totals["dit 2 steps"]["total"]))
+    guided, distilled, plain = flops
+    assert distilled[0] == plain[0] < guided[0] and distilled[1] == guided[1] > plain[1]
+
+
 @pytest.mark.parametrize("kind", ["kl", "tiny"])
 def test_decoder_makes_images_of_the_asked_resolution_and_is_counted(kind: str) -> None:
     settings = SamplingConfig(steps=(1, 1), guidance=(1.0, 1.0))

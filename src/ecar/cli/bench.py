@@ -35,6 +35,8 @@ class BenchOptions:
     """Further settings of ECAR's steps to measure in the same turns, such as 6+3+3 4+2+2."""
     guidance: bool = True
     """Guidance: ECAR in every stage but the last, DiT in every step."""
+    distilled: bool = False
+    """ECAR as after `ecar train --distill`, in which guidance costs nothing; DiT keeps its second pass."""
     peer_steps: tuple[int, ...] = (250, 50)
     """DiT's solver steps."""
     peer_run_steps: int = 5
@@ -230,7 +232,8 @@ def _ecar(options: BenchOptions, resolution: int) -> tuple[ModelConfig, Sampling
     )  # fmt: skip
     steps = options.steps or default_steps(options.stages)
     steps = steps * stages if len(steps) == 1 else steps + steps[-1:] * (stages - options.stages)
-    guidance = (1.5 if options.guidance else 1.0,) * (stages - 1) + (1.0,)
+    scale = 1.5 if options.guidance and not options.distilled else 1.0
+    guidance = (scale,) * (stages - 1) + (1.0,)
     settings = SamplingConfig(steps=steps, guidance=guidance, solver="ab2")
     check_settings(settings, stages)
     return config, settings
@@ -247,9 +250,10 @@ def _dit(options: BenchOptions, resolution: int) -> ModelConfig:
 
 
 def _print_table(record: dict[str, Any]) -> None:
+    distilled = " (distilled)" if record["command"]["distilled"] else ""
     for ratio in record["ratios"]:
         print(
-            f"batch {ratio['batch']}, both {ratio['both_sides']}, ECAR at {ratio['ecar_steps']} steps, "
+            f"batch {ratio['batch']}, both {ratio['both_sides']}, ECAR{distilled} at {ratio['ecar_steps']} steps, "
             f"DiT at {ratio['dit_steps']}: "
             f"{ratio['fewer_flops']}x fewer FLOPs, {ratio['less_time']}x less time"
         )

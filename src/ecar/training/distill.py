@@ -129,8 +129,8 @@ class Teacher:
 
 
 def grid_times(steps: tuple[int, ...], plan: tuple[Stage, ...], batch: int, generator: torch.Generator) -> Tensor:
-    """Times (S, batch), multiples of 1 / N_k for ``steps`` N_k (one for all, or one per stage), each as likely: those at which an Euler step starts, and 1 where
-    previews of the stage need the velocity there."""
+    """Times (S, batch), multiples of 1 / N_k for ``steps`` N_k (one for all, or one per stage), each as likely: where
+    an Euler step starts, and 1 where previews of the stage need the velocity there."""
     rows = []
     for stage, count in zip(plan, _per_stage(steps, len(plan)), strict=True):
         rows.append(torch.randint(count + (stage.end < 1), (batch,), generator=generator) / count)

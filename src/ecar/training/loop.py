@@ -27,8 +27,8 @@ from ecar.training.about import run_record
 from ecar.training.checkpoint import find_checkpoint, read_record, read_tensors, restore_training, training_tensors
 from ecar.training.config import TrainConfig
 from ecar.training.curves import LossCurves
-from ecar.training.distributed import Part, World, check_divides, no_sync, parallel
 from ecar.training.distill import Teacher
+from ecar.training.distributed import Part, World, check_divides, no_sync, parallel
 from ecar.training.draws import draw_batch
 from ecar.training.ema import EMA
 from ecar.training.finetune import Source
