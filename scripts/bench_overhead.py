@@ -14,13 +14,14 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 from results import write_result
 
 from ecar.commit import source_commit
-from ecar.data.latents import LatentTable
+from ecar.data.latents import MemoryTable
 from ecar.model import build_model
 from ecar.tokenizers import PixelTokenizer
 from ecar.training.config import TrainConfig
@@ -30,6 +31,7 @@ from ecar.training.loop import Trainer, build_config, with_data
 from ecar.training.loss import stage_losses
 from ecar.training.optim import make_optimizers
 from ecar.training.run import save_samples
+from ecar.training.saving import Saver
 
 
 def make_trainer(args: argparse.Namespace, out: Path) -> Trainer:
@@ -43,7 +45,7 @@ def make_trainer(args: argparse.Namespace, out: Path) -> Trainer:
     latents = torch.randn(1, args.images, tokenizer.channels, side // 2, side // 2).half()
     names = tuple(f"class {i}" for i in range(10))
     labels = torch.randint(0, 10, (args.images,))
-    table = LatentTable(
+    table = MemoryTable(
         latents=latents, labels=labels, class_names=names, image_side=(side, side), tokenizer=tokenizer.fingerprint()
     )
     model = build_model(with_data(build_config(config, tokenizer), table))
@@ -69,13 +71,13 @@ def make_bare(trainer: Trainer) -> Callable[[int], None]:
     return bare
 
 
-def make_whole(trainer: Trainer, log: RunLog) -> Callable[[int], None]:
+def make_whole(trainer: Trainer, log: RunLog, saver: Saver) -> Callable[[int], None]:
     """The trainer's loop for some steps more, without what comes at intervals."""
-    trainer._at_intervals = lambda _: None  # type: ignore[method-assign]
+    trainer._at_intervals = lambda *_: None  # type: ignore[method-assign]
 
     def whole(steps: int) -> None:
         trainer.config = dataclasses.replace(trainer.config, max_steps=trainer.step + steps, log_every=steps)
-        trainer._steps(log)
+        trainer._steps(log, saver)
 
     return whole
 
@@ -105,22 +107,25 @@ def main() -> None:
         bare = make_bare(trainer)
         with RunLog(out) as log:
             log.begin(0)
-            whole = make_whole(trainer, log)
+            saver = Saver(out, trainer.world, log, sharded=False, background=False, saved=0)
+            whole = make_whole(trainer, log, saver)
             rounds = []
             for turn in range(args.rounds + 1):
                 sides = [bare, whole] if turn % 2 else [whole, bare]
-                seconds = {side: timed(lambda side=side: side(args.block)) / args.block for side in sides}
+                seconds = {side: timed(partial(side, args.block)) / args.block for side in sides}
                 if turn:  # the first warms up
                     rounds.append((seconds[bare], seconds[whole]))
-            save = timed(lambda: trainer._save(log))
-        sample = timed(lambda: save_samples(trainer.averaged(), trainer.tokenizer, out, 1))
+            save = timed(lambda: trainer._save(saver, last=True))
+        average = trainer.averaged()
+        assert average is not None
+        sample = timed(lambda: save_samples(average, trainer.tokenizer, out, 1))
     base = statistics.median(b for b, _ in rounds)
     ratios = [whole / bare for bare, whole in rounds]
     spread = save / interval[0] + sample / interval[1]
     record = {
         "commit": source_commit(), "torch": torch.__version__, "threads": 1, "preset": args.preset,
         "parameters": trainer.model.num_parameters(), "batch_size": args.batch_size,
-        "latent": list(trainer.table.latents.shape[2:]), "stages": [list(s.side) for s in trainer.model.plan],
+        "latent": [trainer.model.config.channels, *trainer.model.plan[-1].side], "stages": [list(s.side) for s in trainer.model.plan],
         "block_steps": args.block, "rounds": len(rounds),
         "cpu_seconds_per_bare_step": round(base, 4),
         "whole_to_bare": {"median": round(statistics.median(ratios), 4), "min": round(min(ratios), 4),

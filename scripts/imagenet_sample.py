@@ -17,7 +17,9 @@ from typing import Any
 import torch
 from PIL import Image
 
-from ecar.cli import encode, sample, train
+from ecar.cli.encode import run as encode
+from ecar.cli.sample import run as sample
+from ecar.cli.train import run as train
 
 
 def random_autoencoder(folder: Path) -> Path:
@@ -56,15 +58,15 @@ def main() -> None:
     side = ["--resolution", "256", "--flip", "--device", "cpu"]
     limit = ["--max-images", str(options.images)] if options.images else []
     words = ["--data", options.data, "--tokenizer", tokenizer, *side, "--batch-size", "8", *limit, "--out", latents]
-    encoded = timed("encode", encode.run, words)
+    encoded = timed("encode", encode, words)
     cache = json.loads(Path(latents, "cache.json").read_text())
     words = ["--data", latents, *side, "--preset", "nano", "--stages", "3", "--max-steps", str(options.steps)]
     words += ["--batch-size", str(options.batch_size), "--warmup", "10", "--log-every", "5", "--sample-every", "0"]
-    trained = timed("train", train.run, [*words, "--out", run])
+    trained = timed("train", train, [*words, "--out", run])
     records = map(json.loads, Path(run, "log.jsonl").read_text().splitlines())
     losses = [record["loss"] for record in records if "loss" in record]
     words = [f"{run}/final", "--classes", "0,1", "--per-class", "2", "--steps", "4", "--out", picture]
-    sampled = timed("sample", sample.run, [*words, "--device", "cpu"])
+    sampled = timed("sample", sample, [*words, "--device", "cpu"])
     with Image.open(picture) as image:
         size = list(image.size)
     record = {

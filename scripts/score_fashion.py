@@ -64,7 +64,7 @@ class Extractor(nn.Module):
             x = F.interpolate(x, size=(128, 128), mode="bilinear", align_corners=False)
             with torch.autocast("cpu", torch.bfloat16):
                 return self.network(x.contiguous(memory_format=torch.channels_last)).float()
-        return self.network.features(x)
+        return self.network.features(x)  # type: ignore[operator]
 
 
 def read(data: Path, split: str) -> tuple[Tensor, Tensor]:

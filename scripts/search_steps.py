@@ -28,7 +28,7 @@ def main() -> None:
     classifier = load_classifier(args.classifier)
     test, _ = read(args.data, "test")
     pipe = Pipeline.from_pretrained(args.model)
-    for setting in args.settings:
+    for setting in list[str](args.settings):
         steps, guidance, solver = [*setting.split(":"), *["1", "euler"][setting.count(":") :]]
         counts = tuple(int(s) for s in steps.split(","))
         images, labels, seconds = sample(pipe, args.num, float(guidance), counts, solver)
