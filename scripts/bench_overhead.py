@@ -125,7 +125,8 @@ def main() -> None:
     record = {
         "commit": source_commit(), "torch": torch.__version__, "threads": 1, "preset": args.preset,
         "parameters": trainer.model.num_parameters(), "batch_size": args.batch_size,
-        "latent": [trainer.model.config.channels, *trainer.model.plan[-1].side], "stages": [list(s.side) for s in trainer.model.plan],
+        "latent": [trainer.model.config.channels, *trainer.model.plan[-1].side],
+        "stages": [list(s.side) for s in trainer.model.plan],
         "block_steps": args.block, "rounds": len(rounds),
         "cpu_seconds_per_bare_step": round(base, 4),
         "whole_to_bare": {"median": round(statistics.median(ratios), 4), "min": round(min(ratios), 4),
