@@ -173,8 +173,8 @@ def test_a_teacher_that_changed_since_the_run_began_is_refused(
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
-        ({"ends": (0.6, 1.0)}, "own stages"),
-        ({"context_noise": 0.0}, "own context_noise"),
+        ({"ends": (0.6, 1.0)}, "own stages and"),
+        ({"context_noise": 0.0}, "and context_noise"),
         ({"distill_guidance": (1.0,)}, "nothing to do"),
         ({"distill_guidance": (1.0, 2.0, 3.0)}, "guidance needs"),
         ({"distill_guidance": (2.0,), "distill_guidance_from": (1.0,)}, "guidance_from needs"),
@@ -184,8 +184,18 @@ def test_a_teacher_that_changed_since_the_run_began_is_refused(
         ({"init_from": None, "resolution": (8,), "tokenizer": "pixels:2"}, "init_from"),
     ],
 )
-def test_what_cannot_be_distilled_is_refused(
-    data: Path, tmp_path: Path, source: Path, changes: dict[str, Any], word: str
-) -> None:
+def test_what_cannot_be_distilled_is_refused(tmp_path: Path, source: Path, changes: dict[str, Any], word: str) -> None:
+    """All of it before images are read."""
     with pytest.raises(ValueError, match=word):
-        loop.train(student(data, tmp_path / "run", source, **changes))
+        loop.train(student(tmp_path / "no data here", tmp_path / "run", source, **changes))
+
+
+def test_classes_and_latents_that_the_teacher_does_not_know_are_refused(
+    digits_folder: Path, data: Path, tmp_path: Path, source: Path
+) -> None:
+    with pytest.raises(ValueError, match=r"does not have all .*1 of 3 classes \(seven\)"):
+        loop.train(student(digits_folder, tmp_path / "run", source))
+    with pytest.raises(ValueError, match="not those that"):
+        loop.train(student(data, tmp_path / "other", source, tokenizer="pixels:2"))
+    shutil.rmtree(data / "ZERO")  # some of its classes are enough
+    assert loop.train(student(data, tmp_path / "some", source, max_steps=1)).exists()

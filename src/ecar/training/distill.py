@@ -29,8 +29,6 @@ from ecar.weights import load_model, weights_fingerprint
 if TYPE_CHECKING:
     from ecar.training.finetune import Source
 
-_SAME = ("stages", "tokenizer", "context_noise", "velocity_std")
-
 
 @dataclass(frozen=True)
 class Teacher:
@@ -64,24 +62,14 @@ class Teacher:
         if weights_fingerprint(source.name) != source.fingerprint:
             raise ValueError(f"--init-from {source.name} is no longer the model that this run began with")
         theirs, _ = load_model(source.name)
-        if differing := [n for n in _SAME if getattr(theirs.config, n) != getattr(student, n)]:
-            raise ValueError(f"--distill needs the teacher's own {', '.join(differing)}: leave out what sets them")
+        scales, starts, steps = check_distill(config, theirs.config, student)
+        if theirs.config.tokenizer != student.tokenizer or theirs.config.velocity_std != student.velocity_std:
+            raise ValueError(f"--distill: these latents are not those that {source.name} was trained on")
         model = build_model(student)  # the teacher's function under the student's numbers of classes
         done = transfer(theirs.state_dict(), theirs.config, model)
         if done.fresh:
             fresh = "; ".join(note for note in done.notes if note.startswith("initialised fresh"))
             raise ValueError(f"--distill: the teacher does not have all of the student ({fresh})")
-        stages, own = len(model.plan), theirs.config.sampling
-        scales = _per_stage(config.distill_guidance, stages) or (own.guidance if own else (1.0,) * stages)
-        starts = config.distill_guidance_from or (own.guidance_from if own and not config.distill_guidance else ())
-        starts = _per_stage(starts, stages) or (0.0,) * stages
-        steps = _per_stage(config.distill_steps, stages)
-        if own is not None and own.guidance_on != "velocity" and not config.distill_guidance:
-            raise ValueError("--distill follows guidance on velocities: say which by --distill-guidance")
-        if all(scale == 1 for scale in scales) and not steps:
-            raise ValueError("--distill has nothing to do: the teacher's guidance is 1 (--distill-guidance, or "
-                             "--distill-steps)")  # fmt: skip
-        check_settings(SamplingConfig(steps=steps or (1,) * stages, guidance=scales, guidance_from=starts), stages)
         return cls(model.to(config.device).eval().requires_grad_(False), scales, starts, steps)
 
     def sampling(self) -> SamplingConfig:
@@ -126,6 +114,34 @@ class Teacher:
         embedded = head.embed_tokens(stage, null[guided])
         other = self.model.velocity(stage, x[guided], t[guided], embedded, self.null(labels[guided]))
         return v.index_copy(0, guided, guide(v[guided], other, self.guidance[k]))
+
+
+def check_distill(
+    config: TrainConfig, teacher: ModelConfig, student: ModelConfig
+) -> tuple[tuple[float, ...], tuple[float, ...], tuple[int, ...]]:
+    """The teacher's guidance, the times from which it acts, and the student's steps (or none), per stage. Cheap.
+
+    Raises:
+        ValueError: another stage layout or context noise than the teacher's, unusable settings, or nothing to distil.
+    """
+    if teacher.stages != student.stages or teacher.context_noise != student.context_noise:
+        raise ValueError("--distill needs the teacher's own stages and context_noise: leave out what sets them")
+    stages, own = len(teacher.stages.sides), teacher.sampling
+    plain = (1.0,) * stages
+    if config.distill_guidance:
+        scales, starts = _per_stage(config.distill_guidance, stages), config.distill_guidance_from
+    else:
+        scales, starts = (own.guidance, own.guidance_from) if own else (plain, ())
+        starts = config.distill_guidance_from or starts
+        if own is not None and own.guidance_on != "velocity" and scales != plain:
+            raise ValueError("--distill follows guidance on velocities, not on tokens: give --distill-guidance")
+    steps, starts = _per_stage(config.distill_steps, stages), _per_stage(starts, stages) or (0.0,) * stages
+    if scales == plain and not steps:
+        raise ValueError(
+            "--distill has nothing to do: the teacher's guidance is 1 (see --distill-guidance, --distill-steps)"
+        )
+    check_settings(SamplingConfig(steps=steps or (1,) * stages, guidance=scales, guidance_from=starts), stages)
+    return scales, starts, steps
 
 
 def grid_times(steps: tuple[int, ...], plan: tuple[Stage, ...], batch: int, generator: torch.Generator) -> Tensor:

@@ -23,6 +23,7 @@ from ecar.model import StageModel, build_model
 from ecar.tokenizers import Tokenizer, load_tokenizer
 from ecar.training.checkpoint import has_checkpoint
 from ecar.training.config import TrainConfig
+from ecar.training.distill import check_distill
 from ecar.transfer import check_fits, transfer
 from ecar.weights import load_model, weights_fingerprint
 
@@ -119,8 +120,10 @@ class Source:
         return model
 
     def check(self, config: TrainConfig, model: ModelConfig) -> None:
-        """ValueError where nothing of the source fits, or a LoRA target names nothing. Cheap."""
+        """ValueError where nothing of the source fits, a LoRA target names nothing or it cannot teach. Cheap."""
         model = self.adapt(model)
+        if config.distill:
+            check_distill(config, self.config, model)
         if config.lora_rank is not None:
             with torch.device("meta"):
                 self._make_adapter(config, build_model(model.replace(num_classes=1)))  # the data are not read yet
