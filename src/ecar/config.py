@@ -119,6 +119,8 @@ class SamplingConfig(JsonConfig):
     guidance_from: tuple[float, ...] = ()
     """Time of each stage, in [0, 1), from which guidance on velocities acts; before it a step takes one head pass.
     Empty: everywhere."""
+    fixed_steps: bool = False
+    """The model was distilled for just these steps and this solver; others give worse images."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from conftest import random_model, tiny_config
+from ecar.config import SamplingConfig
 from ecar.sampling.pipeline import Pipeline
 from ecar.serving.app import create_app
 from ecar.tokenizers import PixelTokenizer
@@ -154,6 +155,16 @@ def test_quality_chooses_the_steps(api: TestClient) -> None:
     assert images["auto"] == images["medium"] and len(set(images.values())) == 4
     steps = {"prompt": "cat", "seed": 1, "num_inference_steps": [6, 4, 4], "quality": "high"}
     assert api.post(GENERATE, json=steps).json()["data"][0]["b64_json"] == images["high"]
+
+
+def test_quality_leaves_the_steps_of_a_model_that_was_distilled_for_them() -> None:
+    fixed = SamplingConfig(steps=(2, 1, 1), guidance=(1.0,) * 3, fixed_steps=True)
+    pipe = Pipeline(random_model(tiny_config(sampling=fixed)), PixelTokenizer(factor=1))
+    with TestClient(create_app(make_engine(pipe), "tiny")) as client:
+        while client.get("/ready").status_code != 200:
+            pass
+        orders = [{"prompt": "cat", "seed": 1, "quality": q} for q in ("low", "auto", "max")]
+        assert len({client.post(GENERATE, json=order).json()["data"][0]["b64_json"] for order in orders}) == 1
 
 
 def test_failure_inside_a_stream_is_an_error_event_not_a_silent_end() -> None:

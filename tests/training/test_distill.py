@@ -135,7 +135,9 @@ def test_a_students_few_euler_steps_come_near_its_teachers_many(data: Path, tmp_
     )
     final = loop.train(steps)
     made = Pipeline.from_pretrained(final).model.config.sampling
-    assert made == SamplingConfig(steps=(2, 1), guidance=(1.0, 1.0), solver="euler")
+    assert made == SamplingConfig(steps=(2, 1), guidance=(1.0, 1.0), solver="euler", fixed_steps=True)
+    with pytest.warns(UserWarning, match="distilled for"):
+        pictures(final, steps=(4, 2))
     wanted = pictures(source, steps=(8, 8), guidance=1.0)
     plain = pictures(source, steps=(2, 1), guidance=1.0, solver="euler")
     learned = pictures(final)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import operator
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -199,6 +200,9 @@ class Pipeline:
         One number for ``guidance`` acts on every stage but the last, whose many tokens a second pass would cost most;
         one number for ``guidance_from`` holds for every stage.
 
+        Warns:
+            UserWarning: other steps or another solver than those that the model was distilled for.
+
         Raises:
             ValueError: wrong number of stages, unknown solver, values out of range.
         """
@@ -225,6 +229,9 @@ class Pipeline:
             changes["guidance_from"] = tuple(float(t) for t in several)
         result = dataclasses.replace(base, **changes)  # type: ignore[arg-type]
         check_settings(result, stages)
+        if base.fixed_steps and (result.steps, result.solver) != (base.steps, base.solver):
+            text = f"this model was distilled for {base.steps} {base.solver} steps; others give worse images"
+            warnings.warn(text, stacklevel=2)
         if self.model.config.kind == "dit" and result.guidance_on == "tokens":
             raise ValueError("guidance_on tokens needs a token map, and a dit model has none; use velocity")
         if self.model.config.num_classes == 0 and any(g != 1 for g in result.guidance):

@@ -14,7 +14,13 @@ from ecar.serving.errors import ApiError
 from ecar.serving.previews import Point, preview_points
 from ecar.serving.schema import GenerateRequest, TokenDetails, Usage
 
-QUALITIES = {"low": 0.5, "medium": 1.0, "high": 2.0, "xhigh": 3.0, "max": 4.0}  # times the model's steps
+QUALITIES = {
+    "low": 0.5,
+    "medium": 1.0,
+    "high": 2.0,
+    "xhigh": 3.0,
+    "max": 4.0,
+}  # times its steps
 _SYNONYMS = {"auto": "medium", "standard": "medium", "hd": "high"}
 
 
@@ -126,7 +132,8 @@ def _settings(request: GenerateRequest, pipe: Pipeline, factor: float, limits: L
     steps = request.num_inference_steps
     try:
         if steps is None:
-            steps = [math.ceil(factor * s) for s in pipe.settings().steps]
+            own = pipe.settings()
+            steps = [s if own.fixed_steps else math.ceil(factor * s) for s in own.steps]
         settings = pipe.settings(steps=steps)
     except ValueError as error:
         raise ApiError(400, "invalid_value", str(error), "num_inference_steps") from None

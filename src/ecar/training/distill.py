@@ -76,7 +76,7 @@ class Teacher:
         """Default settings of the student: no guidance, and its own steps."""
         plain, own = (1.0,) * len(self.guidance), self.model.config.sampling
         if self.steps:
-            return SamplingConfig(steps=self.steps, guidance=plain)
+            return SamplingConfig(steps=self.steps, guidance=plain, fixed_steps=True)
         steps, solver = (own.steps, own.solver) if own else ((8,) * len(plain), "ab2")
         return SamplingConfig(steps=steps, guidance=plain, solver=solver)
 
