@@ -1,7 +1,8 @@
 """Put a trained model into the package: half-precision weights, default sampling settings.
 
-    python scripts/bundle.py --model runs/fashion/final --name fashion --steps 16 8 --guidance 1 1
+    python scripts/bundle.py --model runs/fashion/final --name fashion --steps 8 4 --guidance 1 1
 
+What is left out stays as the model has it.
 Model and tokenizer are rounded to float16 first, so that what is stored is exactly what is loaded; the model is told
 the fingerprint of the rounded tokenizer, whose latents differ from those it was trained on by about 1e-3.
 """
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from ecar.config import SamplingConfig
+from ecar import Pipeline
 from ecar.model import ECAR
 from ecar.weights import BUNDLED, load_model, save_model
 
@@ -22,20 +23,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--name", required=True)
-    parser.add_argument("--steps", type=int, nargs="+", required=True)
-    parser.add_argument("--guidance", type=float, nargs="+", required=True)
-    parser.add_argument("--guidance-from", type=float, nargs="+", default=[])
-    parser.add_argument("--solver", default="euler")
+    parser.add_argument("--steps", type=int, nargs="+")
+    parser.add_argument("--guidance", type=float, nargs="+")
+    parser.add_argument("--guidance-from", type=float, nargs="+")
+    parser.add_argument("--solver")
     args = parser.parse_args()
     model, tokenizer = load_model(args.model)
     images = torch.rand(64, 3, *model.config.image_side) * 2 - 1
     before = tokenizer.encode(images)
     tokenizer.half().float()
     print("latents moved by", (tokenizer.encode(images) - before).abs().max().item())
-    sampling = SamplingConfig(
-        steps=tuple(args.steps), guidance=tuple(args.guidance), solver=args.solver,
-        guidance_from=tuple(args.guidance_from),
-    )  # fmt: skip
+    sampling = Pipeline(model, tokenizer).settings(
+        args.steps, args.guidance, args.solver, guidance_from=args.guidance_from
+    )
     bundled = ECAR(model.config.replace(tokenizer=tokenizer.fingerprint(), sampling=sampling))
     bundled.load_state_dict(model.half().float().state_dict())
     folder = BUNDLED / args.name

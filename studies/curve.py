@@ -24,7 +24,7 @@ from torch import Tensor
 from ecar import Pipeline
 from ecar.benchmark.flops import sampling_flops
 from ecar.cli.options import source_commit
-from ecar.config import SamplingConfig
+from ecar.config import SamplingConfig, differences
 from ecar.evaluation.classifier import load_classifier
 from ecar.evaluation.evaluate import Judge, check_classes, measure
 from ecar.evaluation.extractors import get_extractor
@@ -34,6 +34,8 @@ from ecar.sampling.loop import sample_latents
 from ecar.sampling.noise import draw_noise
 from ecar.stages import end_point, noises, pyramid
 from ecar.weights import weights_fingerprint
+
+_SAME = ("weights", "dtype", "extractor", "reference", "num")  # in all lines of a file
 
 
 def parse_setting(text: str, pipe: Pipeline) -> SamplingConfig:
@@ -98,7 +100,11 @@ def main() -> None:
         "parameters": pipe.model.num_parameters(), "dtype": args.dtype, "threads": torch.get_num_threads(),
         "commit": source_commit(), "extractor": extractor.fingerprint, "reference": reference.fingerprint,
     }  # fmt: skip
-    done = {json.loads(line)["setting"] for line in args.out.read_text().splitlines()} if args.out.exists() else set()
+    lines = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
+    now, done = {**about, "num": args.num}, {line["setting"] for line in lines}
+    for line in lines:
+        if other := differences({k: line[k] for k in _SAME}, {k: now[k] for k in _SAME}):
+            parser.error(f"--out {args.out}: holds {line['setting']} of something else ({other}); choose another")
 
     def write(name: str, samples: Samples, more: dict[str, object]) -> None:
         record = {"setting": name, **more, **measure(samples, reference, extractor)}

@@ -30,6 +30,8 @@ def run_folder(tmp_path: Path) -> Path:
         "lr": 1e-3,
         "data": "/home/someone/photos",
         "out": "/home/someone/run",
+        "init_from": "/home/someone/base",
+        "source": {"name": "/home/someone/base", "weights": "abc"},
         "device": "cpu",
     }
     (final / "training.json").write_text(json.dumps(training))
@@ -69,6 +71,16 @@ def test_a_dry_run_writes_a_folder_that_draws_the_same_images(
         'from_pretrained("someone/tiny")' in text and "mostly bias" in text and "dog" in text and '"lr": 0.001' in text
     )
     assert all("/home/someone" not in file.read_text() for file in (*out.glob("*.json"), out / "README.md"))
+
+
+def test_a_dry_run_that_fails_leaves_no_folder_in_the_way_of_the_next(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["push", str(run_folder), "someone/tiny", "--dry-run", "--out", str(tmp_path / "out")]
+    assert main([*command, "--picture", str(tmp_path / "typo.png")]) == 2 and "typo.png" in capsys.readouterr().err
+    other = evaluation(run_folder, tmp_path / "eval.json", weights="0" * 16)
+    assert main([*command, "--evaluation", str(other)]) == 2 and "not these" in capsys.readouterr().err
+    assert main(command) == 0
 
 
 def test_an_evaluation_of_other_weights_is_refused(run_folder: Path, tmp_path: Path) -> None:

@@ -170,6 +170,9 @@ class ModelConfig(JsonConfig):
             raise ValueError(
                 f"ecar needs a trunk_depth of at least 1 and patch 1, got {self.trunk_depth}, {self.patch}"
             )
+        side = self.stages.sides[-1]
+        if self.kind == "dit" and (side[0] != side[1] or side[0] % self.patch):
+            raise ValueError(f"dit needs a square latent that divides by its patch {self.patch}, got {side}")
         if self.kind == "dit" and (self.trunk_depth != 0 or self.prediction != "v"):
             raise ValueError(f"dit needs trunk_depth 0 and prediction v, got {self.trunk_depth}, {self.prediction!r}")
         if self.width % self.heads or (self.width // self.heads) % 4:

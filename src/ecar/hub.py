@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ecar.sampling.pipeline import Pipeline
 
 _PRIVATE = ("out", "device", "trackers")  # of training.json: where it ran, not how
-_PATHS = ("data", "tokenizer")
+_PATHS = ("data", "tokenizer", "init_from")
 _NOT_METRICS = {"num", "against", "biased_small_sample"}
 
 
@@ -41,6 +41,9 @@ def write_folder(pipe: Pipeline, folder: Path, repo_id: str, card: CardOptions, 
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder}: not empty; give a new folder")
     record = _evaluation(card.evaluation)
+    if record is not None and source is not None:
+        _check_judged(card, record, weights_fingerprint(source))
+    picture = _picture(pipe, card.picture, source)
     folder.mkdir(parents=True, exist_ok=True)
     if source is None:
         with torch.device("meta"):
@@ -52,13 +55,12 @@ def write_folder(pipe: Pipeline, folder: Path, repo_id: str, card: CardOptions, 
         for name in ("config.json", "model.safetensors"):
             shutil.copyfile(source / name, folder / name)
         shutil.copytree(source / "tokenizer", folder / "tokenizer")
-    fingerprint = weights_fingerprint(folder)
-    if record is not None and record.get("weights") != fingerprint:
-        raise ValueError(f"{card.evaluation}: judged weights {record.get('weights')}, not these ({fingerprint})")
+    if record is not None:
+        _check_judged(card, record, weights_fingerprint(folder))
     training = _training(source)
     if training:
         (folder / "training.json").write_text(json.dumps(training, indent=2) + "\n")
-    _picture(pipe, card.picture, source).save(folder / "samples.png")
+    picture.save(folder / "samples.png")
     (folder / "README.md").write_text(_card(pipe, repo_id, card, record, training, folder))
 
 
@@ -115,16 +117,21 @@ def _evaluation(path: str | None) -> dict[str, Any] | None:
     return record
 
 
+def _check_judged(card: CardOptions, record: dict[str, Any], fingerprint: str) -> None:
+    if record.get("weights") != fingerprint:
+        raise ValueError(f"{card.evaluation}: judged weights {record.get('weights')}, not these ({fingerprint})")
+
+
 def _training(source: Path | None) -> dict[str, Any]:
     """The options of the run, without places on the machine where it ran."""
     path = source / "training.json" if source else None
     if path is None or not path.exists():
         return {}
     record = {k: v for k, v in json.loads(path.read_text()).items() if k not in _PRIVATE}
-    for name in _PATHS:
-        value = record.get(name)
+    for part, name in [(record, name) for name in _PATHS] + [(record.get("source", {}), "name")]:
+        value = part.get(name)
         if isinstance(value, str) and (value.startswith(("/", ".", "~")) or Path(value).exists()):
-            record[name] = Path(value).name
+            part[name] = Path(value).name
     return record
 
 

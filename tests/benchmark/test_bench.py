@@ -84,6 +84,7 @@ def test_clocks_come_off_and_zero_layers_are_filled() -> None:
     [
         (["--decoder", "vq"], "none, kl or tiny"),
         (["--batch", "0"], "at least 1"),
+        (["--factor", "0"], "--factor"),
         (["--resolution", "250"], "divide"),
         (["--curve", "8,4"], "one per stage"),
         (["--curve", "8+4"], "such as 6+3+3"),

@@ -136,6 +136,19 @@ def test_wrong_input_is_one_line_and_exit_code_2(
     assert word in message and "\n" not in message
 
 
+def test_a_classifier_without_labels_on_either_side_is_refused_before_it_is_trained(
+    digits_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once a traceback from inside the cross entropy, and for samples a refusal after all the work."""
+    monkeypatch.setattr("ecar.evaluation.classifier.train_classifier", lambda *_, **__: pytest.fail("trained"))
+    np.savez(tmp_path / "samples.npz", arr_0=noise_images(12).permute(0, 2, 3, 1).numpy())
+    for data, word in ((digits_folder / "one", "no classes"), (digits_folder, "no labels")):
+        command = ["evaluate", "--samples", str(tmp_path / "samples.npz"), "--num", "12", "--allow-small"]
+        command += ["--data", str(data), "--train-data", str(data), "--cache", str(tmp_path / "cache")]
+        assert main([*command, "--classifier", str(tmp_path / "new.safetensors")]) == 2
+        assert word in capsys.readouterr().err
+
+
 def test_missing_and_doubled_images_are_refused(trained: Path, tmp_path: Path) -> None:
     pipe = Pipeline.from_pretrained(trained, device="cpu")
     make_samples(pipe, 6, seed=0, settings=pipe.settings(1), folder=tmp_path, record={}, batch=3)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
+from ecar.evaluation.evaluate import measure
 from ecar.evaluation.metrics import (
     Gaussian,
     frechet_distance,
@@ -15,6 +17,8 @@ from ecar.evaluation.metrics import (
     nearest_distance,
     neighbour_scores,
 )
+from ecar.evaluation.reference import reference_from_images
+from ecar.evaluation.samples import Samples, choose
 
 
 def normal(count: int, size: int, seed: int) -> torch.Tensor:
@@ -85,6 +89,32 @@ def test_identical_sets_have_full_precision_recall_and_coverage() -> None:
     x = normal(30, 4, 0)
     found = neighbour_scores(x, x)
     assert (found["precision"], found["recall"], found["coverage"]) == (1, 1, 1)
+
+
+class Corner:
+    """An extractor whose features are the first two pixels."""
+
+    name, fingerprint, num_features = "efficientnet-lite0", "", 2
+
+    def __call__(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        features = images[:, 0, 0, :2].float()
+        return features, torch.nn.functional.one_hot(images[:, 1, 0, 0].long(), 10).float()
+
+
+def test_files_sorted_by_class_score_as_shuffled_ones(tmp_path: Path) -> None:
+    """A prefix of the reference was compared with all samples: the first classes only, in an image folder."""
+    generator, classes = torch.Generator().manual_seed(1), torch.arange(10).repeat_interleave(60)
+    images = torch.zeros(600, 3, 1, 2, dtype=torch.uint8)
+    images[:, 0, 0] = (20 * classes[:, None] + torch.randint(0, 12, (600, 2), generator=generator)).byte()
+    images[:, 1] = classes.view(-1, 1, 1).byte()
+    reference = reference_from_images("sorted", images, classes, tuple("abcdefghij"), Corner(), tmp_path)
+    samples = Samples(images[::6], classes[::6])
+    record = measure(samples, reference, Corner())
+    assert record["precision (efficientnet-lite0, 100 a side)"] > 0.8  # type: ignore[operator]
+    assert record["coverage (efficientnet-lite0, 100 a side)"] > 0.8  # type: ignore[operator]
+    assert record["IS"] > 5  # type: ignore[operator]  # in splits of one class each it would be 1
+    few = choose(Samples(images, classes), 100)
+    assert few.labels is not None and len(set(few.labels.tolist())) == 10
 
 
 def test_too_few_images_for_neighbours_are_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,10 @@ from ecar.sampling.pipeline import Pipeline
 from ecar.stages import interpolate, noises, pyramid
 from ecar.training import loop
 from ecar.training.config import TrainConfig
-from ecar.training.distill import Teacher, grid_times
+from ecar.training.distill import Teacher, check_distill, grid_times
+from ecar.training.finetune import Source
 from ecar.training.loss import stage_losses
-from ecar.weights import save_model
+from ecar.weights import load_model, save_model
 
 ROWS = (6, 4, 2)
 GUIDANCE, STARTS = (3.0, 1.0, 2.0), (0.4, 0.0, 0.0)
@@ -90,6 +92,20 @@ def test_a_student_that_is_its_unguided_teacher_has_nothing_to_learn_and_gradien
         other = stage_losses(model, z, labels, d, ROWS, Teacher(theirs, GUIDANCE, STARTS))
     sum(loss.mean() for loss in other).backward()  # type: ignore[union-attr]
     assert all(p.grad is not None for p in model.parameters()) and all(p.grad is None for p in theirs.parameters())
+
+
+def test_of_a_teacher_that_takes_euler_steps_two_are_learned_as_one() -> None:
+    """Its output is a mean over its own step already: the second half alone would be learned by a midpoint step."""
+    theirs, stage = random_model(tiny_config()), random_model(tiny_config()).plan[1]
+    teacher = Teacher(theirs, (1.0,) * 3, (0.0,) * 3, steps=(2, 2, 2), halving=True)
+    x, labels = torch.randn(3, 3, 4, 6, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2])
+    tokens, t = theirs.transformer([torch.randn(3, 3, 2, 3)], labels)[1], torch.tensor([0.0, 0.5, 1.0])
+    with torch.no_grad():
+        embedded = theirs.head.embed_tokens(stage, tokens)
+        first = theirs.velocity(stage, x, t, embedded, labels)
+        second = theirs.velocity(stage, x + 0.25 * first, t + 0.25, embedded, labels)
+        target = teacher.target(stage, x, t, labels, tokens, tokens)
+    assert torch.allclose(target[:2], (first + second)[:2] / 2, atol=1e-5) and torch.allclose(target[2], first[2])
 
 
 def test_grid_times_are_those_of_euler_steps_and_the_end_of_a_stage_that_has_previews() -> None:
@@ -172,6 +188,32 @@ def test_a_teacher_that_changed_since_the_run_began_is_refused(
         loop.train(student(data, tmp_path / "run", source))
 
 
+def test_a_student_of_fewer_blocks_follows_the_whole_teacher(data: Path, tmp_path: Path, source: Path) -> None:
+    """The teacher was built with the student's depth, and silently lost the blocks that the student does not have."""
+    run = loop.train(student(data, tmp_path / "run", source, max_steps=1, trunk_depth=1, head_depth=1))
+    small, whole = (load_model(folder)[0].config for folder in (run, source))
+    assert (small.trunk_depth, small.head_depth) == (1, 1) and whole.head_depth == 2
+    config = student(data, tmp_path / "run", source, trunk_depth=1, head_depth=1, device="cpu")
+    found = Source.find(config, tmp_path / "new")
+    assert found is not None
+    theirs, original = Teacher.load(config, found, small).model, load_model(source)[0]
+    assert len(theirs.head.blocks) == 2 and len(theirs.transformer.blocks) == 2
+    assert torch.equal(theirs.head.blocks[1].mlp.w_in.weight, original.head.blocks[1].mlp.w_in.weight)
+
+
+def test_one_number_guides_every_stage_but_the_last_as_everywhere() -> None:
+    config = TrainConfig(data="d", out="o", init_from="m", distill=True, distill_guidance=(2.0,))
+    assert check_distill(config, tiny_config(), tiny_config())[0] == (2.0, 2.0, 1.0)
+    with pytest.raises(ValueError, match="needs classes"):
+        check_distill(config, tiny_config(num_classes=0, class_names=()), tiny_config())
+    fixed = tiny_config(sampling=SamplingConfig(steps=(4, 4, 2), guidance=(1.0,) * 3, fixed_steps=True))
+    half = TrainConfig(data="d", out="o", init_from="m", distill=True, distill_steps=(2, 2, 1))
+    assert check_distill(half, fixed, fixed)[2] == (2, 2, 1)
+    for more in (config, dataclasses.replace(half, distill_steps=(2, 1, 1))):
+        with pytest.raises(ValueError, match="only teach half as many"):
+            check_distill(more, fixed, fixed)
+
+
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
@@ -197,6 +239,9 @@ def test_classes_and_latents_that_the_teacher_does_not_know_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=r"does not have all .*1 of 3 classes \(seven\)"):
         loop.train(student(digits_folder, tmp_path / "run", source))
+    with pytest.raises(ValueError, match="no labels"):
+        guided = {"distill_guidance": (2.0,), "distill_guidance_from": (0.0,)}
+        loop.train(student(data / "one", tmp_path / "flat", source, **guided))
     with pytest.raises(ValueError, match="not those that"):
         loop.train(student(data, tmp_path / "other", source, tokenizer="pixels:2"))
     shutil.rmtree(data / "ZERO")  # some of its classes are enough

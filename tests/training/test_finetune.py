@@ -163,6 +163,20 @@ def test_what_the_user_leaves_open_is_the_sources_and_what_he_says_wins(
     assert other.head_depth == 1 and other.context_noise == 0 and other.stages.ends == (0.5, 0.6, 1.0)
 
 
+def test_a_guided_source_on_images_without_labels_draws_its_sample_grids(digits_folder: Path, tmp_path: Path) -> None:
+    """The guidance that it took over was refused at the first grid, and at every start after that."""
+    guided = SamplingConfig(steps=(3, 2), guidance=(1.5, 2.0), guidance_from=(0.5, 0.0))
+    source = saved(tmp_path / "source", sampling=guided)
+    final = loop.train(tuned(digits_folder / "one", tmp_path / "run", source, max_steps=1, sample_every=1))
+    assert load_model(final)[0].config.sampling == SamplingConfig(steps=(3, 2), guidance=(1.0, 1.0))
+
+
+def test_a_model_distilled_for_its_steps_is_trained_on_for_any(digits_folder: Path, tmp_path: Path) -> None:
+    source = saved(tmp_path / "source", sampling=SamplingConfig(steps=(2, 1), guidance=(1.0,) * 2, fixed_steps=True))
+    own = load_model(loop.train(tuned(digits_folder, tmp_path / "run", source, max_steps=1)))[0].config.sampling
+    assert own is not None and own.steps == (8, 4) and not own.fixed_steps
+
+
 def test_a_run_of_no_effect_is_the_source(digits_folder: Path, tmp_path: Path, source: Path) -> None:
     """Same classes, levels and latents: with a rate of almost nothing, the samples are the source's own."""
     for old, new in (("zero", "ZERO"), ("one", "one"), ("seven", "cat")):

@@ -103,6 +103,22 @@ def test_unlabelled_images_train_an_unconditional_model(digits_folder: Path, tmp
     assert pipe.class_names == () and len(pipe(seeds=[1, 2]).images) == 2
 
 
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"accumulate": 3}, "must divide"),
+        ({"model": "dit", "trunk_depth": None, "resolution": (8, 16)}, "square latent"),
+        ({"model": "dit", "trunk_depth": None}, "no labels"),
+    ],
+)
+def test_what_needs_no_latents_is_refused_before_images_are_encoded(
+    digits_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], word: str
+) -> None:
+    monkeypatch.setattr(loop, "encode_source", lambda *_, **__: pytest.fail("encoded"))
+    with pytest.raises(ValueError, match=word):
+        loop.train(options(digits_folder / "one", tmp_path, **changes))
+
+
 def test_a_run_of_other_options_is_not_continued(digits_folder: Path, tmp_path: Path) -> None:
     loop.train(options(digits_folder, tmp_path))
     with pytest.raises(ValueError, match=r"other options \(batch_size 8 -> 4\)"):

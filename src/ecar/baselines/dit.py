@@ -49,9 +49,6 @@ class DiTHead(nn.Module):
         super().__init__()
         from diffusers import DiTTransformer2DModel
 
-        (height, width), patch = config.stages.sides[-1], config.patch
-        if height != width or height % patch:
-            raise ValueError(f"DiT needs a square latent that divides by its patch {patch}, got {height}x{width}")
         if config.num_classes < 1:
             raise ValueError("DiT needs classes; the data have no labels")
         self.network = DiTTransformer2DModel(
@@ -59,8 +56,8 @@ class DiTHead(nn.Module):
             attention_head_dim=config.width // config.heads,
             in_channels=config.channels,
             num_layers=config.head_depth,
-            sample_size=height,
-            patch_size=patch,
+            sample_size=config.stages.sides[-1][0],
+            patch_size=config.patch,
             num_embeds_ada_norm=config.num_classes,
         )
         for block in self.network.transformer_blocks:

@@ -210,8 +210,13 @@ def _check(options: BenchOptions) -> None:
     if options.decoder not in ("none", "kl", "tiny"):
         raise ValueError(f"--decoder must be none, kl or tiny, got {options.decoder!r}")
     check_dtype(options.dtype)
-    if min((*options.batch, *options.peer_steps, options.peer_run_steps, options.repeats, options.classes)) < 1:
-        raise ValueError("--batch, --peer-steps, --peer-run-steps, --repeats and --classes must be at least 1")
+    factors = options.factor, options.peer_factor, options.peer_patch
+    counts = options.peer_run_steps, options.repeats, options.classes
+    if min((*options.batch, *options.peer_steps, *counts, *factors)) < 1:
+        raise ValueError(
+            "--batch, --peer-steps, --peer-run-steps, --repeats, --classes, --factor, --peer-factor and --peer-patch "
+            "must be at least 1"
+        )
     for text in options.curve:
         _steps(text, options.stages)
     if options.resolution % options.factor or options.resolution % (options.peer_factor * options.peer_patch):

@@ -86,7 +86,7 @@ def run(arguments: Sequence[str]) -> None:
     _check(options)
     from ecar import __version__
     from ecar.devices import resolve_device
-    from ecar.evaluation.evaluate import Judge, check_classes, check_count, measure
+    from ecar.evaluation.evaluate import Judge, check_classes, check_count, check_labels, measure
     from ecar.evaluation.extractors import get_extractor
 
     device = resolve_device(options.device)
@@ -97,8 +97,10 @@ def run(arguments: Sequence[str]) -> None:
     samples = _read(options) if pipe is None else None
     height, width = pipe.model.config.image_side if pipe else _side(samples)
     reference = _reference(options, extractor, height, width)
-    if pipe is not None and options.classifier is not None:
-        check_classes(pipe.class_names, reference)
+    if options.classifier is not None:
+        check_labels(reference, samples)
+        if pipe is not None:
+            check_classes(pipe.class_names, reference)
     train = _train_images(options, reference, height, width)
     classifier = _classifier(options, reference, train)
     if pipe is not None:
@@ -159,10 +161,10 @@ def _settings(options: EvaluateOptions, pipe: Pipeline) -> SamplingConfig:
 
 
 def _read(options: EvaluateOptions) -> Samples:
-    from ecar.evaluation.samples import first, read_samples
+    from ecar.evaluation.samples import choose, read_samples
 
     assert options.samples is not None
-    return first(read_samples(Path(options.samples).expanduser()), options.num)
+    return choose(read_samples(Path(options.samples).expanduser()), options.num)
 
 
 def _side(samples: Samples | None) -> tuple[int, int]:
@@ -243,24 +245,23 @@ def _lines(
     options: EvaluateOptions, train: torch.Tensor, reference: Reference, extractor: Extractor, pipe: Pipeline | None
 ) -> dict[str, object]:
     """The floor (training images), and what the tokenizer's reconstructions of them score."""
-    import torch
-
     from ecar.evaluation.evaluate import measure
+    from ecar.evaluation.metrics import chosen
     from ecar.evaluation.samples import Samples, reconstruct
 
-    chosen = train[torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[: options.num]]
-    record: dict[str, object] = {"floor: training images": measure(Samples(chosen, None), reference, extractor)}
+    some = train[chosen(len(train), options.num)]
+    record: dict[str, object] = {"floor: training images": measure(Samples(some, None), reference, extractor)}
     if pipe is not None:
-        rebuilt = reconstruct(pipe, chosen)
+        rebuilt = reconstruct(pipe, some)
         record["tokenizer's reconstructions of training images"] = measure(rebuilt, reference, extractor)
     return record
 
 
 def _nearest(images: torch.Tensor, reference: Reference, train: torch.Tensor) -> dict[str, object]:
     """Does the model copy? Distance to the closest training image, beside that of real images it never saw."""
-    from ecar.evaluation.metrics import nearest_distance
+    from ecar.evaluation.metrics import chosen, nearest_distance
 
     sets = {"samples": images, "reference": reference.images}
-    found = {name: nearest_distance(x[:1000], train) for name, x in sets.items() if x is not None}
+    found = {name: nearest_distance(x[chosen(len(x), 1000)], train) for name, x in sets.items() if x is not None}
     quartiles = {n: {"median": round(float(d.median()), 4), "min": round(float(d.min()), 4)} for n, d in found.items()}
-    return {"nearest training image (RMS of pixels in [0, 1], first 1000)": quartiles}
+    return {"nearest training image (RMS of pixels in [0, 1], of 1000)": quartiles}

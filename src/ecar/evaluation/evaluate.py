@@ -5,7 +5,15 @@ from __future__ import annotations
 from ecar.config import plain_name
 from ecar.evaluation.classifier import Classifier, accuracy, predict
 from ecar.evaluation.extractors import DISTANCE_NAMES, Extractor, extract
-from ecar.evaluation.metrics import Gaussian, frechet_distance, inception_score, kernel_distance, neighbour_scores
+from ecar.evaluation.metrics import (
+    NEIGHBOURS,
+    Gaussian,
+    chosen,
+    frechet_distance,
+    inception_score,
+    kernel_distance,
+    neighbour_scores,
+)
 from ecar.evaluation.reference import Reference
 from ecar.evaluation.samples import Samples
 
@@ -40,8 +48,10 @@ def measure(samples: Samples, reference: Reference, extractor: Extractor) -> dic
         record[f"KID x 1000 ({suffix})"] = round(1000 * mean, 4)
         record[f"KID x 1000 std over subsets ({suffix})"] = round(1000 * std, 4)
         limit = min(_NEIGHBOUR_IMAGES, count, len(reference.features))
-        scores = neighbour_scores(reference.features[:limit], features[:limit])
-        record |= {f"{name} ({suffix}, {limit} a side)": round(value, 4) for name, value in scores.items()}
+        if limit > NEIGHBOURS:
+            real, fake = (x[chosen(len(x), limit)] for x in (reference.features, features))
+            scores = neighbour_scores(real, fake)
+            record |= {f"{name} ({suffix}, {limit} a side)": round(value, 4) for name, value in scores.items()}
     if probabilities is not None:
         score, spread = inception_score(probabilities)
         record |= {"IS": round(score, 4), "IS std over splits": round(spread, 4)}
@@ -64,6 +74,23 @@ def check_classes(model: tuple[str, ...], reference: Reference) -> None:
         )
 
 
+def check_labels(reference: Reference, samples: Samples | None = None) -> None:
+    """What a classifier's figures need. Cheap.
+
+    Raises:
+        ValueError: a reference that is no labelled data set; samples without labels, or with labels that it does not
+            have.
+    """
+    if reference.images is None or reference.labels is None or not reference.class_names:
+        raise ValueError(f"classifier accuracy needs a labelled data set as --data; {reference.name} has no classes")
+    if samples is None:
+        return
+    if samples.labels is None:
+        raise ValueError("classifier accuracy needs to know which class was asked for: the samples have no labels")
+    if int(samples.labels.min()) < 0 or int(samples.labels.max()) >= len(reference.class_names):
+        raise ValueError(f"the samples have labels outside the {len(reference.class_names)} classes of the reference")
+
+
 class Judge:
     """A classifier's figures about samples, beside its figures about the real images.
 
@@ -72,9 +99,9 @@ class Judge:
     """
 
     def __init__(self, classifier: Classifier, reference: Reference) -> None:
-        if reference.images is None or reference.labels is None or not reference.class_names:
-            raise ValueError("classifier accuracy needs a labelled data set as --data, not statistics")
-        self.classifier, self.names = classifier, reference.class_names
+        check_labels(reference)
+        assert reference.images is not None and reference.labels is not None
+        self.classifier, self.reference, self.names = classifier, reference, reference.class_names
         found, features = predict(classifier, reference.images)
         self.real, self.real_accuracy = Gaussian.of(features), accuracy(found, reference.labels, len(self.names))[0]
 
@@ -84,10 +111,8 @@ class Judge:
         Raises:
             ValueError: samples without labels, or with labels that the reference does not have.
         """
-        if samples.labels is None:
-            raise ValueError("classifier accuracy needs to know which class was asked for: the samples have no labels")
-        if int(samples.labels.min()) < 0 or int(samples.labels.max()) >= len(self.names):
-            raise ValueError(f"the samples have labels outside the {len(self.names)} classes of the reference")
+        check_labels(self.reference, samples)
+        assert samples.labels is not None
         found, features = predict(self.classifier, samples.images)
         overall, each = accuracy(found, samples.labels, len(self.names))
         per_class = {n: None if a is None else round(a, 4) for n, a in zip(self.names, each, strict=True)}

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+NEIGHBOURS = 5  # k of precision, recall, density and coverage
+
 
 @dataclass(frozen=True)
 class Gaussian:
@@ -62,9 +64,16 @@ def kernel_distance(real: Tensor, fake: Tensor, *, subsets: int = 100, subset_si
     return float(mean), float(std)
 
 
+def chosen(count: int, limit: int) -> Tensor:
+    """``limit`` of ``count`` rows, always the same ones, in random order: files are sorted by class, so that a prefix
+    of them is no sample."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(0))[:limit]
+
+
 def inception_score(probabilities: Tensor, splits: int = 10) -> tuple[float, float]:
-    """exp E KL(p(y|x) | p(y)) (1606.03498): mean and standard deviation over splits in the order of the images."""
+    """exp E KL(p(y|x) | p(y)) (1606.03498): mean and standard deviation over splits of the images in random order."""
     scores = []
+    probabilities = probabilities[chosen(len(probabilities), len(probabilities))]
     for part in probabilities.double().clamp_min(1e-16).chunk(min(splits, len(probabilities))):
         marginal = part.mean(0, keepdim=True)
         scores.append((part * (part.log() - marginal.log())).sum(1).mean().exp())
@@ -72,7 +81,7 @@ def inception_score(probabilities: Tensor, splits: int = 10) -> tuple[float, flo
     return float(values.mean()), float(values.std(correction=0))
 
 
-def neighbour_scores(real: Tensor, fake: Tensor, *, neighbours: int = 5) -> dict[str, float]:
+def neighbour_scores(real: Tensor, fake: Tensor, *, neighbours: int = NEIGHBOURS) -> dict[str, float]:
     """Precision and recall (1904.06991), density and coverage (2002.09797), by k nearest neighbours.
 
     With B(x) the ball around x that reaches its k-th nearest neighbour in its own set:

@@ -19,6 +19,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ecar.config import SamplingConfig, differences
+from ecar.evaluation.metrics import chosen
 from ecar.sampling.pictures import to_uint8
 from ecar.sampling.pipeline import Pipeline
 
@@ -134,12 +135,15 @@ def write_samples(path: Path, samples: Samples) -> None:
     _write_npz(path, **arrays)
 
 
-def first(samples: Samples, num: int) -> Samples:
-    """The first ``num`` samples; ValueError if there are fewer."""
+def choose(samples: Samples, num: int) -> Samples:
+    """``num`` of the samples at random, always the same ones; ValueError if there are fewer."""
     if len(samples.images) < num:
         raise ValueError(f"--num {num}: there are only {len(samples.images)} images")
-    labels = None if samples.labels is None else samples.labels[:num]
-    return replace(samples, images=samples.images[:num], labels=labels)
+    if len(samples.images) == num:
+        return samples
+    rows = chosen(len(samples.images), num)
+    labels = None if samples.labels is None else samples.labels[rows]
+    return replace(samples, images=samples.images[rows], labels=labels)
 
 
 def from_decoded(images: Tensor) -> Tensor:

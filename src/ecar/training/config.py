@@ -43,13 +43,13 @@ class TrainConfig(JsonConfig):
     """With --init-from: that model is the teacher, and its guided velocity the target instead of the data's. Afterwards
     one head pass does what two did. Same data and stages as the teacher's."""
     distill_guidance: tuple[float, ...] = ()
-    """Guidance of the teacher, one scale or one per stage; default: that of its own settings, with their
-    guidance_from."""
+    """Guidance of the teacher: one scale, for every stage but the last, or one per stage; default: that of its own
+    settings, with their guidance_from."""
     distill_guidance_from: tuple[float, ...] = ()
     """Time of each stage from which the teacher's guidance acts; default 0, with --distill-guidance."""
     distill_steps: tuple[int, ...] = ()
-    """Also take fewer steps: Euler steps per stage, each of which learns to do what two of the teacher's do. The model
-    is then for these steps only."""
+    """Also take fewer steps: Euler steps per stage, each of which learns what the teacher does in a midpoint step (two
+    velocities). The model is then for these steps only."""
     model: str | None = None
     """ecar (default), or dit: the baseline (diffusers' DiT under single-scale flow matching, trunk + head blocks
     deep)."""

@@ -3,8 +3,9 @@
 Both kinds replace the target v_k of the loss, at the same points x_k^t of the path and with the same contexts:
 
     guidance   v = uncond + s (cond - uncond), of the teacher: one head pass then does what two did (2210.03142)
-    steps      with ``steps`` N_k: at t = i / N_k the mean velocity of the teacher's midpoint step over [t, t + 1/N_k];
-               an Euler step of the model then does what two steps of the teacher did (2202.00512)
+    steps      with ``steps`` N_k: at t = i / N_k the mean velocity of the teacher's midpoint step over [t, t + 1/N_k],
+               which an Euler step of the model then takes; of a teacher that takes Euler steps of 1/(2 N_k) itself,
+               that of two of them (2202.00512)
 
 Where a stage ends before the data, its previews ask for the velocity at t = 1: that one stays the teacher's own.
 """
@@ -39,12 +40,14 @@ class Teacher:
         guidance: scale of its guidance on velocities, per stage; 1 is off.
         starts: time of each stage from which guidance acts.
         steps: Euler steps per stage that the student is to take; empty: velocities at any time.
+        halving: the teacher takes Euler steps too, twice as many.
     """
 
     model: StageModel
     guidance: tuple[float, ...]
     starts: tuple[float, ...]
     steps: tuple[int, ...] = ()
+    halving: bool = False
 
     @classmethod
     def load(cls, config: TrainConfig, source: Source, student: ModelConfig) -> Teacher:
@@ -65,12 +68,17 @@ class Teacher:
         scales, starts, steps = check_distill(config, theirs.config, student)
         if theirs.config.tokenizer != student.tokenizer or theirs.config.velocity_std != student.velocity_std:
             raise ValueError(f"--distill: these latents are not those that {source.name} was trained on")
-        model = build_model(student)  # the teacher's function under the student's numbers of classes
+        if not student.num_classes and scales != (1.0,) * len(scales):
+            raise ValueError("--distill: guidance needs classes, and the data have no labels")
+        # The teacher's function under the student's numbers of classes; the student may have fewer blocks.
+        own = {name: getattr(theirs.config, name) for name in ("trunk_depth", "head_depth", "prediction")}
+        model = build_model(student.replace(**own))
         done = transfer(theirs.state_dict(), theirs.config, model)
         if done.fresh:
             fresh = "; ".join(note for note in done.notes if note.startswith("initialised fresh"))
             raise ValueError(f"--distill: the teacher does not have all of the student ({fresh})")
-        return cls(model.to(config.device).eval().requires_grad_(False), scales, starts, steps)
+        halving = theirs.config.sampling is not None and theirs.config.sampling.fixed_steps
+        return cls(model.to(config.device).eval().requires_grad_(False), scales, starts, steps, halving)
 
     def sampling(self) -> SamplingConfig:
         """Default settings of the student: no guidance, and its own steps."""
@@ -102,7 +110,8 @@ class Teacher:
         if not self.steps:
             return v
         half = torch.where(t < 1, 0.5 / self.steps[stage.index], 0.0)
-        return self.velocity(stage, x + half.view(-1, 1, 1, 1) * v, t + half, labels, tokens, null)
+        middle = self.velocity(stage, x + half.view(-1, 1, 1, 1) * v, t + half, labels, tokens, null)
+        return (v + middle) / 2 if self.halving else middle
 
     def velocity(self, stage: Stage, x: Tensor, t: Tensor, labels: Tensor, tokens: Tensor, null: Tensor) -> Tensor:
         """The guided velocity at (x, t), like ``target``."""
@@ -127,18 +136,27 @@ def check_distill(
     if teacher.stages != student.stages or teacher.context_noise != student.context_noise:
         raise ValueError("--distill needs the teacher's own stages and context_noise: leave out what sets them")
     stages, own = len(teacher.stages.sides), teacher.sampling
-    plain = (1.0,) * stages
-    if config.distill_guidance:
-        scales, starts = _per_stage(config.distill_guidance, stages), config.distill_guidance_from
+    plain, asked = (1.0,) * stages, tuple(config.distill_guidance)
+    if asked:
+        # One number: as everywhere, every stage but the last.
+        scales = asked * max(1, stages - 1) + (1.0,) * (stages > 1) if len(asked) == 1 else asked
+        starts = tuple(config.distill_guidance_from)
     else:
         scales, starts = (own.guidance, own.guidance_from) if own else (plain, ())
-        starts = config.distill_guidance_from or starts
+        starts = tuple(config.distill_guidance_from) or starts
         if own is not None and own.guidance_on != "velocity" and scales != plain:
             raise ValueError("--distill follows guidance on velocities, not on tokens: give --distill-guidance")
-    steps, starts = _per_stage(config.distill_steps, stages), _per_stage(starts, stages) or (0.0,) * stages
+    steps, starts = _per_stage(tuple(config.distill_steps), stages), _per_stage(starts, stages) or (0.0,) * stages
     if scales == plain and not steps:
         raise ValueError(
             "--distill has nothing to do: the teacher's guidance is 1 (see --distill-guidance, --distill-steps)"
+        )
+    if scales != plain and not teacher.num_classes:
+        raise ValueError("--distill: guidance needs classes, and the teacher was trained without labels")
+    if own is not None and own.fixed_steps and (own.steps != tuple(2 * n for n in steps) or scales != plain):
+        raise ValueError(
+            f"--distill: the teacher was itself distilled for {own.steps} steps; it can only teach half as many "
+            "of each (--distill-steps), without guidance"
         )
     check_settings(SamplingConfig(steps=steps or (1,) * stages, guidance=scales, guidance_from=starts), stages)
     return scales, starts, steps

@@ -1,6 +1,7 @@
 """Runs that start from the weights of a model (``--init-from``).
 
-What a resumed run needs of the source is kept in ``RUN/init``: the source itself is read once.
+What a resumed run needs of the source is kept in ``RUN/init``: the source itself is read once, but where it teaches
+(``--distill``).
 """
 
 from __future__ import annotations
@@ -112,8 +113,12 @@ class Source:
         before = self.config
         model = model.replace(patch=before.patch)
         check_fits(before, model)
-        if before.sampling is not None and len(before.stages.sides) == len(model.stages.sides):
-            model = model.replace(sampling=before.sampling)
+        own, stages = before.sampling, len(model.stages.sides)
+        if own is not None and not own.fixed_steps and len(own.steps) == stages:
+            if not model.num_classes:
+                plain = (1.0,) * stages
+                own = dataclasses.replace(own, guidance=plain, guidance_on="velocity", guidance_from=())
+            model = model.replace(sampling=own)
         levels = [(plan.ends, plan.rho) for plan in (before.stages, model.stages)]
         if levels[0] == levels[1] and model.velocity_std and before.tokenizer in ("", model.tokenizer):
             model = model.replace(velocity_std=before.velocity_std)

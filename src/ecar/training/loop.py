@@ -69,6 +69,7 @@ def train(config: TrainConfig) -> Path:
         source = Source.find(config, out)
         config = source.with_defaults(config) if source else config
         changed = check_out(config, out) if world.rank == 0 else ""
+        check_divides(config.batch_size, rows_per_stage(config), world.size, config.accumulate)
         world.barrier()
         table, tokenizer = load_table(config, source)
         torch.manual_seed(config.seed)
@@ -93,6 +94,11 @@ def train(config: TrainConfig) -> Path:
     return out / "final"
 
 
+def rows_per_stage(config: TrainConfig) -> tuple[int, ...]:
+    """How many images of a batch train each stage."""
+    return tuple(max(1, round(share * config.batch_size)) for share in config.stage_share)
+
+
 def load_table(config: TrainConfig, source: Source | None = None) -> tuple[LatentTable, Tokenizer]:
     """The latents to train on: a cache as it is, or images encoded now, after every option has been checked. The
     tokenizer of ``source`` is the default."""
@@ -114,6 +120,8 @@ def load_table(config: TrainConfig, source: Source | None = None) -> tuple[Laten
     tokenizer = own if own is not None and config.tokenizer is None else load_tokenizer(config.tokenizer or "pixels")
     _check_model(config, tokenizer, source)
     images = load_source(config.data, max_images=config.max_images)
+    if config.model == "dit" and not images.class_names:
+        raise ValueError(f"--model dit needs classes; {config.data} has no labels")
     return encode_source(images, tokenizer, config.image_side, flip=config.flip, device=config.device), tokenizer
 
 
@@ -202,8 +210,7 @@ class Trainer:
         if self.sharded:  # before anything holds on to parameters
             shard(self.losses, config.device, world.size)
         self.ema, self.optimizers = EMA(model, config.ema), make_optimizers(model, config)
-        self.rows = tuple(max(1, round(share * config.batch_size)) for share in config.stage_share)
-        check_divides(config.batch_size, self.rows, world.size, config.accumulate)
+        self.rows = rows_per_stage(config)
         self.curves = LossCurves(len(model.plan))
         self.step = self.skipped = 0
         folder = world.from_first(lambda: find_checkpoint(out))
