@@ -3,6 +3,7 @@
     python studies/compare.py --ecar ecar_seed0.jsonl --dit dit_seed0.jsonl --out docs/results/study --name cifar10
 
 Several files a side are seeds: figures are their mean, with the standard deviation where there are three or more.
+--distilled adds the students of ECAR (ecar train --distill), a third set that is compared with DiT by itself.
 For each metric: DiT's best at any setting; the cheapest ECAR setting that is no worse; and whether every DiT setting
 has an ECAR setting that costs no more and is no worse (then ECAR's curve lies below DiT's).
 """
@@ -87,21 +88,23 @@ def conclusions(ecar: dict[str, Any], dit: dict[str, Any], metric: str, guided: 
     return record
 
 
-def plot(ecar: dict[str, Any], dit: dict[str, Any], path: Path, title: str) -> None:
+def plot(ecar: dict[str, Any], dit: dict[str, Any], distilled: dict[str, Any], path: Path) -> None:
     """Every setting as a point, the best that each cost buys as a line."""
-    figure, axes = plt.subplots(1, len(METRICS), figsize=(5 * len(METRICS), 4.2))
-    for axis, metric in zip(axes, METRICS, strict=True):
-        for points, colour, label in ((dit, "tab:red", "DiT"), (ecar, "tab:blue", "ECAR")):
+    series = [(dit, "tab:red", "DiT"), (ecar, "tab:blue", "ECAR"), (distilled, "tab:green", "ECAR distilled")]
+    figure, grid = plt.subplots(2, 2, figsize=(11, 8))  # METRICS are four
+    for axis, metric in zip(grid.flat, METRICS, strict=True):
+        for points, colour, label in series:
             free = sorted((p for k, p in points.items() if "gflops" in p and "teacher" not in k), key=_cost)
             for guided, face in ((False, "none"), (True, colour)):
                 chosen = [p for p in free if p["guided"] == guided]
                 x, y = [p["gflops"] for p in chosen], [p[metric] for p in chosen]
                 name = f"{label}{' guided' if guided else ''}"
-                axis.scatter(x, y, s=18, facecolors=face, edgecolors=colour, label=name)
+                if chosen:
+                    axis.scatter(x, y, s=18, facecolors=face, edgecolors=colour, label=name)
             axis.plot(*_frontier(free, metric), color=colour, alpha=0.6, drawstyle="steps-post")
         sign = 1 if METRICS[metric] else -1
         values = sorted(
-            (p[metric] for side in (ecar, dit) for p in side.values() if "gflops" in p), key=lambda v: sign * v
+            (p[metric] for side, _, _ in series for p in side.values() if "gflops" in p), key=lambda v: sign * v
         )
         worst = values[int(0.85 * (len(values) - 1))]  # a few hopeless settings would squeeze the rest
         pad = 0.08 * abs(worst - values[0])
@@ -114,7 +117,6 @@ def plot(ecar: dict[str, Any], dit: dict[str, Any], path: Path, title: str) -> N
         axis.minorticks_off()
         axis.grid(alpha=0.3)
         axis.legend(fontsize=7)
-    figure.suptitle(title)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
 
@@ -136,12 +138,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ecar", type=Path, nargs="+", required=True)
     parser.add_argument("--dit", type=Path, nargs="+", required=True)
+    parser.add_argument("--distilled", type=Path, nargs="+", default=[])
     parser.add_argument("--name", required=True)
     parser.add_argument("--out", type=Path, required=True, help="folder for NAME.json and NAME.png")
     args = parser.parse_args()
-    ecar, dit = read(args.ecar), read(args.dit)
+    ecar, dit, distilled = read(args.ecar), read(args.dit), read(args.distilled)
     args.out.mkdir(parents=True, exist_ok=True)
-    record = {
+    record: dict[str, Any] = {
         "ecar": ecar,
         "dit": dit,
         "conclusions": {
@@ -149,9 +152,11 @@ def main() -> None:
             for kind, guided in (("unguided", False), ("guided", True), ("any", None))
         },
     }
+    if distilled:
+        record["distilled"] = distilled
+        record["conclusions"]["distilled"] = {m: conclusions(distilled, dit, m, None) for m in METRICS}
     (args.out / f"{args.name}.json").write_text(json.dumps(record, indent=1) + "\n")
-    seeds = min(p["seeds"] for side in (ecar, dit) for p in side.values())
-    plot(ecar, dit, args.out / f"{args.name}.png", f"{args.name}: quality against sampling cost, seeds: {seeds}")
+    plot(ecar, dit, distilled, args.out / f"{args.name}.png")
     print(json.dumps(record["conclusions"]))
 
 

@@ -50,9 +50,15 @@ def draw_costs(costs: dict[str, dict[str, Any]], peers: Sequence[Computed], path
         x, y = zip(*((row["resolution"], row["total_flops"] / 1e12) for row in rows["rows"]), strict=True)
         steps = "+".join(map(str, rows["rows"][0]["steps"]))
         axis.plot(x, y, "o-", label=f"{name}, {steps} steps: exponent {rows['exponent']}")
+    height = 0.0
     for peer in sorted(peers, key=lambda peer: peer.total):
-        axis.plot([256], [peer.total / 1e12], "k_", markersize=12)
-        axis.annotate(f"{peer.name} ({peer.sampling})", (262, peer.total / 1e12), fontsize=6, va="center")
+        cost = peer.total / 1e12
+        height = max(cost, 1.2 * height)  # labels of equal costs stand above each other
+        axis.plot([256], [cost], "k_", markersize=12)
+        axis.annotate(
+            f"{peer.name} ({peer.sampling})", (258, cost), (272, height), fontsize=6, va="center",
+            arrowprops={"arrowstyle": "-", "linewidth": 0.4},
+        )  # fmt: skip
     ticks = [row["resolution"] for row in next(iter(costs.values()))["rows"]]
     axis.set(xscale="log", yscale="log", xlabel="side of the image in pixels", ylabel="TFLOP per image, no decoder")
     axis.set_xticks(ticks, [str(tick) for tick in ticks])

@@ -26,7 +26,7 @@ class EvaluateOptions:
     """Judge a model, or a file of samples, against real images."""
 
     data: str
-    """Reference: image folder, parquet, Hub data set, or an .npz with mu and sigma (ADM)."""
+    """Reference: image folder, WebDataset tars, parquet, Hub data set, or an .npz with mu and sigma (ADM)."""
     model: str | None = None
     """Bundled name, folder or Hub id to sample from."""
     samples: str | None = None

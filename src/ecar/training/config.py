@@ -244,7 +244,7 @@ class TokenizerConfig:
     """Options of ``ecar tokenizer``."""
 
     data: str
-    """Folder of images, parquet file or folder, or Hub data set id."""
+    """Folder of images, WebDataset tars, parquet file or folder, or Hub data set id."""
     out: str
     """Folder to write: the tokenizer, log.jsonl, reconstructions.png. The same command again resumes."""
     resolution: int = 32
