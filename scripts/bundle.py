@@ -29,13 +29,13 @@ def main() -> None:
     parser.add_argument("--solver")
     args = parser.parse_args()
     model, tokenizer = load_model(args.model)
+    sampling = Pipeline(model, tokenizer).settings(
+        args.steps, args.guidance, args.solver, guidance_from=args.guidance_from
+    )
     images = torch.rand(64, 3, *model.config.image_side) * 2 - 1
     before = tokenizer.encode(images)
     tokenizer.half().float()
     print("latents moved by", (tokenizer.encode(images) - before).abs().max().item())
-    sampling = Pipeline(model, tokenizer).settings(
-        args.steps, args.guidance, args.solver, guidance_from=args.guidance_from
-    )
     bundled = ECAR(model.config.replace(tokenizer=tokenizer.fingerprint(), sampling=sampling))
     bundled.load_state_dict(model.half().float().state_dict())
     folder = BUNDLED / args.name
