@@ -91,6 +91,7 @@ def conclusions(ecar: dict[str, Any], dit: dict[str, Any], metric: str, guided: 
 def plot(ecar: dict[str, Any], dit: dict[str, Any], distilled: dict[str, Any], path: Path) -> None:
     """Every setting as a point, the best that each cost buys as a line."""
     series = [(dit, "tab:red", "DiT"), (ecar, "tab:blue", "ECAR"), (distilled, "tab:green", "ECAR distilled")]
+    series = [entry for entry in series if entry[0]]
     figure, grid = plt.subplots(2, 2, figsize=(11, 8))  # METRICS are four
     for axis, metric in zip(grid.flat, METRICS, strict=True):
         for points, colour, label in series:

@@ -28,6 +28,7 @@ from ecar.config import SamplingConfig, differences
 from ecar.evaluation.classifier import load_classifier
 from ecar.evaluation.evaluate import Judge, check_classes, measure
 from ecar.evaluation.extractors import get_extractor
+from ecar.evaluation.metrics import chosen
 from ecar.evaluation.reference import read_images, reference_from_images
 from ecar.evaluation.samples import Samples, from_decoded, reconstruct
 from ecar.sampling.loop import sample_latents
@@ -114,20 +115,20 @@ def main() -> None:
             file.write(json.dumps(record | about) + "\n")
 
     train, labels, _ = read_images(args.train_data, "train", height, width, None)
-    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[: args.num]
+    order = chosen(len(train), args.num)
     train, labels = train[order], labels[order]
     if "floor" not in done:
         write("floor", Samples(train, labels), {})
     if "reconstruction" not in done:
         write("reconstruction", replace(reconstruct(pipe, train), labels=labels), {})
-    for text, chosen in settings.items():
+    for text, wanted in settings.items():
         for forced in (False, True) if args.teacher_forced and len(pipe.model.plan) > 1 else (False,):
             name = text + (" teacher-forced" if forced else "")
             if name in done:
                 continue
-            samples, seconds = draw(pipe, chosen, args.num, (train, labels) if forced else None)
-            more: dict[str, object] = {"sampling": chosen.to_json(), "seconds_per_image": seconds / args.num}
-            write(name, samples, more | {"flops": sampling_flops(pipe, chosen)})
+            samples, seconds = draw(pipe, wanted, args.num, (train, labels) if forced else None)
+            more: dict[str, object] = {"sampling": wanted.to_json(), "seconds_per_image": seconds / args.num}
+            write(name, samples, more | {"flops": sampling_flops(pipe, wanted)})
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from ecar.config import CardOptions, SamplingConfig, plain_name
 from ecar.devices import resolve_device
+from ecar.flow.guidance import coarse_guidance
 from ecar.model import StageModel
 from ecar.sampling.loop import StageResult, check_settings, sample_latents
 from ecar.sampling.noise import draw_noise
@@ -217,7 +218,7 @@ class Pipeline:
             if isinstance(guidance, Sequence):
                 changes["guidance"] = tuple(float(g) for g in guidance)
             else:
-                changes["guidance"] = (float(guidance),) * max(1, stages - 1) + (1.0,) * (stages > 1)
+                changes["guidance"] = coarse_guidance(float(guidance), stages)
         if solver is not None:
             changes["solver"] = solver
         if guidance_on is not None:

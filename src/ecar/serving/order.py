@@ -14,13 +14,8 @@ from ecar.serving.errors import ApiError
 from ecar.serving.previews import Point, preview_points
 from ecar.serving.schema import GenerateRequest, TokenDetails, Usage
 
-QUALITIES = {
-    "low": 0.5,
-    "medium": 1.0,
-    "high": 2.0,
-    "xhigh": 3.0,
-    "max": 4.0,
-}  # times its steps
+# Times the model's steps, where it was not distilled for them.
+QUALITIES = {"low": 0.5, "medium": 1.0, "high": 2.0, "xhigh": 3.0, "max": 4.0}
 _SYNONYMS = {"auto": "medium", "standard": "medium", "hd": "high"}
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ecar.config import ModelConfig, SamplingConfig
-from ecar.flow.guidance import guide
+from ecar.flow.guidance import coarse_guidance, guide
 from ecar.model import StageModel, build_model
 from ecar.sampling.loop import check_settings
 from ecar.stages import Stage
@@ -138,8 +138,7 @@ def check_distill(
     stages, own = len(teacher.stages.sides), teacher.sampling
     plain, asked = (1.0,) * stages, tuple(config.distill_guidance)
     if asked:
-        # One number: as everywhere, every stage but the last.
-        scales = asked * max(1, stages - 1) + (1.0,) * (stages > 1) if len(asked) == 1 else asked
+        scales = coarse_guidance(asked[0], stages) if len(asked) == 1 else asked
         starts = tuple(config.distill_guidance_from)
     else:
         scales, starts = (own.guidance, own.guidance_from) if own else (plain, ())
