@@ -61,6 +61,20 @@ def test_a_distilled_model_takes_one_pass_a_step_and_dit_keeps_its_two(
     assert distilled[0] == plain[0] < guided[0] and distilled[1] == guided[1] > plain[1]
 
 
+def test_another_split_of_the_depth_keeps_the_size_and_makes_each_step_cost_more(tmp_path: Path) -> None:
+    records = []
+    for trunk, head in ((5, 2), (2, 5)):
+        out = tmp_path / f"{head}.json"
+        split = ["--trunk-depth", str(trunk), "--head-depth", str(head)]
+        assert main(["bench", *TINY, "--batch", "1", "--peer-steps", "1", "--out", str(out), *split]) == 0
+        records.append(json.loads(out.read_text()))
+    trunk_heavy, head_heavy = records
+    assert trunk_heavy["parameters"] == head_heavy["parameters"]
+    assert trunk_heavy["flops_per_image"]["ecar"]["total"] < head_heavy["flops_per_image"]["ecar"]["total"]
+    costs = [record["by_resolution"]["ecar"]["rows"][0]["total_flops"] for record in records]
+    assert costs == [record["flops_per_image"]["ecar"]["total"] for record in records]
+
+
 @pytest.mark.parametrize("kind", ["kl", "tiny"])
 def test_decoder_makes_images_of_the_asked_resolution_and_is_counted(kind: str) -> None:
     settings = SamplingConfig(steps=(1, 1), guidance=(1.0, 1.0))
@@ -86,6 +100,7 @@ def test_clocks_come_off_and_zero_layers_are_filled() -> None:
         (["--batch", "0"], "at least 1"),
         (["--factor", "0"], "--factor"),
         (["--resolution", "250"], "divide"),
+        (["--head-depth", "0"], "--head-depth must be at least 1"),
         (["--curve", "8,4"], "one per stage"),
         (["--curve", "8+4"], "such as 6+3+3"),
     ],

@@ -29,6 +29,10 @@ class BenchOptions:
     """Latent channels, for ECAR."""
     stages: int = 3
     """ECAR's stages."""
+    trunk_depth: int | None = None
+    """Blocks of ECAR's transformer; default: the preset's."""
+    head_depth: int | None = None
+    """Blocks of ECAR's flow head; default: the preset's."""
     steps: tuple[int, ...] | None = None
     """ECAR's solver steps, one number or one per stage; default 8, then 4 for each finer stage."""
     curve: tuple[str, ...] = ()
@@ -217,6 +221,9 @@ def _check(options: BenchOptions) -> None:
             "--batch, --peer-steps, --peer-run-steps, --repeats, --classes, --factor, --peer-factor and --peer-patch "
             "must be at least 1"
         )
+    for name, depth in (("--trunk-depth", options.trunk_depth), ("--head-depth", options.head_depth)):
+        if depth is not None and depth < 1:
+            raise ValueError(f"{name} must be at least 1, got {depth}")
     for text in options.curve:
         _steps(text, options.stages)
     if options.resolution % options.factor or options.resolution % (options.peer_factor * options.peer_patch):
@@ -235,6 +242,8 @@ def _ecar(options: BenchOptions, resolution: int) -> tuple[ModelConfig, Sampling
         "ecar", options.preset, latent=(side, side), stages=stages, channels=options.channels,
         classes=options.classes, image=(resolution, resolution),
     )  # fmt: skip
+    depths = {"trunk_depth": options.trunk_depth, "head_depth": options.head_depth}
+    config = config.replace(**{name: depth for name, depth in depths.items() if depth is not None})
     steps = options.steps or default_steps(options.stages)
     steps = steps * stages if len(steps) == 1 else steps + steps[-1:] * (stages - options.stages)
     scale = 1.5 if options.guidance and not options.distilled else 1.0
