@@ -18,7 +18,7 @@ from ecar.training.config import TrainConfig
 
 def job(data: Path, out: Path, **changes: Any) -> dict[str, Any]:
     """Of ``worker.py``."""
-    own = {k: changes.pop(k) for k in ("world", "stop_at", "stop_rank", "copy") if k in changes}
+    own = {k: changes.pop(k) for k in ("world", "stop_at", "stop_rank", "nan_at", "nan_rank", "copy") if k in changes}
     return {**dataclasses.asdict(options(data, out, **{"device": "cpu", "sample_every": 0, **changes})), **own}
 
 

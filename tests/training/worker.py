@@ -2,7 +2,7 @@
 
 A job is an object with the options of a training and, optionally: ``world`` (fork so many processes; importing torch
 once is what makes this fast), ``stop_at`` and ``stop_rank`` (this rank gets a SIGTERM in this step), ``copy`` (start
-from a copy of this run's folder).
+from a copy of this run's folder), ``nan_at`` and ``nan_rank`` (the loss of this rank is not finite in these steps).
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from ecar.training import loop
+from ecar.training import loop, loss
 from ecar.training.config import TrainConfig
 from ecar.training.distributed import World
 from ecar.training.signals import Stopped
@@ -43,14 +45,19 @@ def start(jobs: Sequence[dict[str, Any]], folder: Path, *, torchrun: int | None 
 def run(job: dict[str, Any]) -> None:
     """One job in this process."""
     stop_at, stop_rank = job.pop("stop_at", None), job.pop("stop_rank", 0)
-    step = loop.Trainer.train_step
+    nan_at, nan_rank = job.pop("nan_at", ()), job.pop("nan_rank", 0)
+    step, losses, bad = loop.Trainer.train_step, loss.stage_losses, [False]
 
-    def with_signal(self: loop.Trainer) -> torch.Tensor | None:
+    def with_faults(self: loop.Trainer) -> torch.Tensor | None:
         if self.step == stop_at and self.world.rank == stop_rank:
             os.kill(os.getpid(), signal.SIGTERM)
+        bad[0] = self.step in nan_at and self.world.rank == nan_rank
         return step(self)
 
-    loop.Trainer.train_step = with_signal  # type: ignore[method-assign]
+    def broken(*args: Any) -> list[torch.Tensor]:
+        return [x * float("nan") if bad[0] else x for x in losses(*args)]
+
+    loop.Trainer.train_step, loss.stage_losses = with_faults, broken  # type: ignore[method-assign]
     World.stop = World.barrier  # type: ignore[method-assign]  # the group serves the next job too
     try:
         loop.train(TrainConfig(**{**job, "resolution": (8,)}))
@@ -58,18 +65,20 @@ def run(job: dict[str, Any]) -> None:
     except Stopped as stopped:
         assert stop_at is not None and stopped.code == 75
     finally:
-        loop.Trainer.train_step = step  # type: ignore[method-assign]
+        loop.Trainer.train_step, loss.stage_losses = step, losses  # type: ignore[method-assign]
 
 
 def fork(job: dict[str, Any], size: int) -> None:
-    """One job in ``size`` processes."""
-    store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
-    children = []
+    """One job in ``size`` processes. The store comes after them: a child of a process with threads may inherit a lock
+    that nobody opens any more, and hang."""
+    listening = socket.create_server(("localhost", 0))
+    port, children = listening.getsockname()[1], []
     for rank in range(size):
         child = os.fork()
         if not child:
+            listening.close()
             os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "localhost"}
-            os.environ |= {"MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+            os.environ |= {"MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
             try:
                 run(job)
                 sys.stdout.flush()
@@ -78,8 +87,30 @@ def fork(job: dict[str, Any], size: int) -> None:
                 sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
                 os._exit(1)
         children.append(child)
-    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    store = dist.TCPStore(
+        "localhost", port, is_master=True, wait_for_workers=False, master_listen_fd=listening.detach()
+    )
+    codes = ends(children)
+    del store
     assert codes == [0] * size, (job, codes)
+
+
+def ends(children: list[int], patience: float = 10.0) -> list[int]:
+    """Exit codes; where one failed, the others have ``patience`` seconds to end too."""
+    codes: dict[int, int] = {}
+    deadline = float("inf")
+    while len(codes) < len(children):
+        child, status = os.waitpid(-1, os.WNOHANG)
+        if child:
+            codes[child] = os.waitstatus_to_exitcode(status)
+            deadline = min(deadline, time.monotonic() + patience) if codes[child] else deadline
+        elif time.monotonic() > deadline:
+            for left in set(children) - set(codes):
+                os.kill(left, signal.SIGKILL)
+            deadline = float("inf")
+        else:
+            time.sleep(0.01)
+    return [codes[child] for child in children]
 
 
 if __name__ == "__main__":

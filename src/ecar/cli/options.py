@@ -22,10 +22,14 @@ _DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 def parse(kind: type[T], arguments: Sequence[str], verb: str) -> T:
     """A dataclass of options from the command line. In lists of numbers, commas work as well as blanks.
 
-    Wrong flags end the process with exit code 2 and a message (tyro's); ValueError comes from the dataclass itself.
+    Wrong flags end the process with exit code 2 and a message (tyro's). ValueError comes from the dataclass itself, for
+    ``main`` to make one line of: inside tyro it would become a box of several.
     """
     lists = {f"--{f.name.replace('_', '-')}" for f in dataclasses.fields(kind) if "tuple" in str(f.type)}  # type: ignore[arg-type]
-    return tyro.cli(kind, args=_split_lists(arguments, lists), prog=f"ecar {verb}", config=(tyro.conf.OmitArgPrefixes,))
+    unchecked = type(kind.__name__, (kind,), {"__post_init__": lambda _: None, "__doc__": kind.__doc__})
+    words = _split_lists(arguments, lists)
+    found: T = tyro.cli(unchecked, args=words, prog=f"ecar {verb}", config=(tyro.conf.OmitArgPrefixes,))
+    return kind(**{f.name: getattr(found, f.name) for f in dataclasses.fields(kind)})  # type: ignore[arg-type]
 
 
 def _split_lists(arguments: Sequence[str], lists: set[str]) -> list[str]:
