@@ -71,6 +71,19 @@ def rotate(x, angles):
     return torch.cat([a * angles.cos() - b * angles.sin(), b * angles.cos() + a * angles.sin()], -1)
 
 
+def window_mask(side, size, block):
+    """(N, N): which tokens see each other where attention acts within groups of size x size: squares of neighbours in
+    even blocks, spread-out grids in odd ones. None: all."""
+    if not size or max(side) <= size:
+        return None
+    groups = [n // size for n in side]
+    rows, columns = torch.meshgrid(*(torch.arange(n) for n in side), indexing="ij")
+    spread = block % 2
+    i, j = (x % g if spread else x // size for x, g in zip((rows, columns), groups, strict=True))
+    group = (i * groups[1] + j).flatten()
+    return group[:, None] == group
+
+
 class Block(nn.Module):
     """adaLN-zero, QK-normalised attention with 2-D rotary positions, SwiGLU."""
 
@@ -150,8 +163,8 @@ class ECAR(nn.Module):
         phases = 1000 * t[:, None] * frequencies
         time = p.time_mlp(torch.cat([phases.cos(), phases.sin()], -1))
         condition = F.silu(time + p.class_embedding(labels) + p.stage_embedding.weight[k])[:, None]
-        for block in p.blocks:
-            h = block(h, condition, self.angles(k))
+        for i, block in enumerate(p.blocks):
+            h = block(h, condition, self.angles(k), mask=window_mask(self.sides[k], self.c.get("head_window"), i))
         shift, scale = p.modulation_out(condition).chunk(2, -1)
         v = p.map_out(rms(h) * (1 + scale) + shift).transpose(1, 2).unflatten(2, self.sides[k])
         return v * self.c["velocity_std"][k]

@@ -6,10 +6,11 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
-from conftest import random_model, tiny_config
-from ecar.config import SamplingConfig
+from conftest import random_model, tiny_config, windowed_config
+from ecar.config import ModelConfig, SamplingConfig
 from ecar.sampling.loop import sample_latents
 from ecar.sampling.noise import draw_noise
 from ecar.tokenizers import PixelTokenizer
@@ -26,13 +27,14 @@ def standalone() -> Any:
     return module
 
 
-def test_same_weights_same_noise_same_loss_and_latents(tmp_path: Path) -> None:
-    module, model = standalone(), random_model(tiny_config())
+@pytest.mark.parametrize("config", [tiny_config(), windowed_config()], ids=["plain", "windowed"])
+def test_same_weights_same_noise_same_loss_and_latents(config: ModelConfig, tmp_path: Path) -> None:
+    module, model = standalone(), random_model(config)
     save_model(tmp_path, model, PixelTokenizer(factor=1))
     other = module.load(tmp_path)
     noise = draw_noise([1, 2, 3], model.plan, 3)
     es, contexts = [n.fresh for n in noise], [n.context for n in noise[1:] if n.context is not None]
-    labels, z, times = torch.tensor([0, 2, 3]), torch.randn(3, 3, 8, 12), torch.rand(3, 3)
+    labels, z, times = torch.tensor([0, 2, 3]), torch.randn(3, 3, *model.plan[-1].side), torch.rand(3, 3)
     ours = stage_losses(model, z, labels, Draws(es, contexts, times), (3, 3, 3))
     theirs = module.loss(other, z, labels, es, contexts, times)
     assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(ours, theirs, strict=True))

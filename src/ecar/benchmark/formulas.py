@@ -13,6 +13,7 @@ from ecar.flow.solvers import uniform_grid
 from ecar.stages import make_plan
 from ecar.transformer.block import hidden_width
 from ecar.transformer.model import FOURIER_BANDS
+from ecar.transformer.windows import head_windows
 
 _DIT_TIME_FEATURES = 256
 
@@ -49,7 +50,8 @@ def head_flops(config: ModelConfig) -> list[int]:
             result.append(ends + config.head_depth * block + embedder + 2 * 2 * width**2)
         else:
             time = 2 * 2 * width**2
-            result.append(ends + time + config.head_depth * block_flops(width, n, n) + 2 * 2 * width**2)
+            group = config.head_window**2 if head_windows(stage.side, config.head_window, 0) else n
+            result.append(ends + time + config.head_depth * block_flops(width, n, group) + 2 * 2 * width**2)
     return result
 
 

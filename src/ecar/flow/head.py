@@ -15,6 +15,7 @@ from ecar.stages import Stage, make_plan, to_map, to_tokens
 from ecar.transformer.block import Block, RMSNorm, initialize
 from ecar.transformer.model import FOURIER_BANDS
 from ecar.transformer.positions import fourier_features, rotary_table, time_features
+from ecar.transformer.windows import head_windows
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class FlowHead(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.plan = make_plan(config.stages)
-        self.width, self.head_dim = config.width, config.width // config.heads
+        self.width, self.head_dim, self.window = config.width, config.width // config.heads, config.head_window
         self.map_in = nn.Linear(config.channels, config.width)
         self.token_in = nn.Linear(config.width, config.width)
         self.position_in = nn.Linear(4 * FOURIER_BANDS, config.width)
@@ -82,8 +83,8 @@ class FlowHead(nn.Module):
     def forward(self, stage: Stage, x: Tensor, conditioning: Conditioning, embedded: Tensor) -> Tensor:
         """x (B, C, h, w), embedded (B, n_k, D) of ``embed_tokens`` -> like x, float32."""
         h = self.map_in(to_tokens(x).to(self.map_in.weight.dtype)) + embedded  # (B, n_k, D)
-        for block, modulation in zip(self._blocks(), conditioning.blocks, strict=True):
-            h = block(h, modulation, conditioning.table)
+        for number, (block, modulation) in enumerate(zip(self._blocks(), conditioning.blocks, strict=True)):
+            h = block(h, modulation, conditioning.table, windows=head_windows(stage.side, self.window, number))
         shift, scale = conditioning.out.chunk(2, dim=-1)
         h = self.map_out(torch.addcmul(shift, self.norm_out(h), 1 + scale))
         return to_map(h.float(), stage.side)

@@ -11,8 +11,8 @@ _DEFAULTS = {"model": "ecar", "preset": "ti", "resolution": (32,), "rho": 0.7, "
 # What --allow-change may name: all but the shapes of weights and optimizers. The last two are properties of the data.
 CHANGEABLE = {
     "data", "max_images", "flip", "batch_size", "warmup", "decay", "weight_decay", "ema", "label_dropout", "t_mean",
-    "uniform_t", "seed", "stage_share", "stage_weight", "ends", "rho", "prediction", "context_noise", "resolution",
-    "tokenizer", "on_policy", "on_policy_after", "on_policy_from", "images", "class_names",
+    "uniform_t", "seed", "stage_share", "stage_weight", "ends", "rho", "prediction", "context_noise", "head_window",
+    "resolution", "tokenizer", "on_policy", "on_policy_after", "on_policy_from", "images", "class_names",
 }  # fmt: skip
 
 
@@ -71,6 +71,9 @@ class TrainConfig(JsonConfig):
     """Overrides the preset's trunk blocks."""
     head_depth: int | None = None
     """Overrides the preset's head blocks."""
+    head_window: int | None = None
+    """Side of the groups of tokens within which the head's attention acts on larger maps, squares and grids in turn;
+    default 0, all see each other. For maps of 32 and more, where attention costs more than the rest."""
     prediction: str | None = None
     """What the head regresses: v (velocity, default) or x (data)."""
     context_noise: float | None = None

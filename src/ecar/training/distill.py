@@ -71,7 +71,9 @@ class Teacher:
         if not student.num_classes and scales != (1.0,) * len(scales):
             raise ValueError("--distill: guidance needs classes, and the data have no labels")
         # The teacher's function under the student's numbers of classes; the student may have fewer blocks.
-        own = {name: getattr(theirs.config, name) for name in ("trunk_depth", "head_depth", "prediction")}
+        own = {
+            name: getattr(theirs.config, name) for name in ("trunk_depth", "head_depth", "head_window", "prediction")
+        }
         model = build_model(student.replace(**own))
         done = transfer(theirs.state_dict(), theirs.config, model)
         if done.fresh:

@@ -91,6 +91,7 @@ class Source:
             "rho": before.stages.rho,
             "prediction": before.prediction,
             "context_noise": before.context_noise,
+            "head_window": before.head_window or None,
         }
         if stages == len(before.stages.ends):
             defaults["ends"] = before.stages.ends

@@ -1,7 +1,8 @@
 """The transformer block of trunk and head: adaLN-zero modulation, QK-normalised attention, SwiGLU.
 
 Shapes: B batch, N tokens, D width. Modulation is (B, G, 6 D): one row per group of tokens (stage), never per token.
-Blocks are what is compiled: their arguments are tensors only, so that all blocks of a shape share one graph.
+Blocks are what is compiled: their arguments are tensors (and the kind of window), so that all blocks of a shape share
+one graph.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ecar.transformer.positions import rotate
+from ecar.transformer.windows import Windows
 
 Memory = tuple[Tensor, Tensor]
 
@@ -56,14 +58,25 @@ class Attention(nn.Module):
         self.q_norm, self.k_norm = RMSNorm(width // heads), RMSNorm(width // heads)
         self.to_out = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, table: Tensor, mask: Tensor | None = None, memory: Memory | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        table: Tensor,
+        mask: Tensor | None = None,
+        memory: Memory | None = None,
+        windows: Windows | None = None,
+    ) -> Tensor:
         q, k, v = rearrange(self.to_qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.heads)
         q, k = rotate(self.q_norm(q), table), rotate(self.k_norm(k), table)
         if memory is not None:
             keys, values = memory
             keys[:, :, -x.shape[1] :], values[:, :, -x.shape[1] :] = k, v
             k, v = keys, values
-        return self.to_out(rearrange(attention(q, k, v, mask), "b h n d -> b n (h d)"))
+        if windows is None:
+            out = attention(q, k, v, mask)
+        else:
+            out = windows.join(attention(windows.split(q), windows.split(k), windows.split(v), None))
+        return self.to_out(rearrange(out, "b h n d -> b n (h d)"))
 
 
 def hidden_width(width: int) -> int:
@@ -112,6 +125,7 @@ class Block(nn.Module):
         groups: Tensor | None = None,
         mask: Tensor | None = None,
         memory: Memory | None = None,
+        windows: Windows | None = None,
     ) -> Tensor:
         """One block.
 
@@ -123,12 +137,13 @@ class Block(nn.Module):
             mask: (N, N), True where allowed.
             memory: keys and values (B, heads, M, head_dim) of the stages before, with N free places at the end that
                 this call fills.
+            windows: groups of tokens within which attention acts; not together with ``mask`` or ``memory``.
         """
         if groups is not None:
             modulation = modulation[:, groups]  # (B, N, 6 D)
         shift1, scale1, gate1, shift2, scale2, gate2 = modulation.chunk(6, dim=-1)  # (B, 1 or N, D)
         h = torch.addcmul(shift1, self.norm1(x), 1 + scale1).to(x.dtype)
-        x = torch.addcmul(x, gate1, self.attention(h, table, mask, memory)).to(x.dtype)
+        x = torch.addcmul(x, gate1, self.attention(h, table, mask, memory, windows)).to(x.dtype)
         h = torch.addcmul(shift2, self.norm2(x), 1 + scale2).to(x.dtype)
         return torch.addcmul(x, gate2, self.mlp(h)).to(x.dtype)
 
