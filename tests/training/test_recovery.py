@@ -148,29 +148,43 @@ def test_a_full_disk_under_shards_is_reported_as_one(
     assert saver.saved == 1 and found is not None and found[1]["step"] == 1
 
 
-@pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "json"])
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "json", "record", "manifest"])
 def test_a_damaged_file_is_named_and_the_checkpoint_before_is_used(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
 ) -> None:
     for step in (1, 2):
         save_checkpoint(tmp_path, step, tensors(step), {})
-    file = tmp_path / "checkpoints" / "step_00000002" / ("state.json" if damage == "json" else "state.safetensors")
+    names = {"json": "state.json", "record": "state.json", "manifest": "manifest.json"}
+    file = tmp_path / "checkpoints" / "step_00000002" / names.get(damage, "state.safetensors")
     data = bytearray(file.read_bytes())
     data[-1] ^= 1  # one bit: safetensors loads it without a word
-    file.write_bytes(data[:50] if damage == "truncate" else data)
-    if damage == "remove":
+    file.write_bytes(data[:50] if damage in ("truncate", "manifest") else data)
+    if damage in ("remove", "record"):
         file.unlink()
     found = load_checkpoint(tmp_path)
     assert found is not None and found[1]["step"] == 1
     message = capsys.readouterr().err
-    assert file.name in message and ("missing" if damage == "remove" else "hash mismatch") in message
+    word = {"remove": "missing", "record": "missing", "manifest": "not readable"}.get(damage, "hash mismatch")
+    assert f"{file.name}: {word}" in message or f"{file.name} is {word}" in message
 
 
-def test_only_damaged_checkpoints_are_an_error_not_a_new_start(tmp_path: Path) -> None:
+@pytest.mark.parametrize("lost", ["state.safetensors", "state.json"])
+def test_only_damaged_checkpoints_are_an_error_not_a_new_start(tmp_path: Path, lost: str) -> None:
+    """A folder without its record did not count as a checkpoint, and the run began again at step 0."""
     save_checkpoint(tmp_path, 1, tensors(1), {})
-    (tmp_path / "checkpoints" / "step_00000001" / "state.safetensors").write_bytes(b"")
-    with pytest.raises(ValueError, match="no other is left"):
+    (tmp_path / "checkpoints" / "step_00000001" / lost).unlink()
+    with pytest.raises(ValueError, match=f"{lost} is missing.*no other is left"):
         load_checkpoint(tmp_path)
+
+
+def test_what_a_killed_save_left_is_named_and_removed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_checkpoint(tmp_path, 1, tensors(1), {})
+    left = tmp_path / "checkpoints" / "step_00000002.tmp"
+    left.mkdir()
+    (left / "state.safetensors").write_bytes(b"half")
+    found = load_checkpoint(tmp_path)
+    assert found is not None and found[1]["step"] == 1 and not left.exists()
+    assert capsys.readouterr().err == f"{left}: left by a save that was killed; removed\n"
 
 
 def test_checkpoints_from_before_the_manifest_still_load(tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ class LatentTable(ABC):
         tokenizer: fingerprint of the tokenizer that made them.
         encoder: its fingerprint before its statistics were measured on the data; "" where they were known.
         skipped: bad images left out.
+        content: fingerprint of the data: other images, labels or another order have another; "" where it is not known.
     """
 
     labels: Tensor
@@ -41,6 +42,7 @@ class LatentTable(ABC):
     tokenizer: str
     encoder: str = ""
     skipped: tuple[str, ...] = ()
+    content: str = ""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -121,4 +123,5 @@ def encode_source(
         image_side=side,
         tokenizer=tokenizer.fingerprint(),
         skipped=tuple(report.skipped or ()),
+        content=report.content,
     )

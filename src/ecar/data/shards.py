@@ -120,7 +120,14 @@ def _common(record: dict[str, Any]) -> dict[str, Any]:
         "image_side": (record["image_side"][0], record["image_side"][1]),
         "tokenizer": record["tokenizer"],
         "skipped": tuple(record["skipped"]),
+        "content": _content(record),
     }
+
+
+def _content(record: dict[str, Any]) -> str:
+    """From the hashes of the shards; "" for the layout of earlier versions, which has none."""
+    hashes = [str(shard.get("sha256", "")) for shard in record.get("shards", [])]
+    return hashlib.sha256(" ".join(hashes).encode()).hexdigest()[:16] if all(hashes) and hashes else ""
 
 
 def _load_single(folder: Path, record: dict[str, Any]) -> MemoryTable:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -66,10 +68,22 @@ class ImageSource:
 
 @dataclass(kw_only=True)
 class ImageReport:
-    """What happened while reading: images used, and images skipped with the reason."""
+    """What happened while reading: images used, images skipped with the reason, and what was read (``content``)."""
 
     used: int = 0
     skipped: list[str] = field(default_factory=list)
+    _digest: Any = field(default_factory=hashlib.sha256, repr=False)
+
+    def read(self, data: bytes | BadImageError, label: int) -> None:
+        """Note the next image, good or bad."""
+        encoded = b"" if isinstance(data, BadImageError) else data
+        self._digest.update(f"{label} {len(encoded)} ".encode())
+        self._digest.update(encoded)
+
+    @property
+    def content(self) -> str:
+        """A fingerprint of the images read so far, their order and labels; the same wherever the files lie."""
+        return str(self._digest.hexdigest()[:16])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +181,8 @@ def iterate_images(
     def pixels(encoded: tuple[int, bytes | BadImageError]) -> np.ndarray:
         return fit(decode_image(encoded[1]), height, width)
 
-    for (index, _), result in in_order(pixels, source.encoded()):
+    for (index, encoded), result in in_order(pixels, source.encoded()):
+        report.read(encoded, int(source.labels[index]))
         if isinstance(result, BadImageError):
             report.skipped.append(f"{source.path(index)}: {result}")
             bad.check(source.name, report.skipped, index + 1, len(source))

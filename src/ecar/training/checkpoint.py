@@ -38,9 +38,11 @@ def save_checkpoint(run: Path, step: int, tensors: dict[str, Tensor], record: di
 
 
 def prepare(run: Path, step: int) -> Path:
-    """An empty folder beside the place of a checkpoint."""
+    """An empty folder beside the place of a checkpoint. What a save that failed left there goes: it takes the room that
+    this one needs."""
     folder = run / "checkpoints" / f"step_{step:08d}.tmp"
-    shutil.rmtree(folder, ignore_errors=True)
+    for left in folder.parent.glob("step_*.tmp"):
+        shutil.rmtree(left, ignore_errors=True)
     folder.mkdir(parents=True)
     return folder
 
@@ -126,7 +128,11 @@ def verify(folder: Path) -> None:
         read_record(folder)
         with safe_open(folder / _STATE, framework="pt"):
             return
-    for name, expected in json.loads((folder / _MANIFEST).read_text()).items():
+    try:
+        hashes = dict(json.loads((folder / _MANIFEST).read_text()))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{_MANIFEST}: not readable ({error})") from None
+    for name, expected in hashes.items():
         if not (folder / name).exists():
             raise ValueError(f"{name} is missing")
         if _sha256(folder / name) != expected:
@@ -164,8 +170,8 @@ def restore_optimizer(tensors: dict[str, Tensor], j: int, optimizer: torch.optim
 
 
 def _complete(root: Path) -> list[Path]:
-    folders = [p for p in root.glob("step_*") if p.suffix != ".tmp" and (p / "state.json").exists()]
-    return sorted(folders)
+    """Checkpoints that were put in their places, in their order; a damaged one is still one, to be named."""
+    return sorted(p for p in root.glob("step_*") if p.suffix != ".tmp")
 
 
 def _sha256(path: Path) -> str:

@@ -8,11 +8,11 @@ from ecar.config import MODEL_KINDS, JsonConfig, Side
 
 _DEFAULTS = {"model": "ecar", "preset": "ti", "resolution": (32,), "rho": 0.7, "prediction": "v", "context_noise": 0.3}
 
-# What --allow-change may name: all but the shapes of weights and optimizers. The last two are properties of the data.
+# What --allow-change may name: all but the shapes of weights and optimizers. The last three are properties of the data.
 CHANGEABLE = {
     "data", "max_images", "flip", "batch_size", "warmup", "decay", "weight_decay", "ema", "label_dropout", "t_mean",
     "uniform_t", "seed", "stage_share", "stage_weight", "ends", "rho", "prediction", "context_noise", "head_window",
-    "resolution", "tokenizer", "on_policy", "on_policy_after", "on_policy_from", "images", "class_names",
+    "resolution", "tokenizer", "on_policy", "on_policy_after", "on_policy_from", "images", "class_names", "content",
 }  # fmt: skip
 
 

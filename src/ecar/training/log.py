@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -36,6 +38,7 @@ class RunLog:
         self.seconds_before = max((r.get("seconds", 0.0) for r in records), default=0.0)
         self._last = time.perf_counter()
         self._images: int | None = None
+        self._unwritten: list[str] = []
         if record is not None:
             self._append({"step": step, "start": record})
         self.mirrors = [Mirror(kind, run, step, record or {}) for kind in dict.fromkeys(trackers)]
@@ -71,8 +74,30 @@ class RunLog:
             mirror.close(_CLOSE_SECONDS if kind is None else _CLOSE_SECONDS_AFTER_ERROR)
 
     def _append(self, record: dict[str, Any]) -> None:
-        with open(self.path, "a") as file:
-            file.write(json.dumps(record) + "\n")
+        """Lines that a full disk does not take are kept, and written when it does."""
+        self._unwritten.append(json.dumps(record) + "\n")
+        size: int | None = None
+        try:
+            with open(self.path, "ab") as file:
+                size = file.tell()
+                file.write("".join(self._unwritten).encode())
+        except OSError as error:
+            if len(self._unwritten) == 1:
+                print(f"WARNING: {self.path}: {error}; training goes on", file=sys.stderr, flush=True)
+            if size is not None:
+                with suppress(OSError):  # half a line may be there
+                    os.truncate(self.path, size)
+        else:
+            self._unwritten.clear()
+
+
+@contextmanager
+def by_the_way(what: str) -> Iterator[None]:
+    """A picture for which the disk has no room is no reason to end a run: a warning instead of an OSError."""
+    try:
+        yield
+    except OSError as error:
+        print(f"WARNING: {what} is not written ({error}); training goes on", file=sys.stderr, flush=True)
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

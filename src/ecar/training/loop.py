@@ -33,7 +33,7 @@ from ecar.training.draws import draw_batch
 from ecar.training.ema import EMA
 from ecar.training.finetune import Source
 from ecar.training.lock import run_lock
-from ecar.training.log import RunLog
+from ecar.training.log import RunLog, by_the_way
 from ecar.training.loss import Draws, StageLoss
 from ecar.training.memory import checkpoint_activations, memory_advice
 from ecar.training.optim import learning_rate, make_optimizers
@@ -226,7 +226,7 @@ class Trainer:
 
     def _restore(self, folder: Path) -> None:
         record = read_record(folder)
-        other = check_same_data(record, self.model.config, len(self.table), self.config.allow_change)
+        other = check_same_data(record, self.model.config, self.table, self.config.allow_change)
         self.changed += [other] if other else []
         if self.sharded:
             restore_sharded(folder, self.model, self.ema, self.optimizers)
@@ -238,6 +238,7 @@ class Trainer:
     def run(self) -> None:
         """From the step that the checkpoint left to ``max_steps``."""
         how = {"sharded": self.sharded, "background": self.config.async_save}
+        self.stop.begun = True
         with ExitStack() as stack:
             log = stack.enter_context(self._open_log()) if self.world.rank == 0 else None
             stack.enter_context(self.watchdog)
@@ -378,18 +379,20 @@ class Trainer:
         if config.sample_every and (self.step % config.sample_every == 0 or last):  # after the checkpoint: it may fail
             model = self.averaged()
             if model is not None and log is not None:
-                path = save_samples(model, self.tokenizer, self.out, self.step)
-                log.image("samples", path, self.step)
+                with by_the_way("a grid of samples"):
+                    log.image("samples", save_samples(model, self.tokenizer, self.out, self.step), self.step)
 
     def _save(self, saver: Saver, *, last: bool) -> None:
         if self.world.rank == 0:
-            self.curves.save(self.out, self.step)
+            with by_the_way("loss_vs_t"):
+                self.curves.save(self.out, self.step)
         record = {
             "skipped": self.skipped,
             "ema_updates": self.ema.updates,
             "train": dataclasses.asdict(self.config),
             "model": self.model.config.to_json(),
             "images": len(self.table),
+            "content": self.table.content,
         }
         tensors = training_tensors(self.model, self.ema, self.optimizers)
         saver.save(self.step, tensors, json.loads(json.dumps(record)), last=last or bool(self.stop.code))

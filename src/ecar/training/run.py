@@ -12,6 +12,7 @@ import torch
 
 from ecar import __version__
 from ecar.config import ModelConfig, differences
+from ecar.data.latents import LatentTable
 from ecar.data.order import batch_indices
 from ecar.model import StageModel
 from ecar.sampling.pictures import grid
@@ -42,11 +43,11 @@ def make_out(out: str) -> Path:
 
 
 # Properties of model and data that follow from an option, so that allowing one allows the others.
-_DATA = {"images", "velocity_std"}
+_DATA = {"images", "content", "velocity_std"}
 _FOLLOW = {
     "data": _DATA, "max_images": _DATA, "images": _DATA, "flip": _DATA, "ends": {"stages", "velocity_std", "ends"},
     "rho": {"stages", "velocity_std"}, "resolution": {"stages", "image_side", "velocity_std"},
-    "tokenizer": {"tokenizer", "velocity_std"},
+    "tokenizer": {"tokenizer", "velocity_std"}, "class_names": {"content"}, "content": _DATA - {"images"},
 }  # fmt: skip
 
 
@@ -79,13 +80,17 @@ def check_same_options(
     return changed
 
 
-def check_same_data(record: dict[str, Any], config: ModelConfig, images: int, allowed: tuple[str, ...] = ()) -> str:
+def check_same_data(
+    record: dict[str, Any], config: ModelConfig, table: LatentTable, allowed: tuple[str, ...] = ()
+) -> str:
     """ValueError if the data no longer give the model and the order that the checkpoint was trained with, but for what
     is ``allowed`` and follows from it. Returns what differs, in words."""
     if "model" not in record:
         return ""
     model = ModelConfig.from_json(record["model"]).to_json()  # fields that are newer than the checkpoint: defaults
-    before, now = {**model, "images": record["images"]}, {**config.to_json(), "images": images}
+    before, now = {**model, "images": record["images"]}, {**config.to_json(), "images": len(table)}
+    if record.get("content") and table.content:  # as many images, and others
+        before, now = {**before, "content": record["content"]}, {**now, "content": table.content}
     before, now = json.loads(json.dumps(before)), json.loads(json.dumps(now))
     free = set(allowed).union(*(_FOLLOW.get(key, set()) for key in allowed))
     if refused := differences(before, {k: v for k, v in now.items() if k not in free}):

@@ -11,22 +11,25 @@ from typing import Any, Self
 EXIT_CODES = {signal.SIGTERM: 75, signal.SIGUSR1: 75, signal.SIGINT: 130}
 
 
-class Stopped(Exception):
-    """The run was asked to stop, and its checkpoint is written."""
+class Stopped(BaseException):
+    """The run was asked to stop, and its checkpoint is written (before the first step, ``step`` 0, there is nothing to
+    write). No ``Exception``: whoever turns those into their own must not take this one for a fault of theirs."""
 
     def __init__(self, step: int, code: int) -> None:
-        super().__init__(f"stopped after step {step}, checkpoint written; the same command resumes")
+        what = f"after step {step}, checkpoint written" if step else "while data were read, before a step"
+        super().__init__(f"stopped {what}; the same command {'resumes' if step else 'goes on'}")
         self.code = code
 
 
 class StopRequest:
     """While it is entered, the first signal sets ``code``; a second one acts as if nobody listened.
 
-    Saves replace what was there only when they are whole, so stopping at once does no damage either.
+    While data are read there is no step to finish: until ``begun`` is set, the first signal raises ``Stopped``. Saves
+    replace what was there only when they are whole, so stopping at once does no damage either.
     """
 
     def __init__(self) -> None:
-        self.code = 0
+        self.code, self.begun = 0, False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -40,6 +43,8 @@ class StopRequest:
     def _received(self, number: int, _: FrameType | None) -> None:
         self.code = EXIT_CODES[signal.Signals(number)]
         self._restore()
+        if not self.begun:
+            raise Stopped(0, self.code)
 
     def _restore(self) -> None:
         for number, handler in self._before.items():

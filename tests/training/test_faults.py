@@ -1,0 +1,232 @@
+"""Signals in the middle of other work, disks that are full for everything, data that change behind a run's back."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_recovery import arguments
+from test_training import lines, options, weights
+from test_watchdog import alive, command, processes
+from worker import TORCHRUN
+
+from ecar.data.shards import load_latents
+from ecar.tokenizers import PixelTokenizer
+from ecar.training import checkpoint, loop
+from ecar.training import log as log_module
+from ecar.training.checkpoint import load_checkpoint
+from ecar.training.curves import LossCurves
+from ecar.training.signals import Stopped
+
+SECOND = """
+import os, signal, sys
+from ecar.cli.main import main
+from ecar.training import checkpoint
+commit = checkpoint.commit
+def killed_twice(folder, step, record, keep=2):
+    if step == 6:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+    return commit(folder, step, record, keep)
+checkpoint.commit = killed_twice
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("place", ["save", "grid"])
+def test_a_signal_in_a_save_or_a_grid_of_samples_lets_it_end_and_stops_then(
+    digits_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, number: signal.Signals
+) -> None:
+    module, name = (checkpoint, "commit") if place == "save" else (loop, "save_samples")
+    real, seen = getattr(module, name), []
+
+    def signalled(*args: Any) -> Any:
+        if not seen:
+            seen.append(1)
+            os.kill(os.getpid(), number)
+        return real(*args)
+
+    config = options(digits_folder, tmp_path / "run", save_every=3, sample_every=3)
+    monkeypatch.setattr(module, name, signalled)
+    with pytest.raises(Stopped, match="after step 3, checkpoint written") as stopped:
+        loop.train(config)
+    assert stopped.value.code == (75 if number == signal.SIGTERM else 130)
+    assert (tmp_path / "run" / "samples" / "step_00000003.png").exists()
+    found = load_checkpoint(tmp_path / "run")
+    assert found is not None and found[1]["step"] == 3
+    loop.train(config)
+    loop.train(options(digits_folder, tmp_path / "whole", save_every=3, sample_every=3))
+    a, b = weights(tmp_path / "run"), weights(tmp_path / "whole")
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_a_signal_while_images_are_read_does_not_wait_for_the_first_step(
+    digits_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hours of encoding looked as if Ctrl-C did nothing."""
+
+    def reads(*_: Any, **__: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)
+        pytest.fail("went on")
+
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(loop, "encode_source", reads)
+    with pytest.raises(Stopped, match="before a step; the same command goes on") as stopped:
+        loop.train(options(digits_folder, tmp_path))
+    assert stopped.value.code == 130 and signal.getsignal(signal.SIGINT) is before
+    monkeypatch.undo()
+    assert loop.train(options(digits_folder, tmp_path, max_steps=1, sample_every=0)).exists()  # the lock is free
+
+
+def test_a_second_signal_in_a_save_ends_at_once_and_damages_nothing(digits_folder: Path, tmp_path: Path) -> None:
+    flags = arguments(digits_folder, tmp_path, 9)[3:]
+    run = [sys.executable, "-c", SECOND, *flags, "--save-every", "3"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(run, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == -signal.SIGTERM, done.stderr
+    assert (tmp_path / "checkpoints" / "step_00000006.tmp").exists()
+    found = load_checkpoint(tmp_path)
+    assert found is not None and found[1]["step"] == 3
+
+
+def test_torchrun_that_is_asked_to_stop_leaves_a_checkpoint_of_all_ranks(digits_folder: Path, tmp_path: Path) -> None:
+    """What a scheduler does: the signal goes to torchrun alone, which passes it on to its processes."""
+    out = tmp_path / "run"
+    flags = command(digits_folder, out, max_steps=100_000, save_every=100_000)
+    launcher = [sys.executable, *TORCHRUN, "--nproc-per-node", "2", "-m", "ecar", *flags]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(launcher, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    deadline = time.monotonic() + 120
+    while not (out / "log.jsonl").exists() or len((out / "log.jsonl").read_text().splitlines()) < 4:
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.05)
+    workers = processes(out, process.pid)
+    process.terminate()
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode != 0 and "checkpoint written; the same command resumes" in output, output
+    assert len(workers) == 2 and not any(map(alive, workers))
+    found = load_checkpoint(out)
+    assert found is not None and found[1]["step"] >= 3
+
+
+def test_a_disk_that_is_full_for_everything_ends_a_run_only_with_the_third_failed_save(
+    digits_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Saves were allowed to fail, but the note of it in the log, the loss curves or a grid then ended the run."""
+    full: list[bool] = []
+
+    def no_room(*_: Any, **__: Any) -> Any:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def guarded(real: Any) -> Any:
+        return lambda *args, **kwargs: (no_room if full else real)(*args, **kwargs)
+
+    step = loop.Trainer.train_step
+
+    def fills(self: loop.Trainer) -> torch.Tensor | None:
+        full[:] = [True] if self.step in (2, 3) else []
+        return step(self)
+
+    monkeypatch.setattr(loop.Trainer, "train_step", fills)
+    monkeypatch.setattr(log_module, "open", guarded(open), raising=False)
+    monkeypatch.setattr(LossCurves, "save", guarded(LossCurves.save))
+    monkeypatch.setattr(loop, "save_samples", guarded(loop.save_samples))
+    monkeypatch.setattr(checkpoint, "save_file", guarded(checkpoint.save_file))
+    loop.train(options(digits_folder, tmp_path, save_every=1, sample_every=1))
+    found = [line["step"] for line in lines(tmp_path) if "loss" in line]
+    assert found == [1, 2, 3, 4, 5, 6]  # the lines of the time without room came later
+    assert sum("failed_save" in line for line in lines(tmp_path)) == 2
+    said = capsys.readouterr().err
+    assert said.count("no checkpoint") == said.count("a grid of samples is not written") == 2
+    assert said.count("log.jsonl") == 1
+
+
+def test_what_a_failed_save_left_does_not_keep_the_disk_full(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints" / "step_00000001.tmp").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "step_00000001.tmp" / "state.safetensors").write_bytes(bytes(1000))
+    checkpoint.save_checkpoint(tmp_path, 2, {"a": torch.ones(3)}, {})
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step_00000002"]
+
+
+def test_half_a_line_that_a_full_disk_took_is_not_left_in_the_log(tmp_path: Path) -> None:
+    log = log_module.RunLog(tmp_path)
+    log.write(step=1, loss=1.0)
+
+    class Torn:
+        def __init__(self, *args: Any) -> None:
+            self.file = open(*args)  # noqa: SIM115
+
+        def __enter__(self) -> Torn:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            self.file.close()
+
+        def tell(self) -> int:
+            return self.file.tell()
+
+        def write(self, data: bytes) -> None:
+            self.file.write(data[:5])
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(log_module, "open", Torn, raising=False)
+        log.write(step=2, loss=2.0)
+    log.write(step=3, loss=3.0)
+    assert [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()] == [1, 2, 3]
+
+
+def test_images_that_changed_places_since_the_checkpoint_are_refused(digits_folder: Path, tmp_path: Path) -> None:
+    """As many images and the same classes, but another order: the resumed run was another run, and did not say so."""
+    data = copied(digits_folder, tmp_path)
+    tokenizer = PixelTokenizer(factor=2)
+    tokenizer.measure([torch.rand(8, 12, 4, 4)])  # else its statistics of the data would tell
+    tokenizer.save(tmp_path / "tokenizer")
+    common: dict[str, Any] = {"tokenizer": str(tmp_path / "tokenizer"), "sample_every": 0}
+    loop.train(options(data, tmp_path / "run", **common))
+    for file in data.rglob("*.png"):
+        os.utime(file)  # a copy of the data is the same data
+    loop.train(options(data, tmp_path / "run", max_steps=7, **common))
+    a, b = data / "one" / "0.png", data / "one" / "1.png"
+    first, second = a.read_bytes(), b.read_bytes()
+    a.write_bytes(second)
+    b.write_bytes(first)
+    with pytest.raises(ValueError, match=r"the data changed since the checkpoint \(content \w+ -> \w+\)"):
+        loop.train(options(data, tmp_path / "run", max_steps=8, **common))
+    loop.train(options(data, tmp_path / "run", max_steps=8, allow_change=("content",), **common))
+    assert lines(tmp_path / "run")[-1]["step"] == 8
+
+
+def test_a_cache_that_was_encoded_again_from_other_images_is_refused(digits_folder: Path, tmp_path: Path) -> None:
+    from ecar.cli import encode
+
+    data, cache = copied(digits_folder, tmp_path), tmp_path / "cache"
+    words = ["--data", str(data), "--out", str(cache), "--tokenizer", "pixels:2", "--resolution", "8"]
+    encode.run(words)
+    before, _ = load_latents(str(cache))
+    loop.train(options(cache, tmp_path / "run", tokenizer=None, sample_every=0))
+    for file in cache.glob("*.*"):
+        file.unlink()
+    (data / "one" / "0.png").write_bytes((data / "one" / "1.png").read_bytes())
+    encode.run(words)
+    after, _ = load_latents(str(cache))
+    assert len(before) == len(after) and before.content != after.content
+    with pytest.raises(ValueError, match=r"the data changed since the checkpoint .*content"):
+        loop.train(options(cache, tmp_path / "run", tokenizer=None, sample_every=0, max_steps=8))
+
+
+def copied(digits_folder: Path, tmp_path: Path) -> Path:
+    import shutil
+
+    return Path(shutil.copytree(digits_folder, tmp_path / "data"))
