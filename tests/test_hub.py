@@ -140,10 +140,27 @@ def test_an_id_that_cannot_be_one_asks_nobody(name: str, monkeypatch: pytest.Mon
         push_folder(Path("."), name, api=FakeApi())
 
 
-def test_offline_the_message_has_the_recipe(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["info", "nobody/no-such-model"]) == 2  # HF_HUB_OFFLINE=1 in all tests
+@pytest.mark.parametrize(
+    ("command", "kind"),
+    [
+        ("info nobody/none", ""),
+        ("train --data DATA --out OUT --init-from nobody/none", ""),
+        ("train --data nobody/none --out OUT", " --repo-type dataset"),
+        ("encode --data nobody/none --tokenizer pixels --out OUT", " --repo-type dataset"),
+        ("encode --data nobody/none --streaming --tokenizer pixels --out OUT", " --repo-type dataset"),
+        ("encode --data DATA --tokenizer nobody/none --out OUT", ""),
+    ],
+)
+def test_offline_the_message_has_the_recipe(
+    digits_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, kind: str
+) -> None:
+    """For models, data sets and tokenizers alike; those of other libraries said that a file was missing there."""
+    for module in ("datasets", "diffusers"):
+        pytest.importorskip(module)
+    words = command.replace("DATA", str(digits_folder)).replace("OUT", str(tmp_path / "out")).split()
+    assert main(words) == 2  # HF_HUB_OFFLINE=1 in all tests
     message = capsys.readouterr().err.strip()
-    assert "hf download" in message and len(message.splitlines()) == 1
+    assert f"`hf download OWNER/NAME{kind} --local-dir" in message and len(message.splitlines()) == 1, message
 
 
 def _response(kind: type[Exception]) -> Exception:

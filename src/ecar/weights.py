@@ -19,6 +19,10 @@ BUNDLED = Path(__file__).parent / "bundled"
 DEFAULT_MODEL = "fashion"
 _FORMAT = 1
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+_CONVERT = (
+    'convert its tensors, where you trust it, with: python -c "import torch; from safetensors.torch import save_file; '
+    "save_file(torch.load('{}', weights_only=True), 'model.safetensors')\""
+)
 
 
 def bundled_models() -> list[str]:
@@ -37,8 +41,10 @@ def resolve_model(name: str | Path) -> Path:
         return BUNDLED / text
     path = Path(text).expanduser()
     if path.is_file():
-        reason = "a pickle may run code and is never loaded" if path.suffix in _PICKLES else "not a model folder"
-        raise ValueError(f"{text}: {reason}; give the folder with config.json and model.safetensors")
+        pickle = path.suffix in _PICKLES
+        reason = "a pickle may run code and is never loaded" if pickle else "not a model folder"
+        how = f"; {_CONVERT.format(text)}" if pickle else ""
+        raise ValueError(f"{text}: {reason}; give the folder with config.json and model.safetensors{how}")
     if path.is_dir():
         return path
     if text.count("/") != 1 or text.startswith((".", "/", "~")):
@@ -75,24 +81,35 @@ def check_repo_id(repo: str) -> None:
         raise ValueError(f"{repo!r} is no Hub id: give OWNER/NAME")
 
 
-def hub_reason(error: BaseException) -> str:
-    """One line of what a failed request to the Hub means and what to do."""
+def hub_reason(error: BaseException, kind: str = "model") -> str:
+    """One line of what a failed request to the Hub means and what to do.
+
+    Args:
+        error: as it came, or as another library wrapped it.
+        kind: of the repository: model or dataset.
+    """
     from huggingface_hub import errors
 
+    chain: list[BaseException] = []
     known: BaseException | None = error
-    while known is not None and not isinstance(known, errors.RevisionNotFoundError | errors.RepositoryNotFoundError):
+    while known is not None and known not in chain:
+        chain.append(known)
         known = known.__cause__ or known.__context__
-    if isinstance(known, errors.RevisionNotFoundError):
+    if any(isinstance(e, errors.RevisionNotFoundError) for e in chain):
         return "the repository has no such revision (a branch, tag or commit after the @)"
-    if isinstance(known, errors.RepositoryNotFoundError):
+    if any(isinstance(e, errors.RepositoryNotFoundError) for e in chain):
         return "no such repository there, or a private one (log in: hf auth login)"
     offline = (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, ConnectionError, TimeoutError)
-    if isinstance(error, offline) or "connect" in type(error).__name__.lower():
+    if any(isinstance(e, offline) or "connect" in type(e).__name__.lower() for e in chain):
+        flag = "" if kind == "model" else f" --repo-type {kind}"
         return (
             "not in the cache, and the Hub cannot be reached or HF_HUB_OFFLINE is set; where there is a network run "
-            "`hf download OWNER/NAME --local-dir FOLDER`, copy FOLDER here and give it instead of the id"
+            f"`hf download OWNER/NAME{flag} --local-dir FOLDER`, copy FOLDER here and give it instead of the id"
         )
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if "protocol" in type(error).__name__.lower():  # httpx: the other side hung up
+        return f"the download broke off ({reason}); run the same again, files that are complete are kept"
+    return reason
 
 
 def save_model(folder: Path, model: StageModel, tokenizer: Tokenizer, dtype: torch.dtype = torch.float32) -> None:
@@ -154,7 +171,8 @@ def load_weights(module: nn.Module, path: Path) -> None:
     """
     if not path.exists():
         pickles = [p.name for p in path.parent.glob("*") if p.suffix in _PICKLES] if path.parent.exists() else []
-        hint = f" ({pickles[0]} is a pickle and is never loaded: convert it to safetensors)" if pickles else ""
+        convert = _CONVERT.format(path.with_name(pickles[0])) if pickles else ""
+        hint = f" ({pickles[0]} is a pickle and is never loaded: {convert})" if pickles else ""
         raise ValueError(f"{path}: missing weights{hint}")
     try:
         state = load_file(path)

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from ecar.data.images import BadImageError
 from ecar.data.rows import LABEL_COLUMNS, cell_bytes, file_state, printable
-from ecar.data.source import ImageSource, find_files, load_source
+from ecar.data.source import ImageSource, find_files, hub_error, load_source
 from ecar.data.tars import find_tars
 
 
@@ -175,7 +175,7 @@ def _hub_revision(data: str) -> str:
     try:
         return str(HfApi().dataset_info(data).sha)
     except Exception as error:
-        raise ValueError(f"{data}: no such folder, and the Hub answered: {type(error).__name__}: {error}") from error
+        raise hub_error(data, error) from error
 
 
 def _bytes(cell: dict[str, Any] | None) -> bytes | BadImageError:

@@ -219,8 +219,15 @@ def _open(data: str, split: str) -> Opened:
     try:
         table = load_dataset(data, split=split)
     except Exception as error:
-        raise ValueError(f"{data}: no such folder, and the Hub answered: {type(error).__name__}: {error}") from error
+        raise hub_error(data, error) from error
     return open_table(table, data)
+
+
+def hub_error(data: str, error: Exception) -> ValueError:
+    """Why a data set cannot be had from the Hub, and what to do."""
+    from ecar.weights import hub_reason
+
+    return ValueError(f"{data}: no such folder, and from the Hub: {hub_reason(error, 'dataset')}")
 
 
 def find_files(path: Path, suffix: str, split: str) -> list[Path]:

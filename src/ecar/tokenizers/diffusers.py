@@ -7,11 +7,13 @@ starting value of ``mean`` and ``std``; ``ecar encode`` and ``ecar train`` repla
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from einops import rearrange
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ecar.tokenizers.base import Tokenizer
@@ -59,17 +61,23 @@ class DiffusersTokenizer(Tokenizer):
             import diffusers
         except ImportError as error:
             raise ValueError('diffusers autoencoders need: pip install "ecar[diffusers]"') from error
+        from ecar.weights import hub_reason
+
         try:
-            if class_name is None:
-                class_name = diffusers.AutoencoderKL.load_config(source, revision=revision)["_class_name"]
-            if class_name not in CLASSES:
-                raise ValueError(f"unsupported autoencoder {class_name}; supported: {', '.join(CLASSES)}")
-            autoencoder = getattr(diffusers, class_name).from_pretrained(
-                source, revision=revision, use_safetensors=True
-            )
-        except (OSError, KeyError, json.JSONDecodeError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            with warnings.catch_warnings():  # of diffusers, about its own calls
+                warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks")
+                if class_name is None:
+                    class_name = diffusers.AutoencoderKL.load_config(source, revision=revision)["_class_name"]
+                if class_name not in CLASSES:
+                    raise ValueError(f"unsupported autoencoder {class_name}; supported: {', '.join(CLASSES)}")
+                autoencoder, loaded = getattr(diffusers, class_name).from_pretrained(
+                    source, revision=revision, use_safetensors=True, output_loading_info=True
+                )
+        except (OSError, KeyError, json.JSONDecodeError, SafetensorError) as error:
+            reason = hub_reason(error)
             raise ValueError(f"tokenizer {source!r}: cannot be loaded as a diffusers autoencoder: {reason}") from error
+        if missing := sorted(loaded["missing_keys"]):  # diffusers only warns, and leaves them random or empty
+            raise ValueError(f"tokenizer {source!r}: {len(missing)} weights are missing (such as {missing[0]})")
         return cls(autoencoder)
 
     def config(self) -> dict[str, Any]:
