@@ -35,6 +35,17 @@ def test_cmyk_palette_alpha_and_grey_become_rgb() -> None:
     assert np.asarray(decode_image(encoded(hidden)))[0, 0].tolist() == [255, 255, 255]
 
 
+def test_of_an_animation_the_first_frame_is_taken_and_what_is_transparent_is_white() -> None:
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "lime", "blue")]
+    for kind in ("GIF", "WEBP", "PNG"):
+        moving = encoded(frames[0], kind, save_all=True, append_images=frames[1:])
+        first = np.asarray(decode_image(moving))[0, 0].astype(int)
+        assert np.abs(first - [255, 0, 0]).max() < 10, kind
+    grey, palette = Image.new("LA", (2, 2), (0, 0)), Image.new("P", (2, 2), 0)
+    for hidden in (encoded(grey), encoded(palette, transparency=0)):
+        assert np.asarray(decode_image(hidden))[0, 0].tolist() == [255, 255, 255]
+
+
 def test_exif_rotation_is_applied() -> None:
     wide = Image.new("RGB", (6, 2))
     exif = wide.getexif()
@@ -118,6 +129,26 @@ def test_first_images_are_spread_over_the_classes(tmp_path: Path) -> None:
         for i in range(20):
             Image.new("RGB", (4, 4)).save(tmp_path / name / f"{i}.png")
     assert set(load_source(str(tmp_path), max_images=10).labels.tolist()) == {0, 1}
+
+
+def test_a_label_out_of_range_and_a_missing_one_are_named_with_their_row(tmp_path: Path) -> None:
+    from datasets import ClassLabel, Dataset, Features, Value
+    from datasets import Image as ImageFeature
+
+    cells = [{"bytes": encoded(Image.new("RGB", (4, 4))), "path": None}] * 3
+    features = Features({"image": ImageFeature(), "label": Value("int64")})
+    for labels, name in (([0, 7, 1], "range"), ([0, None, 1], "missing"), ([0, -1, 1], "none")):
+        table = Dataset.from_dict({"image": cells, "label": labels}, features=features)
+        named = Features({"image": ImageFeature(), "label": ClassLabel(names=["a", "b"])})
+        table = Dataset(table.data, info=table.info.copy()) if name == "missing" else table
+        table.info.features = named  # as a damaged file has it: the cast would refuse
+        table.to_parquet(str(tmp_path / f"{name}.parquet"))
+    with pytest.raises(ValueError, match=r"label 7 of row 1 is none of the 2 classes"):
+        load_source(str(tmp_path / "range.parquet"))
+    with pytest.raises(ValueError, match=r"row 1 has no label"):
+        load_source(str(tmp_path / "missing.parquet"))
+    with pytest.raises(ValueError, match=r"row 1"):
+        load_source(str(tmp_path / "none.parquet"))
 
 
 def test_null_cells_are_skipped_and_splits_kept_apart(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_training import lines, options, weights
+from test_training import killed_at_five, lines, options, weights
 
 from conftest import random_model, tiny_config
 from ecar.cli.main import main
@@ -35,6 +35,18 @@ def test_a_step_in_less_memory_is_the_same_step(
     kind |= {"trunk_depth": None, "head_depth": 2} if model == "dit" else {}
     loop.train(options(digits_folder, tmp_path / "whole", **kind))
     loop.train(options(digits_folder, tmp_path / "parts", **kind, **changes))
+    same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_compiled_blocks_take_the_same_steps_and_their_checkpoints_have_the_same_names(
+    digits_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A compiled run that is killed goes on without the compiler."""
+    loop.train(options(digits_folder, tmp_path / "whole", sample_every=0))
+    with killed_at_five(monkeypatch):
+        loop.train(options(digits_folder, tmp_path / "parts", sample_every=0, compile=True))
+    assert torch._dynamo.utils.counters["frames"]["ok"] > 0
+    loop.train(options(digits_folder, tmp_path / "parts", sample_every=0))
     same_run(tmp_path / "whole", tmp_path / "parts")
 
 

@@ -147,6 +147,28 @@ def test_non_finite_loss_is_skipped_counted_and_then_stops(
     assert all(torch.isfinite(t).all() for t in state.values())
 
 
+def test_bad_images_are_skipped_named_and_counted_in_the_log(
+    digits_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("zero", "one"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for i in range(3):
+            (tmp_path / "data" / name / f"{i}.png").write_bytes((digits_folder / name / f"{i}.png").read_bytes())
+    (tmp_path / "data" / "one" / "1.png").write_bytes(b"text")
+    loop.train(options(tmp_path / "data", tmp_path / "run", max_steps=1, sample_every=0))
+    start = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[0])["start"]
+    assert (start["images_in_data"], start["bad_images_skipped"]) == (5, 1)
+    assert "skipped " in (said := capsys.readouterr().err) and "1.png" in said
+
+
+def test_one_image_is_enough_to_train_on(digits_folder: Path, tmp_path: Path) -> None:
+    """Every statistic of it has a spread of zero somewhere."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "0.png").write_bytes((digits_folder / "one" / "0.png").read_bytes())
+    loop.train(options(tmp_path / "data", tmp_path / "run", batch_size=2, sample_every=0))
+    assert all(torch.isfinite(t).all() for t in weights(tmp_path / "run").values())
+
+
 def encode_cache(data: Path, tokenizer: Tokenizer, out: Path) -> None:
     out.mkdir()
     plan = EncodePlan(side=(8, 8), flip=True, batch_size=250)  # as encode_source does

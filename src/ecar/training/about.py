@@ -14,7 +14,7 @@ from ecar.commit import source_commit
 
 
 def run_record(
-    config: Any, *, images: int = 0, parameters: int = 0, world: int = 1, rows: tuple[int, ...] = ()
+    config: Any, *, images: int = 0, skipped: int = 0, parameters: int = 0, world: int = 1, rows: tuple[int, ...] = ()
 ) -> dict[str, Any]:
     """Options as resolved, sizes, versions and machine, for a log.
 
@@ -22,6 +22,7 @@ def run_record(
         config: a dataclass of options with ``batch_size`` (images of one update over all processes), ``max_steps``
             and ``device``.
         images: images in the data set.
+        skipped: bad ones that were left out.
         parameters: weights of the model.
         world: processes.
         rows: images per update that train each stage.
@@ -38,6 +39,7 @@ def run_record(
         "steps": config.max_steps,
         "epochs": round(config.max_steps * config.batch_size / images, 3) if images else None,
         "images_in_data": images,
+        "bad_images_skipped": skipped,
         "parameters": parameters,
         "versions": {
             "ecar": __version__,

@@ -255,7 +255,8 @@ class Trainer:
                 source.announce()
             frozen = "" if trained == parameters else f", {trained:,} of them trained"
             print(f"{parameters:,} parameters{frozen}, {images:,} images, rows {self.rows}")
-        record = run_record(self.config, images=images, parameters=parameters, world=self.world.size, rows=self.rows)
+        counts = {"images": images, "skipped": len(self.table.skipped), "parameters": parameters}
+        record = run_record(self.config, world=self.world.size, rows=self.rows, **counts)
         log = RunLog(self.out, step=self.step, trackers=self.config.trackers, record=record)
         log.begin(self.step * self.config.batch_size)
         if self.step == 0 and source is not None:
