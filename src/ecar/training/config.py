@@ -47,6 +47,11 @@ class TrainConfig(JsonConfig):
     settings, with their guidance_from."""
     distill_guidance_from: tuple[float, ...] = ()
     """Time of each stage from which the teacher's guidance acts; default 0, with --distill-guidance."""
+    distill_guide: str | None = None
+    """A weaker model of the same latents (folder, bundled name or Hub id), as of an eighth of the training: the teacher
+    is guided away from its mistakes too (autoguidance)."""
+    distill_guide_scale: tuple[float, ...] = (1.15,)
+    """Scale of that guidance, one for all stages or one per stage; 1 is off."""
     distill_steps: tuple[int, ...] = ()
     """Also take fewer steps: Euler steps per stage, each of which learns what the teacher does in a midpoint step (two
     velocities). The model is then for these steps only."""
@@ -195,8 +200,9 @@ class TrainConfig(JsonConfig):
                 raise ValueError(f"lora_rank and lora_alpha must be positive: {self.lora_rank}, {self.lora_alpha}")
         if self.distill and (self.init_from is None or self.on_policy):
             raise ValueError("distill needs init_from, the teacher, and does not go together with on_policy")
-        if not self.distill and (self.distill_guidance or self.distill_guidance_from or self.distill_steps):
-            raise ValueError("distill_guidance, distill_guidance_from and distill_steps need --distill")
+        options = self.distill_guidance, self.distill_guidance_from, self.distill_steps, self.distill_guide
+        if not self.distill and any(options):
+            raise ValueError("distill_guidance, distill_guidance_from, distill_guide and distill_steps need --distill")
         for name in ("on_policy", "on_policy_after", "on_policy_from"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")

@@ -2,7 +2,8 @@
 
 Both kinds replace the target v_k of the loss, at the same points x_k^t of the path and with the same contexts:
 
-    guidance   v = uncond + s (cond - uncond), of the teacher: one head pass then does what two did (2210.03142)
+    guidance   v = uncond + s (cond - uncond), of the teacher: one head pass then does what two did (2210.03142); with
+               a weaker model as a guide, + (g - 1) (cond - weak): autoguidance (2406.02507)
     steps      with ``steps`` N_k: at t = i / N_k the mean velocity of the teacher's midpoint step over [t, t + 1/N_k],
                which an Euler step of the model then takes; of a teacher that takes Euler steps of 1/(2 N_k) itself,
                that of two of them (2202.00512)
@@ -41,6 +42,8 @@ class Teacher:
         starts: time of each stage from which guidance acts.
         steps: Euler steps per stage that the student is to take; empty: velocities at any time.
         halving: the teacher takes Euler steps too, twice as many.
+        guide: a weaker model, from whose velocities the teacher's are led away; None: there is none.
+        guide_scale: by how much, per stage; 1 is off.
     """
 
     model: StageModel
@@ -48,6 +51,8 @@ class Teacher:
     starts: tuple[float, ...]
     steps: tuple[int, ...] = ()
     halving: bool = False
+    guide: StageModel | None = None
+    guide_scale: tuple[float, ...] = ()
 
     @classmethod
     def load(cls, config: TrainConfig, source: Source, student: ModelConfig) -> Teacher:
@@ -59,28 +64,19 @@ class Teacher:
             student: configuration of the model that is trained.
 
         Raises:
-            ValueError: its weights changed since the run began, another data or stage layout than the student's, or
-                nothing to distil.
+            ValueError: its weights or the guide's changed since the run began, another data or stage layout than the
+                student's, or nothing to distil.
         """
-        if weights_fingerprint(source.name) != source.fingerprint:
-            raise ValueError(f"--init-from {source.name} is no longer the model that this run began with")
-        theirs, _ = load_model(source.name)
-        scales, starts, steps = check_distill(config, theirs.config, student)
-        if theirs.config.tokenizer != student.tokenizer or theirs.config.velocity_std != student.velocity_std:
-            raise ValueError(f"--distill: these latents are not those that {source.name} was trained on")
+        model = _frozen("--init-from", source.name, source.fingerprint, student)
+        scales, starts, steps = check_distill(config, source.config, student)
         if not student.num_classes and scales != (1.0,) * len(scales):
             raise ValueError("--distill: guidance needs classes, and the data have no labels")
-        # The teacher's function under the student's numbers of classes; the student may have fewer blocks.
-        own = {
-            name: getattr(theirs.config, name) for name in ("trunk_depth", "head_depth", "head_window", "prediction")
-        }
-        model = build_model(student.replace(**own))
-        done = transfer(theirs.state_dict(), theirs.config, model)
-        if done.fresh:
-            fresh = "; ".join(note for note in done.notes if note.startswith("initialised fresh"))
-            raise ValueError(f"--distill: the teacher does not have all of the student ({fresh})")
-        halving = theirs.config.sampling is not None and theirs.config.sampling.fixed_steps
-        return cls(model.to(config.device).eval().requires_grad_(False), scales, starts, steps, halving)
+        halving = source.config.sampling is not None and source.config.sampling.fixed_steps
+        guide, away = None, ()
+        if config.distill_guide is not None:
+            guide = _frozen("--distill-guide", config.distill_guide, source.guide, student).to(config.device)
+            away = _per_stage(tuple(config.distill_guide_scale), len(scales))
+        return cls(model.to(config.device), scales, starts, steps, halving, guide, away)
 
     def sampling(self) -> SamplingConfig:
         """Default settings of the student: no guidance, and its own steps."""
@@ -94,7 +90,9 @@ class Teacher:
         """As many labels of the null class."""
         return torch.full_like(labels, self.model.config.null_class)
 
-    def target(self, stage: Stage, x: Tensor, t: Tensor, labels: Tensor, tokens: Tensor, null: Tensor) -> Tensor:
+    def target(
+        self, stage: Stage, x: Tensor, t: Tensor, labels: Tensor, tokens: Tensor, null: Tensor, weak: Tensor
+    ) -> Tensor:
         """What the student's velocity is compared with.
 
         Args:
@@ -104,21 +102,33 @@ class Teacher:
             labels: (B,) class ids; the null class gets the unconditional velocity.
             tokens: M_k of the teacher, (B, n_k, D).
             null: the same for the null class.
+            weak: M_k of the guide; of the teacher where there is none.
 
         Returns:
             (B, C, h_k, w_k), float32.
         """
-        v = self.velocity(stage, x, t, labels, tokens, null)
+        v = self.velocity(stage, x, t, labels, tokens, null, weak)
         if not self.steps:
             return v
         half = torch.where(t < 1, 0.5 / self.steps[stage.index], 0.0)
-        middle = self.velocity(stage, x + half.view(-1, 1, 1, 1) * v, t + half, labels, tokens, null)
+        middle = self.velocity(stage, x + half.view(-1, 1, 1, 1) * v, t + half, labels, tokens, null, weak)
         return (v + middle) / 2 if self.halving else middle
 
-    def velocity(self, stage: Stage, x: Tensor, t: Tensor, labels: Tensor, tokens: Tensor, null: Tensor) -> Tensor:
+    def velocity(
+        self, stage: Stage, x: Tensor, t: Tensor, labels: Tensor, tokens: Tensor, null: Tensor, weak: Tensor
+    ) -> Tensor:
         """The guided velocity at (x, t), like ``target``."""
         head, k = self.model.head, stage.index
-        v = self.model.velocity(stage, x, t, head.embed_tokens(stage, tokens), labels)
+        own = self.model.velocity(stage, x, t, head.embed_tokens(stage, tokens), labels)
+        v = self._classifier_free(stage, x, t, labels, own, null)
+        if self.guide is None or self.guide_scale[k] == 1:
+            return v
+        theirs = self.guide.velocity(stage, x, t, self.guide.head.embed_tokens(stage, weak), labels)
+        return v + (self.guide_scale[k] - 1) * (own - theirs)
+
+    def _classifier_free(self, stage: Stage, x: Tensor, t: Tensor, labels: Tensor, v: Tensor, null: Tensor) -> Tensor:
+        """``v``, guided by the null class where and when that acts."""
+        head, k = self.model.head, stage.index
         guided = (t >= self.starts[k] - 1e-6).nonzero().squeeze(1)
         if self.guidance[k] == 1 or len(guided) == 0:
             return v
@@ -148,19 +158,61 @@ def check_distill(
         if own is not None and own.guidance_on != "velocity" and scales != plain:
             raise ValueError("--distill follows guidance on velocities, not on tokens: give --distill-guidance")
     steps, starts = _per_stage(tuple(config.distill_steps), stages), _per_stage(starts, stages) or (0.0,) * stages
-    if scales == plain and not steps:
+    if config.distill_guide is not None:
+        _check_guide(config.distill_guide, tuple(config.distill_guide_scale), teacher)
+    guided = scales != plain or config.distill_guide is not None
+    if not guided and not steps:
         raise ValueError(
-            "--distill has nothing to do: the teacher's guidance is 1 (see --distill-guidance, --distill-steps)"
+            "--distill has nothing to do: the teacher's guidance is 1 (see --distill-guidance, --distill-guide, "
+            "--distill-steps)"
         )
     if scales != plain and not teacher.num_classes:
         raise ValueError("--distill: guidance needs classes, and the teacher was trained without labels")
-    if own is not None and own.fixed_steps and (own.steps != tuple(2 * n for n in steps) or scales != plain):
+    if own is not None and own.fixed_steps and (own.steps != tuple(2 * n for n in steps) or guided):
         raise ValueError(
             f"--distill: the teacher was itself distilled for {own.steps} steps; it can only teach half as many "
             "of each (--distill-steps), without guidance"
         )
     check_settings(SamplingConfig(steps=steps or (1,) * stages, guidance=scales, guidance_from=starts), stages)
     return scales, starts, steps
+
+
+def _check_guide(name: str, scales: tuple[float, ...], teacher: ModelConfig) -> None:
+    """ValueError unless ``name`` is a model of what the teacher models."""
+    guide, _ = load_model(name)
+    for key in ("kind", "stages", "context_noise", "class_names", "num_classes", "tokenizer"):
+        if getattr(guide.config, key) != getattr(teacher, key):
+            raise ValueError(
+                f"--distill-guide {name} has another {key} than the teacher: it has to model the same data"
+            )
+    stages = len(teacher.stages.sides)
+    if len(scales) not in (1, stages) or any(not 1 <= scale <= 100 for scale in scales) or max(scales) == 1:
+        raise ValueError(
+            f"--distill-guide-scale needs one number in 1..100 or {stages}, one per stage, above 1 in one; got {scales}"
+        )
+
+
+def _frozen(option: str, name: str, fingerprint: str, student: ModelConfig) -> StageModel:
+    """The function of model ``name`` under the student's numbers of classes; it may have other sizes.
+
+    Raises:
+        ValueError: no longer the weights of this fingerprint, of other latents, or without some of the student's
+            classes.
+    """
+    if weights_fingerprint(name) != fingerprint:
+        raise ValueError(f"{option} {name} is no longer the model that this run began with")
+    theirs, _ = load_model(name)
+    before, now = theirs.config.velocity_std, student.velocity_std
+    scaled_alike = len(before) == len(now) and all(abs(a - b) < 0.02 * b for a, b in zip(before, now, strict=True))
+    if theirs.config.tokenizer != student.tokenizer or not scaled_alike:
+        raise ValueError(f"--distill: these latents are not those that {name} was trained on")
+    own = ("width", "heads", "trunk_depth", "head_depth", "head_window", "prediction", "velocity_std")
+    model = build_model(student.replace(**{key: getattr(theirs.config, key) for key in own}))
+    done = transfer(theirs.state_dict(), theirs.config, model)
+    if done.fresh:
+        fresh = "; ".join(note for note in done.notes if note.startswith("initialised fresh"))
+        raise ValueError(f"--distill: {name} does not have all of the student ({fresh})")
+    return model.eval().requires_grad_(False)
 
 
 def grid_times(steps: tuple[int, ...], plan: tuple[Stage, ...], batch: int, generator: torch.Generator) -> Tensor:
