@@ -8,6 +8,9 @@ acts. Lines for the floor (training images) and for the tokenizer's reconstructi
 samples the last stage from the real maps of the stages before: the gap to free running is exposure bias, what remains
 is the head's own error.
 Settings that the file already holds are not run again.
+
+With --guide WEAK/final a setting has one more part, STEPS:GUIDANCE:SOLVER:velocity:FROM:AWAY, and the model is sampled
+as a teacher of `ecar train --distill --distill-guide` is followed: what a student can learn, measured before it does.
 """
 
 from __future__ import annotations
@@ -31,16 +34,20 @@ from ecar.evaluation.extractors import get_extractor
 from ecar.evaluation.metrics import chosen
 from ecar.evaluation.reference import read_images, reference_from_images
 from ecar.evaluation.samples import Samples, from_decoded, reconstruct
+from ecar.flow.solvers import get_solver, uniform_grid
+from ecar.model import StageModel
 from ecar.sampling.loop import sample_latents
-from ecar.sampling.noise import draw_noise
-from ecar.stages import end_point, noises, pyramid
+from ecar.sampling.noise import StageNoise, draw_noise
+from ecar.stages import Stage, end_point, jump, noises, pyramid
+from ecar.training.distill import Teacher
 from ecar.weights import weights_fingerprint
 
 _SAME = ("weights", "dtype", "extractor", "reference", "num")  # in all lines of a file
 
 
 def parse_setting(text: str, pipe: Pipeline) -> SamplingConfig:
-    """STEPS[:GUIDANCE[:SOLVER[:WHERE[:FROM]]]]."""
+    """STEPS[:GUIDANCE[:SOLVER[:WHERE[:FROM]]]]; a sixth part is not read here."""
+    text = ":".join(text.split(":")[:5])
     steps, guidance, solver, where, start = [*text.split(":"), *["1", "ab2", "velocity", "0"][text.count(":") :]]
     scales = [float(g) for g in guidance.split(",")]
     starts, several = [float(t) for t in start.split(",")], len(scales) > 1
@@ -50,11 +57,48 @@ def parse_setting(text: str, pipe: Pipeline) -> SamplingConfig:
     )  # fmt: skip
 
 
+def parse_teacher(text: str, pipe: Pipeline, guide: StageModel) -> Teacher:
+    """The model under the guidance of a setting with all six parts."""
+    settings, stages = parse_setting(text, pipe), len(pipe.model.plan)
+    away = tuple(float(g) for g in text.split(":")[5].split(","))
+    starts = settings.guidance_from or (0.0,) * stages
+    away = away * stages if len(away) == 1 else away
+    return Teacher(pipe.model, settings.guidance, starts, guide=guide, guide_scale=away)
+
+
+def teacher_latents(teacher: Teacher, labels: Tensor, noise: list[StageNoise], settings: SamplingConfig) -> Tensor:
+    """``sample_latents`` for what a teacher follows; tokens are computed anew in every stage."""
+    model, null, read, y = teacher.model, teacher.null(labels), list[Tensor](), torch.empty(0)
+    assert teacher.guide is not None
+    for stage, draws in zip(model.plan, noise, strict=True):
+        x = draws.fresh
+        if draws.context is not None:
+            read.append(y + model.config.context_noise * draws.context)
+            x = jump(stage, y, draws.fresh)
+        passes = (model, labels), (model, null), (teacher.guide, labels)
+        tokens = [network.transformer(read, classes)[-1] for network, classes in passes]
+
+        def velocity(x: Tensor, t: float, stage: Stage = stage, tokens: list[Tensor] = tokens) -> Tensor:
+            return teacher.velocity(stage, x, torch.full((len(x),), t), labels, *tokens)
+
+        y = get_solver(settings.solver)(velocity, x, uniform_grid(settings.steps[stage.index]))
+    return y
+
+
 @torch.no_grad()
 def draw(
-    pipe: Pipeline, settings: SamplingConfig, num: int, real: tuple[Tensor, Tensor] | None
+    pipe: Pipeline,
+    settings: SamplingConfig,
+    num: int,
+    real: tuple[Tensor, Tensor] | None = None,
+    teacher: Teacher | None = None,
 ) -> tuple[Samples, float]:
-    """Balanced samples and the seconds they took; ``real``: images and labels whose coarse maps are given."""
+    """Balanced samples and the seconds they took.
+
+    Args:
+        real: images and labels whose coarse maps are given.
+        teacher: takes the place of the model.
+    """
     model, parts, seconds = pipe.model, [], 0.0
     labels = torch.arange(num) % model.config.num_classes if real is None else real[1][:num]
     for first in range(0, num, 250):
@@ -66,7 +110,11 @@ def draw(
             other = noises(model.plan, [n.fresh for n in draw_noise([10**9 + i for i in ids], model.plan, z.shape[1])])
             known = [end_point(s, m, n) for s, m, n in zip(model.plan[:-1], maps, other, strict=False)]
         start = time.perf_counter()
-        latents = sample_latents(model, labels[first : first + len(ids)], noise, settings, known=known)
+        classes = labels[first : first + len(ids)]
+        if teacher is None:
+            latents = sample_latents(model, classes, noise, settings, known=known)
+        else:
+            latents = teacher_latents(teacher, classes, noise, settings)
         parts.append(from_decoded(pipe.tokenizer.decode(latents)))
         seconds += time.perf_counter() - start
     return Samples(torch.cat(parts), labels), seconds
@@ -80,6 +128,7 @@ def main() -> None:
     parser.add_argument("--classifier", type=Path, required=True, help="made by ecar evaluate --classifier")
     parser.add_argument("--extractor", default="efficientnet-lite0")
     parser.add_argument("--settings", nargs="+", required=True)
+    parser.add_argument("--guide", help="a weaker model that guides this one")
     parser.add_argument("--teacher-forced", action="store_true")
     parser.add_argument("--num", type=int, default=2000)
     parser.add_argument("--dtype", choices=["fp32", "bf16"], default="bf16")
@@ -89,6 +138,9 @@ def main() -> None:
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[args.dtype]
     pipe = Pipeline.from_pretrained(args.model, dtype=dtype, device="cpu")
     settings = {text: parse_setting(text, pipe) for text in args.settings}
+    if any((text.count(":") == 5) != (args.guide is not None) for text in args.settings):
+        parser.error("--settings have six parts with --guide, and at most five without")
+    guide = None if args.guide is None else Pipeline.from_pretrained(args.guide, dtype=dtype, device="cpu").model
     height, width = pipe.model.config.image_side
     extractor = get_extractor(args.extractor)
     reference = reference_from_images(
@@ -126,9 +178,14 @@ def main() -> None:
             name = text + (" teacher-forced" if forced else "")
             if name in done:
                 continue
-            samples, seconds = draw(pipe, wanted, args.num, (train, labels) if forced else None)
+            teacher = None if guide is None else parse_teacher(text, pipe, guide)
+            samples, seconds = draw(pipe, wanted, args.num, (train, labels) if forced else None, teacher)
             more: dict[str, object] = {"sampling": wanted.to_json(), "seconds_per_image": seconds / args.num}
-            write(name, samples, more | {"flops": sampling_flops(pipe, wanted)})
+            if teacher is None:
+                more["flops"] = sampling_flops(pipe, wanted)
+            else:  # only what is distilled from it is meant to be sampled
+                more["guide"] = {"weights": weights_fingerprint(args.guide), "scale": teacher.guide_scale}
+            write(name, samples, more)
 
 
 if __name__ == "__main__":
