@@ -100,11 +100,16 @@ def test_a_second_signal_in_a_save_ends_at_once_and_damages_nothing(digits_folde
     assert found is not None and found[1]["step"] == 3
 
 
-def test_torchrun_that_is_asked_to_stop_leaves_a_checkpoint_of_all_ranks(digits_folder: Path, tmp_path: Path) -> None:
-    """What a scheduler does: the signal goes to torchrun alone, which passes it on to its processes."""
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_torchrun_that_is_asked_to_stop_leaves_a_checkpoint_of_all_ranks(
+    digits_folder: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    """What a scheduler does: the signal goes to torchrun alone, which passes it on to its processes. SIGUSR1 it has to
+    be told of: it would die of it, and leave them behind."""
     out = tmp_path / "run"
     flags = command(digits_folder, out, max_steps=100_000, save_every=100_000)
-    launcher = [sys.executable, *TORCHRUN, "--nproc-per-node", "2", "-m", "ecar", *flags]
+    told = ["--signals-to-handle", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"]
+    launcher = [sys.executable, *TORCHRUN, *told, "--nproc-per-node", "2", "-m", "ecar", *flags]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(launcher, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     deadline = time.monotonic() + 120
@@ -112,7 +117,7 @@ def test_torchrun_that_is_asked_to_stop_leaves_a_checkpoint_of_all_ranks(digits_
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()
         time.sleep(0.05)
     workers = processes(out, process.pid)
-    process.terminate()
+    process.send_signal(number)
     output = process.communicate(timeout=60)[0]
     assert process.returncode != 0 and "checkpoint written; the same command resumes" in output, output
     assert len(workers) == 2 and not any(map(alive, workers))
