@@ -13,8 +13,9 @@ from PIL import Image
 
 from ecar.config import CardOptions
 from ecar.model import build_model
+from ecar.remote import check_repo_id, hub_reason
 from ecar.sampling.pictures import grid
-from ecar.weights import check_repo_id, hub_reason, save_model, weights_fingerprint
+from ecar.weights import save_model, weights_fingerprint
 
 if TYPE_CHECKING:
     from ecar.sampling.pipeline import Pipeline

@@ -37,7 +37,8 @@ def run(arguments: Sequence[str]) -> None:
         raise ValueError("--out goes with --dry-run: an upload keeps no folder")
     from ecar import Pipeline
     from ecar.hub import push, write_folder
-    from ecar.weights import check_repo_id, resolve_model
+    from ecar.remote import check_repo_id
+    from ecar.weights import resolve_model
 
     check_repo_id(options.repo_id)
     source = resolve_model(options.model)

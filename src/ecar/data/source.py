@@ -14,6 +14,7 @@ from ecar.data.ahead import in_order
 from ecar.data.images import BadImageError, decode_image, fit
 from ecar.data.rows import Opened, Rows, choose_rows, natural_key, of_split, open_folder, open_table
 from ecar.data.tars import find_tars, open_tars
+from ecar.remote import hub_reason
 
 __all__ = ["BadImages", "ImageReport", "ImageSource", "iterate_images", "load_source", "natural_key"]
 
@@ -225,8 +226,6 @@ def _open(data: str, split: str) -> Opened:
 
 def hub_error(data: str, error: Exception) -> ValueError:
     """Why a data set cannot be had from the Hub, and what to do."""
-    from ecar.weights import hub_reason
-
     return ValueError(f"{data}: no such folder, and from the Hub: {hub_reason(error, 'dataset')}")
 
 

@@ -16,6 +16,7 @@ from einops import rearrange
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from ecar.remote import hub_reason
 from ecar.tokenizers.base import Tokenizer
 
 CLASSES = ("AutoencoderKL", "AutoencoderTiny", "AutoencoderDC", "AutoencoderKLFlux2")
@@ -61,8 +62,6 @@ class DiffusersTokenizer(Tokenizer):
             import diffusers
         except ImportError as error:
             raise ValueError('diffusers autoencoders need: pip install "ecar[diffusers]"') from error
-        from ecar.weights import hub_reason
-
         try:
             with warnings.catch_warnings():  # of diffusers, about its own calls
                 warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks")
