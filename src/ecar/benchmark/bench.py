@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
 from ecar.benchmark.flops import flop_counter
 from ecar.benchmark.formulas import sampling_flops
@@ -90,12 +91,15 @@ def run_once(side: Side, batch: int) -> float:
 
 def compare(sides: list[Side], batch: int, repeats: int) -> dict[str, dict[str, Any]]:
     """Seconds of each side, taken in turns after one warm-up, and their split."""
-    for side in sides:
-        run_once(side, batch)
     times: dict[str, list[float]] = {side.name: [] for side in sides}
-    for _ in range(repeats):
-        for side in sides:
-            times[side.name].append(run_once(side, batch))
+    with tqdm(total=len(sides) * (1 + repeats), desc=f"batch {batch}", unit="run") as bar:  # compiling takes minutes
+        for turn in range(1 + repeats):
+            for side in sides:
+                bar.set_postfix_str(side.name)
+                seconds = run_once(side, batch)
+                if turn:  # the first one warms up
+                    times[side.name].append(seconds)
+                bar.update()
     result = {}
     for side in sides:
         seconds = statistics.median(times[side.name])
