@@ -15,7 +15,8 @@ from PIL import Image
 from ecar.config import ModelConfig, SamplingConfig, StageConfig
 from ecar.model import ECAR
 
-torch.set_num_threads(2)
+# On one core a second thread waits for the first by spinning: minutes instead of seconds.
+torch.set_num_threads(min(2, len(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else 2)
 
 
 def tiny_config(**changes: object) -> ModelConfig:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from conftest import random_model
 from ecar.cli.main import main
 from ecar.evaluation.classifier import Classifier, accuracy, load_classifier, predict, save_classifier, train_classifier
 from ecar.evaluation.evaluate import check_count
@@ -20,6 +21,7 @@ from ecar.evaluation.samples import Samples, collect, make_samples, read_samples
 from ecar.sampling.pipeline import Pipeline
 from ecar.training import loop
 from ecar.training.config import TrainConfig
+from ecar.weights import load_model, save_model
 
 
 @pytest.fixture(scope="module")
@@ -69,10 +71,16 @@ def test_int8_is_in_the_record_and_its_products_are_counted(
     digits_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The counter does not know the kernels of int8: it would say 0."""
-    records = {}
+    config = TrainConfig(
+        data=str(digits_folder), out=str(tmp_path / "run"), tokenizer="pixels:2", resolution=(8,), width=64, heads=2,
+        trunk_depth=1, head_depth=1, max_steps=1, batch_size=8, sample_every=0, trackers=(), dtype="fp32", device="cpu",
+    )  # fmt: skip
+    model, records = loop.train(config), {}
+    trained, tokenizer = load_model(model)
+    save_model(model, random_model(trained.config), tokenizer)  # after one step it draws noise, rounded or not
     for name, more in {"plain": [], "int8": ["--quantize", "int8"]}.items():
         out = tmp_path / f"{name}.json"
-        command = ["evaluate", "--model", "fashion", "--data", str(digits_folder), "--num", "12", "--allow-small"]
+        command = ["evaluate", "--model", str(model), "--data", str(digits_folder), "--num", "12", "--allow-small"]
         assert main([*command, "--out", str(out), "--cache", str(tmp_path), "--device", "cpu", *more]) == 0
         records[name] = json.loads(out.read_text())
     assert records["int8"]["quantize"] == "int8" and records["plain"]["quantize"] is None
