@@ -46,6 +46,18 @@ def test_int8_product_is_close_and_a_row_does_not_see_its_neighbours(dtype: torc
     assert torch.allclose(int8(huge)[:3].float(), int8(x).float(), atol=1e-6)
 
 
+def test_int8_inputs_are_unsigned_since_signed_ones_crawl_on_most_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, seen = Int8Linear(torch.nn.Linear(64, 64)), list[torch.Tensor]()
+
+    def product(x: torch.Tensor, *_: object) -> torch.Tensor:
+        seen.append(x)
+        return torch.zeros(*x.shape[:-1], 64)
+
+    monkeypatch.setattr(module, "_int8_linear", product)
+    layer(torch.tensor([[-1.0, 1.0] * 32]))
+    assert seen[0].dtype == torch.uint8 and seen[0].flatten()[:2].tolist() == [1, 255]
+
+
 def test_weights_go_with_their_module() -> None:
     before = len(module._held)
     layer = Int8Linear(torch.nn.Linear(64, 64))
