@@ -106,6 +106,7 @@ def wrong_inputs(model: Path, tmp: Path) -> list[tuple[list[object], str]]:
         (["paint"], "unknown command"),
         (["sample", model, "--device", "cuda:99", *out], "cannot be used here"),
         (["info", tmp / "empty"], "no config.json"),
+        (["sample", model, "--decoder", "owner/taesd", *out], "these are of pixels"),
     ]
 
 

@@ -319,3 +319,26 @@ def test_stop_answers_rows_that_are_left_once() -> None:
         stopper.join(10)
     assert [one.error().code for one in asked] == ["shutting_down"] * 3
     assert all(len(one.events) == 1 for one in asked)
+
+
+def test_images_and_previews_come_from_the_decoder_that_was_asked_for() -> None:
+    """With a tiny decoder, the server must not go on with the model's own."""
+    pipe = pipeline()
+    pipe.decoder = Inverted(factor=1)
+    with running(pipe) as engine:
+        asked = Asked(pipe, 0, 7, previews=2)
+        engine.submit([asked.row])
+        until(lambda: asked.done)
+    own = np.asarray(pipeline()([0], seeds=[7]).images[0]).astype(int)
+    assert np.abs(asked.pixels() + own - 255).max() <= 1
+    assert np.abs(np.asarray(pipe([0], seeds=[7]).images[0]) + own - 255).max() <= 1
+    shown = [np.asarray(e.image).astype(int) for e in asked.events if isinstance(e, Preview)]
+    stages = pipeline()([0], seeds=[7], return_stages=True).stages
+    assert any(
+        np.abs(shown[-1] + np.asarray(s[0]) - 255).max() <= 1 for s in stages if s[0].size == shown[-1].shape[1::-1]
+    )
+
+
+class Inverted(PixelTokenizer):
+    def decode_raw(self, latents: torch.Tensor) -> torch.Tensor:
+        return -super().decode_raw(latents)

@@ -90,6 +90,41 @@ def test_published_scale_and_shift_are_the_first_statistics() -> None:
     assert torch.allclose(tokenizer.encode(images), published, atol=1e-5)
 
 
+def test_a_tiny_decoder_gets_the_published_scaled_latent_not_the_measured_one(tmp_path: Path) -> None:
+    """The model's unit scale is measured on data; TAESD reads (raw - shift) * scaling as published."""
+    from ecar.tokenizers.diffusers import DiffusersTokenizer, tiny_decoder
+
+    diffusers_autoencoder("AutoencoderTiny").save_pretrained(tmp_path / "tiny")
+    tokenizer = DiffusersTokenizer(diffusers_autoencoder("AutoencoderKL"))
+    raw = torch.randn(2, 4, 8, 8) * 3 + 1
+    tokenizer.measure([raw])
+    tiny = tiny_decoder(tmp_path / "tiny", tokenizer)
+    with torch.no_grad():
+        expected = diffusers_autoencoder("AutoencoderTiny").decode((raw - 0.1) * 0.25).sample.clamp(-1, 1)
+    assert torch.allclose(tiny.decode(tokenizer.normalize(raw)), expected, atol=1e-5)
+    assert not torch.allclose(expected, tokenizer.decode(tokenizer.normalize(raw)), atol=1e-2)
+
+
+def test_a_decoder_of_other_latents_is_refused(tmp_path: Path) -> None:
+    from ecar.tokenizers.diffusers import DiffusersTokenizer, tiny_decoder
+
+    diffusers = pytest.importorskip("diffusers")
+    tokenizer = DiffusersTokenizer(diffusers_autoencoder("AutoencoderKL"))
+    diffusers_autoencoder("AutoencoderTiny").save_pretrained(tmp_path / "tiny")
+    diffusers_autoencoder("AutoencoderKL").save_pretrained(tmp_path / "kl")
+    sizes = {"encoder_block_out_channels": (8, 8, 8), "decoder_block_out_channels": (8, 8, 8)}
+    blocks = {"num_encoder_blocks": (1, 1, 1), "num_decoder_blocks": (1, 1, 1)}
+    diffusers.AutoencoderTiny(**sizes, **blocks, latent_channels=4).save_pretrained(tmp_path / "factor4")
+    with pytest.raises(ValueError, match="these are of pixels"):
+        tiny_decoder(tmp_path / "tiny", PixelTokenizer(factor=4))
+    with pytest.raises(ValueError, match="is a AutoencoderKL, not an AutoencoderTiny"):
+        tiny_decoder(tmp_path / "kl", tokenizer)
+    with pytest.raises(ValueError, match=r"reads \(4, 4\) .* the model's latents are \(4, 2\)"):
+        tiny_decoder(tmp_path / "factor4", tokenizer)
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        tiny_decoder(tmp_path / "nothing", tokenizer)
+
+
 def test_fingerprint_tells_weights_and_statistics_apart() -> None:
     torch.manual_seed(0)
     a = ConvTokenizer(widths=(4, 8, 8), depth=1)

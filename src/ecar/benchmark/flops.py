@@ -36,6 +36,6 @@ def sampling_flops(pipe: Pipeline, settings: SamplingConfig) -> dict[str, int]:
         latents = sample_latents(model, labels, noise, settings)
     sampling = int(counter.get_total_flops())
     with flop_counter() as counter, torch.no_grad():
-        pipe.tokenizer.decode(latents)
+        pipe.decoder.decode(latents)
     decoder = int(counter.get_total_flops())
     return {"model": sampling, "decoder": decoder, "total": sampling + decoder}

@@ -73,6 +73,8 @@ class EvaluateOptions:
     """Compile the model before sampling (a minute or more; on CPU it needs g++)."""
     quantize: str | None = None
     """int8: matrix products in int8."""
+    decoder: str | None = None
+    """Folder or Hub id of a tiny decoder (diffusers' AutoencoderTiny, such as TAESD) of the model's AutoencoderKL."""
     allow_small: bool = False
     """Accept fewer images than the extractor has features; the record says so."""
     cache: str = "~/.cache/ecar"
@@ -145,7 +147,9 @@ def _pipeline(options: EvaluateOptions, device: str) -> Pipeline | None:
         return None
     from ecar import Pipeline
 
-    pipe = Pipeline.from_pretrained(options.model, device=device, dtype=torch_dtype(options.dtype), **_fast(options))
+    pipe = Pipeline.from_pretrained(
+        options.model, device=device, dtype=torch_dtype(options.dtype), decoder=options.decoder, **_fast(options)
+    )
     _settings(options, pipe)
     return pipe
 
@@ -189,6 +193,7 @@ def _sample(options: EvaluateOptions, pipe: Pipeline, out: Path) -> tuple[Sample
         "dtype": options.dtype,
         "compile": options.compile or None,  # samples from before these options had neither
         "quantize": options.quantize,
+        "decoder": options.decoder,
     }
     folder = out.with_suffix(".samples")
     samples = make_samples(

@@ -60,6 +60,8 @@ class SampleOptions:
     """Compile the model first: a minute (on CPU it needs g++), then faster; for many images."""
     quantize: str | None = None
     """int8: matrix products in int8; worth it with --compile."""
+    decoder: str | None = None
+    """Folder or Hub id of a tiny decoder (diffusers' AutoencoderTiny, such as TAESD) of the model's AutoencoderKL."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,7 @@ def run(arguments: Sequence[str]) -> None:
         compile=options.compile,
         quantize=options.quantize,
         adapter=options.adapter,
+        decoder=options.decoder,
     )
     labels = [label for label in _classes(options.classes, pipe) for _ in range(options.per_class)]
     start = time.perf_counter()
@@ -128,6 +131,7 @@ def run(arguments: Sequence[str]) -> None:
         "dtype": options.dtype,
         "compile": options.compile,
         "quantize": options.quantize,
+        "decoder": options.decoder,
         "out": str(files.out),
     }
     _write(output, files, options, json.dumps(record))

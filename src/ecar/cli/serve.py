@@ -43,6 +43,8 @@ class ServeOptions:
     faster. Batches are filled up to 1, 2, 4, 8, 12, 16, 24, 32, ... rows."""
     quantize: str | None = None
     """int8: matrix products in int8; worth it with --compile."""
+    decoder: str | None = None
+    """Folder or Hub id of a tiny decoder (diffusers' AutoencoderTiny, such as TAESD) of the model's AutoencoderKL."""
     adapter: str | None = None
     """Folder of a LoRA adapter of MODEL (ecar train --lora-rank)."""
     threads: int = 0
@@ -77,7 +79,7 @@ def run(arguments: Sequence[str]) -> None:
     def load() -> Pipeline:
         return Pipeline.from_pretrained(
             options.model, device=options.device, dtype=torch_dtype(options.dtype), compile=options.compile,
-            quantize=options.quantize, adapter=options.adapter,
+            quantize=options.quantize, adapter=options.adapter, decoder=options.decoder,
         )  # fmt: skip
 
     bound = bind(options.host, options.port)

@@ -157,7 +157,7 @@ def reconstruct(pipe: Pipeline, images: Tensor) -> Samples:
     parts = []
     for part in images.split(250):
         latents = pipe.tokenizer.encode((part.float() / 127.5 - 1).to(pipe.model.device))
-        parts.append(from_decoded(pipe.tokenizer.decode(latents)))
+        parts.append(from_decoded(pipe.decoder.decode(latents)))
     return Samples(torch.cat(parts), None)
 
 

@@ -81,6 +81,7 @@ class Pipeline:
                 f"the model reads latents of tokenizer {model.config.tokenizer}, not of {tokenizer.fingerprint()}"
             )
         self.model, self.tokenizer, self.name = model.eval(), tokenizer.to(model.device).eval(), name
+        self.decoder = self.tokenizer
         self.fixed_shapes = False
 
     @classmethod
@@ -93,6 +94,7 @@ class Pipeline:
         compile: bool = False,
         quantize: str | None = None,
         adapter: str | Path | None = None,
+        decoder: str | Path | None = None,
     ) -> Self:
         """Load a bundled model, a folder or a Hub id.
 
@@ -103,6 +105,8 @@ class Pipeline:
             compile: compile the blocks: worth it for many images of one batch size (the first batch takes a minute).
             quantize: "int8", see ``ecar.sampling.optimize``.
             adapter: folder of a LoRA adapter of this model (``ecar train --lora-rank``), merged into the weights.
+            decoder: folder or Hub id of an AutoencoderTiny to decode with, where the model's tokenizer is an
+                AutoencoderKL: see ``ecar.tokenizers.diffusers.tiny_decoder``.
 
         Raises:
             ValueError: nothing there, or damaged, or no such device; the message says what and where.
@@ -116,6 +120,10 @@ class Pipeline:
 
             model = apply_adapter(model, adapter, weights_fingerprint(name))
         pipe = cls(model.to(device, dtype), tokenizer.to(device), str(name))
+        if decoder is not None:
+            from ecar.tokenizers.diffusers import tiny_decoder
+
+            pipe.decoder = tiny_decoder(decoder, tokenizer).to(device).eval()
         pipe.optimize(compile=compile, quantize=quantize)
         return pipe
 
@@ -307,7 +315,7 @@ class Pipeline:
         noise = draw_noise(seeds, model.plan, model.config.channels)
 
         def preview(result: StageResult) -> None:
-            pictures = to_pil(self.tokenizer.decode(result.data(range(count))))
+            pictures = to_pil(self.decoder.decode(result.data(range(count))))
             if stages:
                 stages[result.stage.index].extend(pictures)
             if on_stage is not None:
@@ -315,7 +323,7 @@ class Pipeline:
 
         wanted = preview if stages or on_stage is not None else None
         latents = sample_latents(model, torch.tensor(ids, device=model.device), noise, settings, wanted)
-        return to_pil(self.tokenizer.decode(latents[:count]))
+        return to_pil(self.decoder.decode(latents[:count]))
 
 
 def padded_count(count: int) -> int:

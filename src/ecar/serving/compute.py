@@ -98,7 +98,7 @@ class Computer:
         return on_velocity
 
     def _show(self, stage: Stage, rows: list[Row], z: Tensor) -> None:
-        images = self.pipe.tokenizer.decode(z)
+        images = self.pipe.decoder.decode(z)
         good = torch.isfinite(images).flatten(1).all(1).tolist()
         now = time.monotonic()
         for row, image, fine in zip(rows, images, good, strict=True):
@@ -111,7 +111,7 @@ class Computer:
     def _finish(self, rows: list[Row], latents: Tensor) -> None:
         if not rows:
             return
-        images = self.pipe.tokenizer.decode(latents)
+        images = self.pipe.decoder.decode(latents)
         good, now = self._finite(rows, images), time.monotonic()
         for index, image in zip(good, to_pil(images[good]), strict=True):
             rows[index].emit(Finished(image))
