@@ -12,6 +12,8 @@ from conftest import tiny_config
 from ecar.benchmark.bench import compare, decoder_cost, make_side, run_once
 from ecar.cli.main import main
 from ecar.config import SamplingConfig, StageConfig
+from ecar.model import build_model
+from ecar.presets import preset_config
 
 TINY = ["--preset", "nano", "--resolution", "32", "--factor", "4", "--peer-factor", "4", "--peer-patch", "1"]
 TINY += ["--classes", "10", "--channels", "4", "--stages", "2", "--batch", "1,2", "--repeats", "1", "--device", "cpu"]
@@ -73,6 +75,28 @@ def test_another_split_of_the_depth_keeps_the_size_and_makes_each_step_cost_more
     assert trunk_heavy["flops_per_image"]["ecar"]["total"] < head_heavy["flops_per_image"]["ecar"]["total"]
     costs = [record["by_resolution"]["ecar"]["rows"][0]["total_flops"] for record in records]
     assert costs == [record["flops_per_image"]["ecar"]["total"] for record in records]
+
+
+def test_without_repeats_the_flops_are_those_of_a_timed_run_and_no_weight_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """XL's splits and windows are compared in seconds, on any machine."""
+    records = []
+    for repeats in ("1", "0"):
+        out = tmp_path / f"{repeats}.json"
+        if repeats == "0":
+            monkeypatch.setattr("ecar.benchmark.bench.make_side", lambda *_, **__: pytest.fail("weights were made"))
+        assert main(["bench", *TINY, "--batch", "1", "--curve", "6+3", "--repeats", repeats, "--out", str(out)]) == 0
+        records.append(json.loads(out.read_text()))
+    timed, computed = records
+    for key in ("parameters", "flops_per_image", "by_resolution"):
+        assert timed[key] == computed[key]
+    sizes = {"latent": (8, 8), "classes": 10, "channels": 4, "image": (32, 32)}
+    for kind, stages in (("ecar", 2), ("dit", 1)):
+        model = build_model(preset_config(kind, "nano", stages=stages, **sizes))
+        assert timed["parameters"][kind] == model.num_parameters()
+    assert [r["fewer_flops"] for r in computed["ratios"]] == [r["fewer_flops"] for r in timed["ratios"]]
+    assert computed["measured"] == [] and "less_time" not in computed["ratios"][0]
 
 
 @pytest.mark.parametrize("kind", ["kl", "tiny"])

@@ -37,17 +37,23 @@ class Side:
     settings: SamplingConfig
     run_settings: SamplingConfig
     scale: float
-    parameters: int
 
     def optimize(self, quantize: str | None) -> None:
         """Compile the blocks, and hold their weights packed or in int8."""
         optimize(self.model, compile=True, quantize=quantize)
 
-    def flops(self) -> dict[str, Any]:
-        """Per image, guidance counted, the decoder not: from the closed formulas."""
-        parts = sampling_flops(self.model.config, self.settings)
-        total = sum(parts["trunk"] + parts["head"])
-        return {**parts, "total": total, "multiply_accumulates": total // 2}
+
+def flops_per_image(config: ModelConfig, settings: SamplingConfig) -> dict[str, Any]:
+    """Per image, guidance counted, the decoder not: from the closed formulas."""
+    parts = sampling_flops(config, settings)
+    total = sum(parts["trunk"] + parts["head"])
+    return {**parts, "total": total, "multiply_accumulates": total // 2}
+
+
+def count_parameters(config: ModelConfig) -> int:
+    """Parameters of the model; no weight is allocated."""
+    with torch.device("meta"):
+        return build_model(config).num_parameters()
 
 
 def make_side(
@@ -71,10 +77,10 @@ def make_side(
             nn.init.normal_(parameter, std=0.02)
     model = model.to(device, dtype).eval()
     if run_steps is None or run_steps >= settings.steps[0]:
-        return Side(name, model, settings, settings, 1.0, model.num_parameters())
+        return Side(name, model, settings, settings, 1.0)
     assert len(settings.steps) == 1, "only steps of a single stage are all alike"
     run_settings, scale = replace(settings, steps=(run_steps,)), settings.steps[0] / run_steps
-    return Side(name, model, settings, run_settings, scale, model.num_parameters())
+    return Side(name, model, settings, run_settings, scale)
 
 
 def run_once(side: Side, batch: int) -> float:
@@ -108,7 +114,9 @@ def compare(sides: list[Side], batch: int, repeats: int) -> dict[str, dict[str, 
             "seconds_per_batch": round(seconds, 5),
             "seconds_all": [round(t, 5) for t in times[side.name]],
             "images_per_second": round(batch / seconds, 4),
-            "tflops_per_second": round(side.flops()["total"] * batch / seconds / 1e12, 4),
+            "tflops_per_second": round(
+                flops_per_image(side.model.config, side.settings)["total"] * batch / seconds / 1e12, 4
+            ),
             "steps": side.settings.steps,
             "steps_run": side.run_settings.steps,
             "split_seconds": {k: round(v * side.scale, 5) for k, v in split(side, batch).items()},

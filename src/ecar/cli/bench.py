@@ -58,7 +58,7 @@ class BenchOptions:
     batch: tuple[int, ...] = (1, 4)
     """Batch sizes."""
     repeats: int = 3
-    """Measurements of each side, in turns; the median counts."""
+    """Measurements of each side, in turns; the median counts. 0: FLOPs and parameters only, at once."""
     optimized: bool = False
     """Also measure both sides compiled, and compiled with int8 products (several minutes more; on CPU it needs g++)."""
     decoder: str = "none"
@@ -95,7 +95,7 @@ def run(arguments: Sequence[str]) -> None:
             "cpu": platform.processor() or platform.machine(),
             "torch": torch.__version__,
             "threads": torch.get_num_threads(),
-            "matmul_tflops_per_second": round(matmul_peak(dtype, device), 4),
+            "matmul_tflops_per_second": round(matmul_peak(dtype, device), 4) if options.repeats else None,
         },
     }
     _measure(options, record, device)
@@ -111,26 +111,31 @@ def run(arguments: Sequence[str]) -> None:
 
 def _measure(options: BenchOptions, record: dict[str, Any], device: str) -> None:
     """Time both sides, as they are and optimised; adds parameters, FLOPs, measurements and ratios to ``record``."""
-    from ecar.benchmark.bench import compare, decoder_cost
+    from ecar.benchmark.bench import compare, count_parameters, decoder_cost, flops_per_image
 
+    ours, peer = _ecar(options, options.resolution)[0], _dit(options, options.resolution)
     peer_settings = dict(zip(options.peer_steps, _euler(options), strict=True))
-    sides = _sides(options, peer_settings[options.peer_steps[0]], device)
-    ours, peer = (next(side for side in sides if side.name == name) for name in ("ecar", "dit"))
-    flops = {side.name: side.flops() for side in sides if side.name in _names(options)}
-    flops |= {f"dit {n} steps": replace(peer, settings=settings).flops() for n, settings in peer_settings.items()}
+    flops = {name: flops_per_image(ours, settings) for name, settings in _settings(options).items()}
+    flops |= {f"dit {n} steps": flops_per_image(peer, settings) for n, settings in peer_settings.items()}
     record |= {
-        "parameters": {side.name: side.parameters for side in (ours, peer)},
+        "parameters": {"ecar": count_parameters(ours), "dit": count_parameters(peer)},
         "flops_per_image": flops,
         "decoder": {},
         "measured": [],
         "ratios": [],
     }
+    if not options.repeats:
+        record["ratios"] = [_flop_ratio(options, name, steps, flops) for name in flops for steps in options.peer_steps
+                            if name.startswith("ecar")]  # fmt: skip
+        return
+    sides = _sides(options, peer_settings[options.peer_steps[0]], device)
     for batch in options.batch:
         measured = compare(sides, batch, options.repeats)
         record["measured"].append(measured)
         decoders = {"ecar": 0.0, "dit": 0.0}
         if options.decoder != "none":
-            costs = {side.name: decoder_cost(options.decoder, side, batch, options.resolution) for side in (ours, peer)}
+            plain = [side for side in sides if side.name in ("ecar", "dit")]
+            costs = {side.name: decoder_cost(options.decoder, side, batch, options.resolution) for side in plain}
             decoders = {name: cost["seconds_per_batch"] for name, cost in costs.items()}
             record["decoder"][f"batch {batch}"] = costs
         record["ratios"] += _ratios(options, batch, measured, flops, decoders)
@@ -151,10 +156,23 @@ def _sides(options: BenchOptions, peer_settings: SamplingConfig, device: str) ->
         for side in (ours, peer) if variant else ():
             side.optimize(quantize="int8" if variant == " int8" else None)
         sides += [ours, peer]
-        for text in options.curve:
-            other = replace(settings, steps=_steps(text, len(config.stages.sides)))
-            sides.append(replace(ours, name=f"ecar {text}{variant}", settings=other, run_settings=other))
+        for name, other in _settings(options).items():
+            if name != "ecar":
+                sides.append(replace(ours, name=f"{name}{variant}", settings=other, run_settings=other))
     return sides
+
+
+def _settings(options: BenchOptions) -> dict[str, SamplingConfig]:
+    """Of ECAR, by the names of the sides: the default steps, and the curve's."""
+    config, settings = _ecar(options, options.resolution)
+    more = {f"ecar {text}": _steps(text, len(config.stages.sides)) for text in options.curve}
+    return {"ecar": settings, **{name: replace(settings, steps=steps) for name, steps in more.items()}}
+
+
+def _flop_ratio(options: BenchOptions, name: str, peer_steps: int, flops: dict[str, Any]) -> dict[str, Any]:
+    """How many times fewer FLOPs than DiT's at ``peer_steps``."""
+    ratio = round(flops[f"dit {peer_steps} steps"]["total"] / flops[name]["total"], 2)
+    return {"ecar_steps": _settings(options)[name].steps, "dit_steps": peer_steps, "fewer_flops": ratio}
 
 
 def _ratios(
@@ -164,15 +182,13 @@ def _ratios(
     first, ratios = options.peer_steps[0], []
     for variant in _variants(options):
         dit = measured[f"dit{variant}"]["seconds_per_batch"]
-        for name in _names(options):
+        for name in _settings(options):
             ecar = measured[f"{name}{variant}"]["seconds_per_batch"]
             for steps in options.peer_steps:
                 ratios.append({
                     "batch": batch,
-                    "ecar_steps": measured[f"{name}{variant}"]["steps"],
-                    "dit_steps": steps,
                     "both_sides": variant.strip() or "eager",
-                    "fewer_flops": round(flops[f"dit {steps} steps"]["total"] / flops[name]["total"], 2),
+                    **_flop_ratio(options, name, steps, flops),
                     "less_time": round(dit * steps / first / ecar, 2),
                     "less_time_than_eager_dit": round(measured["dit"]["seconds_per_batch"] * steps / first / ecar, 2),
                     "less_time_with_decoder": round(
@@ -185,11 +201,6 @@ def _ratios(
 def _variants(options: BenchOptions) -> tuple[str, ...]:
     """What is behind the name of a side: as it is, compiled, compiled with int8 products."""
     return ("", " compiled", " int8") if options.optimized else ("",)
-
-
-def _names(options: BenchOptions) -> tuple[str, ...]:
-    """Of ECAR's sides, as they are: the default steps, and the curve's."""
-    return ("ecar", *(f"ecar {text}" for text in options.curve))
 
 
 def _steps(text: str, stages: int) -> tuple[int, ...]:
@@ -217,10 +228,12 @@ def _check(options: BenchOptions) -> None:
         raise ValueError(f"--decoder must be none, kl or tiny, got {options.decoder!r}")
     check_dtype(options.dtype)
     factors = options.factor, options.peer_factor, options.peer_patch
-    counts = options.peer_run_steps, options.repeats, options.classes
+    counts = options.peer_run_steps, options.classes
+    if options.repeats < 0:
+        raise ValueError(f"--repeats must be at least 0, got {options.repeats}")
     if min((*options.batch, *options.peer_steps, *counts, *factors)) < 1:
         raise ValueError(
-            "--batch, --peer-steps, --peer-run-steps, --repeats, --classes, --factor, --peer-factor and --peer-patch "
+            "--batch, --peer-steps, --peer-run-steps, --classes, --factor, --peer-factor and --peer-patch "
             "must be at least 1"
         )
     for name, depth in (("--trunk-depth", options.trunk_depth), ("--head-depth", options.head_depth)):
@@ -270,10 +283,11 @@ def _dit(options: BenchOptions, resolution: int) -> ModelConfig:
 def _print_table(record: dict[str, Any]) -> None:
     distilled = " (distilled)" if record["command"]["distilled"] else ""
     for ratio in record["ratios"]:
+        how = f"batch {ratio['batch']}, both {ratio['both_sides']}, " if "batch" in ratio else ""
+        time = f", {ratio['less_time']}x less time" if "batch" in ratio else ""
         print(
-            f"batch {ratio['batch']}, both {ratio['both_sides']}, ECAR{distilled} at {ratio['ecar_steps']} steps, "
-            f"DiT at {ratio['dit_steps']}: "
-            f"{ratio['fewer_flops']}x fewer FLOPs, {ratio['less_time']}x less time"
+            f"{how}ECAR{distilled} at {ratio['ecar_steps']} steps, DiT at {ratio['dit_steps']}: "
+            f"{ratio['fewer_flops']}x fewer FLOPs{time}"
         )
     for name, rows in record["by_resolution"].items():
         costs = ", ".join(f"{row['resolution']}: {row['total_flops'] / 1e12:.3g}" for row in rows["rows"])
