@@ -46,7 +46,7 @@ def read(files: list[Path]) -> dict[str, dict[str, Any]]:
         if "flops" in group[0]:
             point["gflops"] = round(group[0]["flops"]["total"] / 1e9, 3)
             point["seconds"] = round(mean(line["seconds_per_image"] for line in group), 5)
-            point["guided"] = any(g != 1 for g in group[0]["sampling"]["guidance"])
+            point["guided"] = "guide" in group[0] or any(g != 1 for g in group[0]["sampling"]["guidance"])
         result[setting] = point
     return result
 

@@ -11,6 +11,7 @@ Settings that the file already holds are not run again.
 
 With --guide WEAK/final a setting has one more part, STEPS:GUIDANCE:SOLVER:velocity:FROM:AWAY, and the model is sampled
 as a teacher of `ecar train --distill --distill-guide` is followed: what a student can learn, measured before it does.
+The passes of the guide count as FLOPs.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import torch
 from torch import Tensor
 
 from ecar import Pipeline
-from ecar.benchmark.flops import sampling_flops
+from ecar.benchmark.flops import flop_counter, sampling_flops
 from ecar.cli.options import source_commit
 from ecar.config import SamplingConfig, differences
 from ecar.evaluation.classifier import load_classifier
@@ -68,21 +69,36 @@ def parse_teacher(text: str, pipe: Pipeline, guide: StageModel) -> Teacher:
 
 def teacher_latents(teacher: Teacher, labels: Tensor, noise: list[StageNoise], settings: SamplingConfig) -> Tensor:
     """``sample_latents`` for what a teacher follows; tokens are computed anew in every stage."""
-    model, null, read, y = teacher.model, teacher.null(labels), list[Tensor](), torch.empty(0)
+    model, read, y = teacher.model, list[Tensor](), torch.empty(0)
+    null = teacher.null(labels) if any(g != 1 for g in teacher.guidance) else labels
     assert teacher.guide is not None
     for stage, draws in zip(model.plan, noise, strict=True):
         x = draws.fresh
         if draws.context is not None:
             read.append(y + model.config.context_noise * draws.context)
             x = jump(stage, y, draws.fresh)
-        passes = (model, labels), (model, null), (teacher.guide, labels)
-        tokens = [network.transformer(read, classes)[-1] for network, classes in passes]
+        own = model.transformer(read, labels)[-1]
+        uncond = own if null is labels else model.transformer(read, null)[-1]
+        tokens = own, uncond, teacher.guide.transformer(read, labels)[-1]
 
-        def velocity(x: Tensor, t: float, stage: Stage = stage, tokens: list[Tensor] = tokens) -> Tensor:
+        def velocity(x: Tensor, t: float, stage: Stage = stage, tokens: tuple[Tensor, ...] = tokens) -> Tensor:
             return teacher.velocity(stage, x, torch.full((len(x),), t), labels, *tokens)
 
         y = get_solver(settings.solver)(velocity, x, uniform_grid(settings.steps[stage.index]))
     return y
+
+
+@torch.no_grad()
+def teacher_flops(pipe: Pipeline, teacher: Teacher, settings: SamplingConfig) -> dict[str, int]:
+    """FLOPs per image, as ``sampling_flops`` gives them; all stages' tokens are computed anew, so an upper bound."""
+    with flop_counter() as counter:
+        noise = draw_noise([0], pipe.model.plan, pipe.model.config.channels)
+        latents = teacher_latents(teacher, torch.zeros(1, dtype=torch.int64), noise, settings)
+    model = int(counter.get_total_flops())
+    with flop_counter() as counter:
+        pipe.decoder.decode(latents)
+    decoder = int(counter.get_total_flops())
+    return {"model": model, "decoder": decoder, "total": model + decoder}
 
 
 @torch.no_grad()
@@ -183,7 +199,8 @@ def main() -> None:
             more: dict[str, object] = {"sampling": wanted.to_json(), "seconds_per_image": seconds / args.num}
             if teacher is None:
                 more["flops"] = sampling_flops(pipe, wanted)
-            else:  # only what is distilled from it is meant to be sampled
+            else:
+                more["flops"] = teacher_flops(pipe, teacher, wanted)
                 more["guide"] = {"weights": weights_fingerprint(args.guide), "scale": teacher.guide_scale}
             write(name, samples, more)
 
