@@ -29,7 +29,7 @@ from ecar import Pipeline
 from ecar.benchmark.flops import flop_counter, sampling_flops
 from ecar.cli.options import source_commit
 from ecar.config import SamplingConfig, differences
-from ecar.evaluation.classifier import load_classifier
+from ecar.evaluation.classifier import classifier_fingerprint, load_classifier
 from ecar.evaluation.evaluate import Judge, check_classes, measure
 from ecar.evaluation.extractors import get_extractor
 from ecar.evaluation.metrics import chosen
@@ -43,7 +43,7 @@ from ecar.stages import Stage, end_point, jump, noises, pyramid
 from ecar.training.distill import Teacher
 from ecar.weights import weights_fingerprint
 
-_SAME = ("weights", "dtype", "extractor", "reference", "num")  # in all lines of a file
+_SAME = ("weights", "dtype", "extractor", "reference", "num", "judge", "guided by")  # in all lines of a file
 
 
 def parse_setting(text: str, pipe: Pipeline) -> SamplingConfig:
@@ -162,17 +162,20 @@ def main() -> None:
     reference = reference_from_images(
         args.data, *read_images(args.data, "test", height, width, None), extractor, args.cache
     )
-    check_classes(pipe.class_names, reference)
-    judge = Judge(load_classifier(args.classifier, len(reference.class_names)), reference)
+    check_classes(pipe.model.config, reference)
+    classifier = load_classifier(args.classifier, reference.class_names)
+    judge = Judge(classifier, reference)
     about = {
         "model": args.model, "weights": weights_fingerprint(args.model), "kind": pipe.model.config.kind,
         "parameters": pipe.model.num_parameters(), "dtype": args.dtype, "threads": torch.get_num_threads(),
         "commit": source_commit(), "extractor": extractor.fingerprint, "reference": reference.fingerprint,
+        "judge": classifier_fingerprint(classifier),
+        "guided by": None if args.guide is None else weights_fingerprint(args.guide),
     }  # fmt: skip
     lines = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
     now, done = {**about, "num": args.num}, {line["setting"] for line in lines}
     for line in lines:
-        if other := differences({k: line[k] for k in _SAME}, {k: now[k] for k in _SAME}):
+        if other := differences({k: line[k] for k in _SAME if k in line}, {k: now[k] for k in _SAME if k in line}):
             parser.error(f"--out {args.out}: holds {line['setting']} of something else ({other}); choose another")
 
     def write(name: str, samples: Samples, more: dict[str, object]) -> None:

@@ -4,7 +4,7 @@
         --options "--optimizer muon --lr 2e-3 --compile"
 
 --steps are ECAR's; DiT gets as many as cost the same by ``benchmark.formulas.training_flops``. Runs resume where they
-were; finished ones are left alone. Without --cores, runs go one after the other on the whole machine.
+were; finished ones have nothing left to do. Without --cores, runs go one after the other on the whole machine.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ def step_flops(options: list[str]) -> int:
     return config.batch_size * training_flops(with_data(build_config(config, tokenizer), table), config.stage_share)
 
 
-def work(jobs: queue.Queue[tuple[str, list[str]]], core: int | None, out: Path) -> None:
-    """Run jobs until there are none."""
+def work(jobs: queue.Queue[tuple[str, list[str]]], core: int | None, out: Path, failed: list[str]) -> None:
+    """Run jobs until there are none; the trainer itself refuses a folder of other options, and resumes the same."""
     while True:
         try:
             name, command = jobs.get_nowait()
         except queue.Empty:
             return
-        if (out / name / "final" / "model.safetensors").exists():
-            continue
         pin = [] if core is None else ["taskset", "-c", str(core)]
         threads = {} if core is None else {"OMP_NUM_THREADS": "1"}
         with open(out / f"{name}.out", "a") as log:
             done = subprocess.run([*pin, *command], stdout=log, stderr=log, env={**os.environ, **threads})
+        if done.returncode:
+            failed.append(name)
         print(f"{name}: {'done' if done.returncode == 0 else f'failed, see {log.name}'}", flush=True)
 
 
@@ -73,11 +73,14 @@ def main() -> None:
             name = f"{kind}_seed{seed}"
             command = [sys.executable, "-m", "ecar", "train", *options[kind], "--out", str(args.out / name)]
             jobs.put((name, [*command, "--max-steps", str(steps[kind]), "--seed", str(seed)]))
-    workers = [threading.Thread(target=work, args=(jobs, core, args.out)) for core in args.cores or [None]]
+    failed: list[str] = []
+    workers = [threading.Thread(target=work, args=(jobs, core, args.out, failed)) for core in args.cores or [None]]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join()
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

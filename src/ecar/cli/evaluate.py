@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -20,6 +21,12 @@ if TYPE_CHECKING:
     from ecar.evaluation.reference import Reference
     from ecar.evaluation.samples import Samples
 
+# What decides the images that a model makes.
+_SAMPLING = (
+    *("steps", "guidance", "solver", "guidance_on", "guidance_from", "seed"),
+    *("dtype", "compile", "quantize", "decoder"),
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOptions:
@@ -34,7 +41,7 @@ class EvaluateOptions:
     out: str = "eval.json"
     """File to write (.json). Samples go to the folder of that name + .samples, from which the command resumes."""
     num: int = 10_000
-    """Images to judge, balanced over the classes."""
+    """Images to judge, balanced over the classes; of a larger file of --samples, so many at random."""
     extractor: str = "efficientnet-lite0"
     """efficientnet-lite0 (offline), inception (FID) or dinov2."""
     weights: str | None = None
@@ -88,12 +95,15 @@ def run(arguments: Sequence[str]) -> None:
     _check(options)
     from ecar import __version__
     from ecar.devices import resolve_device
+    from ecar.evaluation.classifier import classifier_fingerprint
     from ecar.evaluation.evaluate import Judge, check_classes, check_count, check_labels, measure
     from ecar.evaluation.extractors import get_extractor
 
     device = resolve_device(options.device)
     extractor = get_extractor(options.extractor, weights=options.weights, device=device)
     check_count(options.num, extractor, options.allow_small)
+    if options.reference_num is not None:
+        check_count(options.reference_num, extractor, options.allow_small, "--reference-num")
     record: dict[str, object] = {"ecar": __version__, "commit": source_commit(), "command": asdict(options)}
     pipe = _pipeline(options, device)
     samples = _read(options) if pipe is None else None
@@ -102,7 +112,7 @@ def run(arguments: Sequence[str]) -> None:
     if options.classifier is not None:
         check_labels(reference, samples)
         if pipe is not None:
-            check_classes(pipe.class_names, reference)
+            check_classes(pipe.model.config, reference)
     train = _train_images(options, reference, height, width)
     classifier = _classifier(options, reference, train)
     if pipe is not None:
@@ -116,6 +126,7 @@ def run(arguments: Sequence[str]) -> None:
     if classifier is not None:
         record["classifier"] = {
             "file": options.classifier,
+            "fingerprint": classifier_fingerprint(classifier),
             "made": classifier.made,
             **Judge(classifier, reference)(samples),
         }
@@ -129,16 +140,25 @@ def run(arguments: Sequence[str]) -> None:
 def _check(options: EvaluateOptions) -> None:
     if (options.model is None) == (options.samples is None):
         raise ValueError("give --model or --samples, one of them")
+    if options.samples is not None and (given := _changed(options, _SAMPLING)):
+        raise ValueError(f"--samples are judged as they are: {', '.join(given)} would change nothing; leave it out")
     check_dtype(options.dtype)
     check_quantize(options.quantize)
     if options.batch_size < 1 or options.classifier_epochs < 1:
         raise ValueError("--batch-size and --classifier-epochs must be at least 1")
     if options.classifier is not None:
-        output_file(options.classifier, (".safetensors",), "--classifier")
-        if not Path(options.classifier).exists() and options.train_data is None:
-            raise ValueError(f"--classifier {options.classifier} does not exist: give --train-data to train it")
+        if not Path(options.classifier).expanduser().exists():
+            output_file(options.classifier, (".safetensors",), "--classifier")
+            if options.train_data is None:
+                raise ValueError(f"--classifier {options.classifier} does not exist: give --train-data to train it")
         if options.data.endswith(".npz"):
             raise ValueError("--classifier needs a labelled data set as --data, not statistics")
+
+
+def _changed(options: EvaluateOptions, names: Sequence[str]) -> list[str]:
+    """Those of the options that are not at their defaults, as flags."""
+    default = EvaluateOptions(data=options.data)
+    return [f"--{n.replace('_', '-')}" for n in names if getattr(options, n) != getattr(default, n)]
 
 
 def _pipeline(options: EvaluateOptions, device: str) -> Pipeline | None:
@@ -190,6 +210,8 @@ def _sample(options: EvaluateOptions, pipe: Pipeline, out: Path) -> tuple[Sample
         "weights": weights_fingerprint(options.model),
         "kind": pipe.model.config.kind,
         "parameters": plain.model.num_parameters(),
+        "configuration": _configuration(pipe),
+        "device": pipe.model.device.type,
         "dtype": options.dtype,
         "compile": options.compile or None,  # samples from before these options had neither
         "quantize": options.quantize,
@@ -205,12 +227,20 @@ def _sample(options: EvaluateOptions, pipe: Pipeline, out: Path) -> tuple[Sample
     return samples, about | {"flops_per_image": sampling_flops(plain, settings)}
 
 
+def _configuration(pipe: Pipeline) -> str:
+    """SHA-256 (16 hex digits) of what makes images of the weights: configuration, tokenizer and decoder."""
+    parts = json.dumps(pipe.model.config.to_json(), sort_keys=True), pipe.tokenizer.fingerprint()
+    return hashlib.sha256(" ".join((*parts, pipe.decoder.fingerprint())).encode()).hexdigest()[:16]
+
+
 def _reference(options: EvaluateOptions, extractor: Extractor, height: int, width: int) -> Reference:
+    from ecar.evaluation.evaluate import check_count
     from ecar.evaluation.reference import read_images, reference_from_images, reference_from_statistics
 
     if options.data.endswith(".npz"):
         return reference_from_statistics(Path(options.data).expanduser(), extractor)
     images, labels, names = read_images(options.data, options.split, height, width, options.reference_num)
+    check_count(len(images), extractor, options.allow_small, f"--data {options.data}: the number of images")
     return reference_from_images(options.data, images, labels, names, extractor, Path(options.cache).expanduser())
 
 
@@ -238,11 +268,13 @@ def _classifier(
 
     path, classes = Path(options.classifier).expanduser(), len(reference.class_names)
     if path.exists():
-        return load_classifier(path, classes)
+        return load_classifier(path, reference.class_names)
     assert train is not None
     epochs, flip = options.classifier_epochs, options.classifier_flip
     model = train_classifier(*train, classes, epochs=epochs, flip=flip)
-    save_classifier(model, path, {"train_data": options.train_data, "epochs": epochs, "flip": flip})
+    save_classifier(model, path, {
+        "train_data": options.train_data, "class_names": reference.class_names, "epochs": epochs, "flip": flip
+    })  # fmt: skip
     return model
 
 
@@ -268,5 +300,6 @@ def _nearest(images: torch.Tensor, reference: Reference, train: torch.Tensor) ->
 
     sets = {"samples": images, "reference": reference.images}
     found = {name: nearest_distance(x[chosen(len(x), 1000)], train) for name, x in sets.items() if x is not None}
+    count = min(1000, len(images))
     quartiles = {n: {"median": round(float(d.median()), 4), "min": round(float(d.min()), 4)} for n, d in found.items()}
-    return {"nearest training image (RMS of pixels in [0, 1], of 1000)": quartiles}
+    return {f"nearest training image (RMS of pixels in [0, 1], of {count})": quartiles}

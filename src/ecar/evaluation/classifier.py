@@ -12,12 +12,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from ecar.evaluation.extractors import state_fingerprint
+
 
 class Classifier(nn.Module):
     """(B, 3, H, W) in [-1, 1] -> logits (B, K): four residual stages of convolutions, mean over positions.
 
     Attributes:
-        made: how it was trained: data, epochs, mirrored or not.
+        made: how it was trained: data, their classes, epochs, mirrored or not.
     """
 
     made: dict[str, object]
@@ -55,13 +57,19 @@ def _conv(channels: int, out: int) -> nn.Sequential:
 def train_classifier(
     images: Tensor, labels: Tensor, num_classes: int, *, epochs: int = 8, flip: bool = False, seed: int = 0
 ) -> Classifier:
-    """Train on real images (N, 3, H, W) uint8 with shifts of up to an eighth of the side, mirrored if asked for."""
+    """Train on real images (N, 3, H, W) uint8 with shifts of up to an eighth of the side, mirrored if asked for.
+
+    Raises:
+        ValueError: fewer than two images, or a side below 8 pixels.
+    """
+    if len(images) < 2 or min(images.shape[-2:]) < 8:
+        raise ValueError(f"a classifier needs two images of 8 x 8 pixels at least, got {tuple(images.shape)}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Classifier(num_classes)
     generator = torch.Generator().manual_seed(seed)
     batch_size = min(256, len(images))
-    steps = max(1, epochs * len(images) // batch_size)
+    steps = max(6, epochs * len(images) // batch_size)  # the schedule of fewer than six has no second part
     optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps, pct_start=0.2)
     for _ in tqdm(range(steps), desc="classifier", disable=None):
@@ -101,11 +109,11 @@ def save_classifier(model: Classifier, path: Path, record: dict[str, object]) ->
     temporary.replace(path)
 
 
-def load_classifier(path: Path, num_classes: int) -> Classifier:
+def load_classifier(path: Path, class_names: tuple[str, ...]) -> Classifier:
     """The classifier in a file; its ``made`` says how it was trained.
 
     Raises:
-        ValueError: not such a file, or another number of classes.
+        ValueError: not such a file, or made for other classes than these.
     """
     try:
         with safe_open(path, "pt") as file:
@@ -117,9 +125,20 @@ def load_classifier(path: Path, num_classes: int) -> Classifier:
         model.made = made
     except Exception as error:
         raise ValueError(f"--classifier {path}: not a classifier of ecar evaluate ({type(error).__name__})") from error
-    if outputs != num_classes:
-        raise ValueError(f"--classifier {path}: knows {outputs} classes, the reference has {num_classes}")
+    if outputs != len(class_names):
+        raise ValueError(f"--classifier {path}: knows {outputs} classes, the reference has {len(class_names)}")
+    known = made.get("class_names")  # files from before they were written down have none
+    if known is not None and tuple(known) != class_names:
+        raise ValueError(
+            f"--classifier {path}: was made for the classes {', '.join(known[:5])}, ..., the reference has "
+            f"{', '.join(class_names[:5])}, ...; make another, under another name"
+        )
     return model.eval()
+
+
+def classifier_fingerprint(model: Classifier) -> str:
+    """SHA-256 (16 hex digits) of the weights: judges with the same one say the same."""
+    return state_fingerprint(model.state_dict())
 
 
 def _shifted(images: Tensor, generator: torch.Generator) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ecar.config import plain_name
+from ecar.config import ModelConfig, plain_name
 from ecar.evaluation.classifier import Classifier, accuracy, predict
 from ecar.evaluation.extractors import DISTANCE_NAMES, Extractor, extract
 from ecar.evaluation.metrics import (
@@ -20,14 +20,14 @@ from ecar.evaluation.samples import Samples
 _NEIGHBOUR_IMAGES = 10_000
 
 
-def check_count(num: int, extractor: Extractor, allow_small: bool) -> None:
-    """ValueError for too few images: below the number of features a covariance is singular, and the Frechet distance
-    is mostly bias. ``allow_small`` accepts it, and the record says so."""
+def check_count(num: int, extractor: Extractor, allow_small: bool, what: str = "--num") -> None:
+    """ValueError for too few images of either side: below the number of features a covariance is singular, and the
+    Frechet distance is mostly bias. ``allow_small`` accepts it, and the record says so."""
     if num < 2:
-        raise ValueError(f"--num must be at least 2, got {num}")
+        raise ValueError(f"{what} must be at least 2, got {num}")
     if num <= extractor.num_features and not allow_small:
         raise ValueError(
-            f"--num {num} is no more than the {extractor.num_features} features of {extractor.name}: the Frechet "
+            f"{what} {num} is no more than the {extractor.num_features} features of {extractor.name}: the Frechet "
             "distance would be mostly bias; take more images, or say --allow-small (KID has no such bias)"
         )
 
@@ -41,7 +41,7 @@ def measure(samples: Samples, reference: Reference, extractor: Extractor) -> dic
         distance: round(frechet_distance(Gaussian.of(features), reference.gaussian), 4),
         "num": count,
         "against": against,
-        "biased_small_sample": count <= extractor.num_features,
+        "biased_small_sample": min(count, reference.count or count) <= extractor.num_features,
     }
     if reference.features is not None:
         mean, std = kernel_distance(reference.features, features)
@@ -58,18 +58,24 @@ def measure(samples: Samples, reference: Reference, extractor: Extractor) -> dic
     return record
 
 
-def check_classes(model: tuple[str, ...], reference: Reference) -> None:
+def check_classes(model: ModelConfig, reference: Reference) -> None:
     """Class ids mean the same on both sides.
 
     Raises:
-        ValueError: both have names, and not the same in the same order.
+        ValueError: a model without classes, or with another number of them; both have names (not just the ids), and
+            not the same in the same order.
     """
-    names = reference.class_names
-    if all(name.isdecimal() for name in model) or all(name.isdecimal() for name in names):
-        return  # ids, or none
-    if [plain_name(name) for name in model] != [plain_name(name) for name in names]:
+    names, ours = reference.class_names, model.class_names
+    if model.num_classes == 0:
+        raise ValueError("the model has no classes to be recognised: it was trained without labels; no --classifier")
+    if model.num_classes != len(names):
+        raise ValueError(f"the model has {model.num_classes} classes, {reference.name} has {len(names)}")
+    ids = tuple(str(number) for number in range(len(names)))
+    if ids in (ours, names) or not ours:
+        return
+    if [plain_name(name) for name in ours] != [plain_name(name) for name in names]:
         raise ValueError(
-            f"{reference.name} has the classes {', '.join(names[:5])}, ..., the model {', '.join(model[:5])}, ...: "
+            f"{reference.name} has the classes {', '.join(names[:5])}, ..., the model {', '.join(ours[:5])}, ...: "
             f"not the same in the same order; rename or reorder them, or leave out --classifier"
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
@@ -53,7 +54,8 @@ def get_extractor(name: str, *, weights: str | None = None, device: str = "cpu")
 
 
 class EfficientNetExtractor:
-    """EfficientNet-Lite0 on images enlarged (bilinear) to at least 128 pixels; offline, no classifier."""
+    """EfficientNet-Lite0 on images whose smaller side is enlarged (bilinear) to 128 pixels at least; offline, no
+    classifier."""
 
     name = "efficientnet-lite0"
     num_features = 1280
@@ -69,8 +71,9 @@ class EfficientNetExtractor:
     @torch.no_grad()
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         x = images.to(self.device).float() / 127.5 - 1
-        if min(x.shape[-2:]) < self.side:
-            x = F.interpolate(x, size=(self.side, self.side), mode="bilinear", align_corners=False)
+        if (small := min(x.shape[-2:])) < self.side:
+            size = [round(side * self.side / small) for side in x.shape[-2:]]
+            x = F.interpolate(x, size=size, mode="bilinear", align_corners=False)
         with torch.autocast(torch.device(self.device).type, torch.bfloat16):
             return self.network(x.contiguous(memory_format=torch.channels_last)).float().cpu(), None
 
@@ -125,7 +128,11 @@ class Dinov2Extractor:
             raise ValueError(f"dinov2 weights {source!r}: {str(error).strip().splitlines()[0]}") from error
         self.device, self.network = device, nn.Module.to(network, device).eval()
         self.num_features = int(network.config.hidden_size)
-        self.fingerprint = state_fingerprint(self.network.state_dict(), b"bicubic 224")
+        config = network.config.to_diff_dict()  # heads and activations change the features, not the weights
+        config = {k: v for k, v in config.items() if k not in ("_name_or_path", "transformers_version")}
+        self.fingerprint = state_fingerprint(
+            self.network.state_dict(), b"bicubic 224", json.dumps(config, sort_keys=True, default=str).encode()
+        )
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -49,9 +50,8 @@ def reference_from_images(
     digest.update(f"{extractor.name} {extractor.fingerprint} {tuple(images.shape)}".encode())
     fingerprint = digest.hexdigest()[:16]
     path = cache / f"{extractor.name}_{fingerprint}.safetensors"
-    if path.exists():
-        features = load_file(path)["features"]
-    else:
+    features = _cached(path)
+    if features is None or features.shape != (len(images), extractor.num_features):
         features = extract(extractor, images)[0]
         cache.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(path.name + ".tmp")
@@ -60,23 +60,41 @@ def reference_from_images(
     return Reference(name, Gaussian.of(features), len(images), features, images, labels, class_names, fingerprint)
 
 
+def _cached(path: Path) -> Tensor | None:
+    """The features of a file; None where there is none, or a damaged one: they are computed again."""
+    try:
+        return load_file(path)["features"] if path.exists() else None
+    except (SafetensorError, KeyError, OSError):
+        return None
+
+
 def reference_from_statistics(path: Path, extractor: Extractor) -> Reference:
     """An ADM reference file: ``mu`` (D,) and ``sigma`` (D, D) of Inception features.
 
     Raises:
-        ValueError: wrong keys or shapes, or statistics of another number of features than the extractor's.
+        ValueError: wrong keys, shapes or types, values that no covariance has, or statistics of another number of
+            features than the extractor's.
     """
     arrays = read_npz(path)
     if "mu" not in arrays or "sigma" not in arrays:
         raise ValueError(f"{path}: no mu and sigma among {sorted(arrays)}; expected an ADM reference file")
     mu, sigma = arrays["mu"], arrays["sigma"]
-    if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)) or mu.dtype.kind != "f" or sigma.dtype.kind != "f":
-        raise ValueError(f"{path}: mu is {mu.shape} and sigma {sigma.shape}, expected D and D x D real numbers")
+    if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)) or mu.dtype.kind not in "fiu" or sigma.dtype.kind not in "fiu":
+        raise ValueError(
+            f"{path}: mu is {mu.shape} {mu.dtype} and sigma {sigma.shape} {sigma.dtype}, "
+            "expected D and D x D real numbers"
+        )
+    mu, sigma = mu.astype(np.float64), sigma.astype(np.float64)
+    if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
+        raise ValueError(f"{path}: mu or sigma has values that are not finite; the file is damaged, or was made wrong")
+    scale = float(np.abs(sigma).max(initial=0.0))
+    if (sigma.diagonal() < 0).any() or not np.allclose(sigma, sigma.T, rtol=1e-4, atol=1e-6 * scale):
+        raise ValueError(f"{path}: sigma is no covariance: it is not symmetric, or has a negative variance")
     if len(mu) != extractor.num_features:
         raise ValueError(
             f"{path}: statistics of {len(mu)} features, but {extractor.name} has {extractor.num_features}; "
             "choose the extractor that they were made with (--extractor inception for ADM's files)"
         )
-    gaussian = Gaussian(torch.from_numpy(mu).double(), torch.from_numpy(sigma).double())
+    gaussian = Gaussian(torch.from_numpy(mu), torch.from_numpy(sigma))
     fingerprint = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
     return Reference(str(path), gaussian, fingerprint=fingerprint)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,15 +25,19 @@ from ecar.sampling.pipeline import Pipeline
 
 @dataclass(frozen=True)
 class Samples:
-    """Images (N, 3, H, W) uint8, labels (N,) int64 or None, and the seconds that making them took (0: read)."""
+    """Images (N, 3, H, W) uint8, labels (N,) int64 or None (no classes), and the seconds that making them took (0:
+    read)."""
 
     images: Tensor
     labels: Tensor | None
     seconds: float = 0.0
 
     def fingerprint(self) -> str:
-        """SHA-256 (16 hex digits) of the pixels."""
-        return hashlib.sha256(self.images.contiguous().numpy().data).hexdigest()[:16]
+        """SHA-256 (16 hex digits) of the pixels and labels."""
+        digest = hashlib.sha256(self.images.contiguous().numpy().data)
+        if self.labels is not None:
+            digest.update(self.labels.contiguous().numpy().data)
+        return digest.hexdigest()[:16]
 
 
 def make_samples(
@@ -47,20 +50,20 @@ def make_samples(
     record: dict[str, object],
     batch: int,
 ) -> Samples:
-    """Sample ``num`` images into ``folder``, a file per batch; what is there already is not made again.
+    """Sample ``num`` images into ``folder``, a file per batch; images that are there already are not made again.
 
     Args:
         record: everything that decides what the images are; a folder made with another record is refused.
-        batch: images per file and forward pass.
+        batch: images per file and forward pass; another one than before is no matter.
 
     Raises:
         ValueError: the folder holds other samples, or its files have images missing, doubled or damaged.
     """
-    record = json.loads(json.dumps({**record, "seed": seed, "settings": settings.to_json(), "batch": batch}))
+    record = json.loads(json.dumps({**record, "seed": seed, "settings": settings.to_json()}))
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "samples.json"
     if path.exists():
-        before = json.loads(path.read_text())
+        before = _read_json(path)
         if changed := differences(before, record):
             raise ValueError(f"{folder} holds other samples ({changed}); delete it or choose another --out")
     elif any(folder.glob("ids_*.npz")):
@@ -68,11 +71,10 @@ def make_samples(
     else:
         _write_text(path, json.dumps(record, indent=2) + "\n")
     classes = max(1, pipe.model.config.num_classes)
-    for first in tqdm(range(0, num, batch), desc="sampling", disable=None):
-        ids = range(first, min(first + batch, num))
-        file = folder / f"ids_{first:08d}.npz"
-        if file.exists() and len(read_npz(file)["ids"]) >= len(ids):
-            continue
+    there = {int(i) for file in folder.glob("ids_*.npz") for i in _read_part(file)["ids"]}
+    missing = [i for i in range(num) if i not in there]
+    for first in tqdm(range(0, len(missing), batch), desc="sampling", disable=None):
+        ids = missing[first : first + batch]
         labels = [i % classes if pipe.model.config.num_classes else None for i in ids]
         start = time.perf_counter()
         output = pipe(
@@ -81,8 +83,10 @@ def make_samples(
         )  # fmt: skip
         seconds = time.perf_counter() - start
         images = np.stack([np.asarray(image) for image in output.images])
+        file = folder / f"ids_{ids[0]:08d}.npz"
         _write_npz(file, images=images, labels=np.asarray(output.labels), ids=np.asarray(ids), seconds=seconds)
-    return collect(folder, num)
+    samples = collect(folder, num)
+    return samples if pipe.model.config.num_classes else replace(samples, labels=None)
 
 
 def collect(folder: Path, num: int) -> Samples:
@@ -91,7 +95,7 @@ def collect(folder: Path, num: int) -> Samples:
     Raises:
         ValueError: ids missing or doubled.
     """
-    parts = [read_npz(file) for file in sorted(folder.glob("ids_*.npz"))]
+    parts = [_read_part(file) for file in sorted(folder.glob("ids_*.npz"))]
     ids = np.concatenate([p["ids"] for p in parts]) if parts else np.zeros(0, np.int64)
     values, counts = np.unique(ids, return_counts=True)
     if (counts > 1).any():
@@ -102,7 +106,7 @@ def collect(folder: Path, num: int) -> Samples:
     order = np.argsort(ids)[np.sort(ids) < num]
     images = np.concatenate([p["images"] for p in parts])[order]
     labels = np.concatenate([p["labels"] for p in parts])[order]
-    seconds = sum(float(p["seconds"]) for p in parts if p["ids"][0] < num)
+    seconds = sum(float(p["seconds"]) * float((p["ids"] < num).mean()) for p in parts)
     return Samples(_to_tensor(images), torch.from_numpy(labels.astype(np.int64)), seconds)
 
 
@@ -172,8 +176,28 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
             if not hasattr(file, "files"):
                 raise ValueError("a single array")
             return {name: file[name] for name in file.files}
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
-        raise ValueError(f"{path}: not a readable .npz file ({error})") from None
+    except Exception as error:  # damaged files make zipfile, zlib and numpy raise whatever they stumble over
+        raise ValueError(f"{path}: not a readable .npz file ({error or type(error).__name__})") from None
+
+
+def _read_part(path: Path) -> dict[str, np.ndarray]:
+    """A file of ``make_samples``; ValueError if it is damaged."""
+    part = read_npz(path)
+    if missing := {"images", "labels", "ids", "seconds"} - part.keys():
+        raise ValueError(f"{path}: no {', '.join(sorted(missing))} in it; delete the file, its images are made again")
+    if not len(part["images"]) == len(part["labels"]) == part["ids"].size > 0:
+        raise ValueError(f"{path}: damaged; delete the file, its images are made again")
+    return part
+
+
+def _read_json(path: Path) -> dict[str, object]:
+    try:
+        record = json.loads(path.read_text())
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{path}: cannot be read ({error}); delete the folder, or choose another --out") from None
+    if not isinstance(record, dict):
+        raise ValueError(f"{path}: holds no record of samples; delete the folder, or choose another --out")
+    return record
 
 
 def _write_npz(path: Path, **arrays: object) -> None:
