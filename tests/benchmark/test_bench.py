@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from conftest import tiny_config
-from ecar.benchmark.bench import compare, decoder_cost, make_side, run_once
+from ecar.benchmark.bench import compare, decoder_cost, make_side, matmul_peak, run_once
 from ecar.cli.main import main
 from ecar.config import SamplingConfig, StageConfig
 from ecar.model import build_model
@@ -17,6 +18,12 @@ from ecar.presets import preset_config
 
 TINY = ["--preset", "nano", "--resolution", "32", "--factor", "4", "--peer-factor", "4", "--peer-patch", "1"]
 TINY += ["--classes", "10", "--channels", "4", "--stages", "2", "--batch", "1,2", "--repeats", "1", "--device", "cpu"]
+
+
+@pytest.fixture(autouse=True)
+def small_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The products of the real size take longer than all else here."""
+    monkeypatch.setattr("ecar.benchmark.bench.matmul_peak", functools.partial(matmul_peak, size=256))
 
 
 def test_record_holds_both_sides_and_ratios_follow_from_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -55,7 +62,8 @@ def test_a_distilled_model_takes_one_pass_a_step_and_dit_keeps_its_two(
     flops = []
     for number, more in enumerate(([], ["--distilled"], ["--no-guidance"])):
         out = tmp_path / f"{number}.json"
-        assert main(["bench", *TINY, "--batch", "1", "--peer-steps", "2", "--out", str(out), *more]) == 0
+        common = ["--batch", "1", "--peer-steps", "2", "--repeats", "0", "--out", str(out)]
+        assert main(["bench", *TINY, *common, *more]) == 0
         assert ("ECAR (distilled)" in capsys.readouterr().out) == ("--distilled" in more)
         totals = json.loads(out.read_text())["flops_per_image"]
         flops.append((totals["ecar"]["total"], totals["dit 2 steps"]["total"]))
@@ -68,7 +76,8 @@ def test_another_split_of_the_depth_keeps_the_size_and_makes_each_step_cost_more
     for trunk, head in ((5, 2), (2, 5)):
         out = tmp_path / f"{head}.json"
         split = ["--trunk-depth", str(trunk), "--head-depth", str(head)]
-        assert main(["bench", *TINY, "--batch", "1", "--peer-steps", "1", "--out", str(out), *split]) == 0
+        common = ["--batch", "1", "--peer-steps", "1", "--repeats", "0", "--out", str(out)]
+        assert main(["bench", *TINY, *common, *split]) == 0
         records.append(json.loads(out.read_text()))
     trunk_heavy, head_heavy = records
     assert trunk_heavy["parameters"] == head_heavy["parameters"]
@@ -99,6 +108,26 @@ def test_without_repeats_the_flops_are_those_of_a_timed_run_and_no_weight_is_mad
     assert computed["measured"] == [] and "less_time" not in computed["ratios"][0]
 
 
+def test_decoders_are_in_the_ratios_that_say_so(tmp_path: Path) -> None:
+    out = tmp_path / "bench.json"
+    assert main(["bench", *TINY, "--batch", "1", "--peer-steps", "4", "--decoder", "tiny", "--out", str(out)]) == 0
+    record = json.loads(out.read_text())
+    costs, flops, ratio = record["decoder"]["batch 1"], record["flops_per_image"], record["ratios"][0]
+    total = {name: flops[side]["total"] + costs[name]["flops_per_image"]
+             for name, side in (("ecar", "ecar"), ("dit", "dit 4 steps"))}  # fmt: skip
+    assert ratio["fewer_flops_with_decoder"] == round(total["dit"] / total["ecar"], 2) < ratio["fewer_flops"]
+    assert ratio["less_time_with_decoder"] != ratio["less_time"]
+
+
+def test_what_cannot_be_built_is_refused_before_anything_is_timed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The larger resolutions came last: minutes of measurements were thrown away by their error."""
+    monkeypatch.setattr("ecar.benchmark.bench.compare", lambda *_, **__: pytest.fail("timed"))
+    assert main(["bench", *TINY, "--head-window", "4", "--out", str(tmp_path / "b.json")]) == 2
+    assert "head_window 4 is too small" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("kind", ["kl", "tiny"])
 def test_decoder_makes_images_of_the_asked_resolution_and_is_counted(kind: str) -> None:
     settings = SamplingConfig(steps=(1, 1), guidance=(1.0, 1.0))
@@ -127,6 +156,11 @@ def test_clocks_come_off_and_zero_layers_are_filled() -> None:
         (["--head-depth", "0"], "--head-depth must be at least 1"),
         (["--curve", "8,4"], "one per stage"),
         (["--curve", "8+4"], "such as 6+3+3"),
+        (["--resolution", "0"], "at least 1"),
+        (["--stages", "0", "--curve", "x"], "at least 1"),
+        (["--batch", "--repeats", "0"], "one number at least"),
+        (["--peer-steps"], "one number at least"),
+        (["--factor", "12", "--resolution", "96", "--peer-factor", "12", "--decoder", "tiny"], "power of two"),
     ],
 )
 def test_wrong_input_exits_with_2(arguments: list[str], word: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,11 +5,17 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
 from conftest import random_model, tiny_config
 from ecar.benchmark.estimate import estimate, saved_bytes
+from ecar.benchmark.memory import LiveBytes, sampling_memory
 from ecar.cli.main import main
 from ecar.config import SamplingConfig
+from ecar.model import build_model
+from ecar.presets import preset_config
+from ecar.sampling.loop import sample_latents
+from ecar.sampling.noise import draw_noise
 
 
 def test_parameters_are_those_of_the_built_model() -> None:
@@ -30,6 +36,34 @@ def test_saved_memory_is_what_a_real_step_saves(bf16: bool) -> None:
     assert memory["saved for backward"] == pytest.approx(real, rel=0.02)
 
 
+def test_live_bytes_are_those_of_what_is_alive_and_views_are_free() -> None:
+    x = torch.zeros(1000)
+    with LiveBytes() as live:
+        y = x + 1
+        z = (y * 2).view(10, 100)
+        del y
+        total = z.sum() + x[:5].sum()
+        assert live.now == 4000 + 4 and live.peak == 8000
+        del z
+        assert live.now == 4
+    assert float(total) == 2000
+
+
+@pytest.mark.parametrize("kind", ["ecar", "dit"])
+def test_memory_of_sampling_is_what_a_real_run_holds(kind: str) -> None:
+    """Two ways: fake tensors, and the same count over real ones; guidance and rows cost what they hold."""
+    stages, sizes = (2 if kind == "ecar" else 1), {"latent": (8, 8), "classes": 10, "channels": 4, "image": (32, 32)}
+    config = preset_config(kind, "nano", stages=stages, **sizes)
+    settings = SamplingConfig(steps=(3, 2)[:stages], guidance=(1.5, 1.0)[:stages], solver="ab2")
+    model = build_model(config).eval()
+    with LiveBytes() as live:
+        sample_latents(model, torch.zeros(4, dtype=torch.int64), draw_noise([0, 1, 2, 3], model.plan, 4), settings)
+    one, four = sampling_memory(config, settings, (1, 4), torch.float32).values()
+    assert four["weights"] == one["weights"] == 4 * model.num_parameters()
+    assert four["cache and activations"] == pytest.approx(live.peak, rel=0.02)
+    assert 3.5 < four["cache and activations"] / one["cache and activations"] < 4.5
+
+
 def test_xl_fits_in_a_test_because_nothing_is_allocated(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["estimate", "--preset", "xl", "--guidance", "--batch-size", "4"]) == 0
     ecar = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -47,6 +81,9 @@ def test_xl_fits_in_a_test_because_nothing_is_allocated(capsys: pytest.CaptureFi
         (["--resolution", "250"], "divide"),
         (["--steps", "1,2"], "steps"),
         (["--tflops", "0"], "positive"),
+        (["--tflops", "inf"], "positive"),
+        (["--epochs", "nan"], "positive"),
+        (["--storage-gbs", "nan"], "positive"),
         (["--model", "unet"], "kind"),
     ],
 )

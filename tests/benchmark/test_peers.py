@@ -26,5 +26,17 @@ def test_mar_costs_what_lazymar_counted() -> None:
             assert system.total / 1e12 == pytest.approx(LAZYMAR_TERAFLOPS[system.name], rel=0.1), system
 
 
+def test_flowar_is_counted_by_evaluations_of_the_doubled_batch() -> None:
+    """Its flag says 25 where its sampler evaluates 24 times, and both halves go through every one of them."""
+    heads = {s.name: s for s in published() if s.name.startswith("FlowAR")}
+    assert {name: s.sampling for name, s in heads.items()} == {
+        "FlowAR-S": "5 x 24 steps, guided", "FlowAR-L": "5 x 24 steps, guided", "FlowAR-H": "5 x 50 steps, guided",
+    }  # fmt: skip
+    width, tokens, twice = 1024, sum(side**2 for side in (1, 2, 4, 8, 16)), 2
+    attention = sum(side**4 for side in (1, 2, 4, 8, 16))
+    per_step = 2 * (tokens * (12 + 6) * width**2 + 2 * attention * width)  # two blocks, modulated per token
+    assert heads["FlowAR-S"].head_flops == pytest.approx(2 * twice * 24 * per_step, rel=1e-9)
+
+
 def test_sit_is_dit_at_119_billion_multiply_accumulates_a_pass() -> None:
     assert sit(250).total / 2 / 500 == pytest.approx(118.6e9, rel=0.01)

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import gc
+import os
+import subprocess
+import sys
+from contextlib import nullcontext
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
 
 from conftest import tiny_config
 from ecar import Pipeline
@@ -15,8 +21,9 @@ from ecar.config import SamplingConfig
 from ecar.model import build_model
 from ecar.sampling import optimize as module
 from ecar.sampling.loop import sample_latents
-from ecar.sampling.noise import StageNoise
+from ecar.sampling.noise import StageNoise, draw_noise
 from ecar.sampling.optimize import Int8Linear, PackedLinear
+from ecar.stages import make_plan
 from ecar.transformer.positions import rotary_table
 
 
@@ -58,7 +65,28 @@ def test_int8_inputs_are_unsigned_since_signed_ones_crawl_on_most_cpus(monkeypat
     assert seen[0].dtype == torch.uint8 and seen[0].flatten()[:2].tolist() == [1, 255]
 
 
+def test_int8_product_is_close_on_cpus_before_vnni() -> None:
+    """There oneDNN adds pairs of products in 16 bits: eight-bit inputs overflowed, an error of a tenth."""
+    code = (
+        "import torch; torch.cpu._is_vnni_supported = lambda: False\n"
+        "from ecar.sampling.optimize import Int8Linear\n"
+        "torch.manual_seed(0); linear, x = torch.nn.Linear(1152, 64), torch.rand(16, 1152)\n"
+        "print(float((Int8Linear(linear)(x) - linear(x)).square().mean() / linear(x).square().mean()))"
+    )
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert 0 < float(done.stdout) < 1e-3
+
+
+@pytest.mark.skipif(not module._packs_bfloat16(), reason="this CPU has no bfloat16 products")
+def test_int8_after_packing_is_refused_since_it_would_change_nothing() -> None:
+    pipe = Pipeline.from_pretrained("fashion", dtype=torch.bfloat16, compile=True)
+    with pytest.raises(ValueError, match="packed already"):
+        pipe.optimize(quantize="int8")
+
+
 def test_weights_go_with_their_module() -> None:
+    gc.collect()
     before = len(module._held)
     layer = Int8Linear(torch.nn.Linear(64, 64))
     assert len(module._held) == before + 1
@@ -96,6 +124,29 @@ def test_sampling_reads_no_value_back_from_the_device() -> None:
             settings = SamplingConfig(steps=(2,) * count, guidance=(1.5,) * count, solver="ab2", guidance_on=where)
             z = sample_latents(model, torch.zeros(2, dtype=torch.int64), noise, settings)
             assert z.shape == (2, model.config.channels, *model.plan[-1].side)
+
+
+def test_no_tensor_comes_from_the_host_while_stages_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU such a copy waits for all that was started before it. Only the noise is copied, before stage 1."""
+    copies: list[str] = []
+
+    class Watch(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            name, device = getattr(func, "__name__", str(func)), (kwargs or {}).get("device")
+            made = name in ("tensor", "as_tensor") and device is not None
+            moved = name == "to" and args[0].device.type == "cpu" and any("meta" in str(a) for a in args[1:])
+            if made or moved:
+                copies.append(name)
+            return func(*args, **(kwargs or {}))
+
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # it does not know the device "meta"
+    config = tiny_config()
+    noise = draw_noise([0, 1], make_plan(config.stages), config.channels)
+    model = build_model(config).to("meta").eval()
+    settings = SamplingConfig(steps=(3, 2, 2), guidance=(1.5, 1.5, 1.0), solver="ab2", guidance_from=(0.5, 0.0, 0.0))
+    with Watch():
+        sample_latents(model, torch.zeros(2, dtype=torch.int64, device="meta"), noise, settings)
+    assert copies == ["to"] * 5  # three fresh, two context
 
 
 def test_blocks_compile_without_a_graph_break() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -11,9 +10,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm.auto import tqdm
 
+from ecar.baselines.dit import DiT, shared_embedder_parameters
 from ecar.benchmark.flops import flop_counter
 from ecar.benchmark.formulas import sampling_flops
 from ecar.config import ModelConfig, SamplingConfig
@@ -21,6 +21,8 @@ from ecar.model import StageModel, build_model
 from ecar.sampling.loop import sample_latents
 from ecar.sampling.noise import draw_noise
 from ecar.sampling.optimize import optimize
+
+_HEAD_CALLS = ("forward", "conditionings", "embed_tokens")
 
 
 @dataclass(frozen=True)
@@ -50,10 +52,13 @@ def flops_per_image(config: ModelConfig, settings: SamplingConfig) -> dict[str, 
     return {**parts, "total": total, "multiply_accumulates": total // 2}
 
 
-def count_parameters(config: ModelConfig) -> int:
-    """Parameters of the model; no weight is allocated."""
+def count_parameters(ours: ModelConfig, peer: ModelConfig) -> dict[str, int]:
+    """Parameters of both sides; no weight is allocated. Each block of diffusers' DiT holds its own embedder of time and
+    class, where the paper has one: "dit, one embedder" is the paper's count."""
     with torch.device("meta"):
-        return build_model(config).num_parameters()
+        ecar, dit = build_model(ours), DiT(peer)
+    counts = ecar.num_parameters(), dit.num_parameters(), shared_embedder_parameters(dit)
+    return dict(zip(("ecar", "dit", "dit, one embedder"), counts, strict=True))
 
 
 def make_side(
@@ -88,11 +93,23 @@ def run_once(side: Side, batch: int) -> float:
     model = side.model
     noise = draw_noise(list(range(batch)), model.plan, model.config.channels)
     labels = torch.arange(batch, device=model.device) % model.config.num_classes
-    _synchronize(model.device)
-    start = time.perf_counter()
-    sample_latents(model, labels, noise, side.run_settings)
-    _synchronize(model.device)
-    return (time.perf_counter() - start) * side.scale
+    return seconds_of(lambda: sample_latents(model, labels, noise, side.run_settings), model.device) * side.scale
+
+
+def seconds_of(call: Callable[[], object], device: torch.device) -> float:
+    """Seconds that ``call`` takes on ``device``; on CUDA between two events, so that the host's share of starting and
+    waiting is not in it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        call()
+        end.record()
+        torch.cuda.synchronize(device)
+        return float(start.elapsed_time(end)) / 1000
+    before = time.perf_counter()
+    call()
+    return time.perf_counter() - before
 
 
 def compare(sides: list[Side], batch: int, repeats: int) -> dict[str, dict[str, Any]]:
@@ -120,7 +137,7 @@ def compare(sides: list[Side], batch: int, repeats: int) -> dict[str, dict[str, 
             "steps": side.settings.steps,
             "steps_run": side.run_settings.steps,
             "split_seconds": {k: round(v * side.scale, 5) for k, v in split(side, batch).items()},
-            "peak_memory_bytes": peak_memory(side.model.device),
+            "cuda_peak_memory_bytes": cuda_peak(side, batch),
         }
     return result
 
@@ -167,17 +184,11 @@ def decoder_cost(kind: str, side: Side, batch: int, resolution: int) -> dict[str
         )
     decoder = decoder.to(model.device, model.dtype).eval()
     z = torch.randn(batch, config.channels, *latent, device=model.device, dtype=model.dtype)
-    times = []
     with torch.no_grad():
         with flop_counter() as counter:
             image = decoder.decode(z).sample
         assert image.shape[-1] == resolution, "the decoder's factor is not the side's"
-        for _ in range(3):
-            _synchronize(model.device)
-            start = time.perf_counter()
-            decoder.decode(z)
-            _synchronize(model.device)
-            times.append(time.perf_counter() - start)
+        times = [seconds_of(lambda: decoder.decode(z), model.device) for _ in range(3)]
     return {
         "kind": type(decoder).__name__,
         "parameters": sum(p.numel() for p in decoder.decoder.parameters()),
@@ -189,29 +200,28 @@ def decoder_cost(kind: str, side: Side, batch: int, resolution: int) -> dict[str
 def matmul_peak(dtype: torch.dtype, device: str, size: int = 4096, repeats: int = 5) -> float:
     """TFLOP/s that one large square matrix product reaches: what the machine can do."""
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    times = []
-    for _ in range(repeats + 1):
-        _synchronize(a.device)
-        start = time.perf_counter()
-        a @ b
-        _synchronize(a.device)
-        times.append(time.perf_counter() - start)
+    times = [seconds_of(lambda: a @ b, a.device) for _ in range(repeats + 1)]
     return 2 * size**3 / min(times[1:]) / 1e12
 
 
-def peak_memory(device: torch.device) -> int:
-    """CUDA: most bytes allocated so far; CPU: largest resident set of the process so far (both sides, and torch)."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def cuda_peak(side: Side, batch: int) -> int | None:
+    """CUDA: the most bytes allocated while one batch is made, weights of the other sides not counted; else None."""
+    model = side.model
+    if model.device.type != "cuda":
+        return None
+    others = torch.cuda.memory_allocated(model.device) - sum(p.numel() * p.element_size() for p in model.parameters())
+    torch.cuda.reset_peak_memory_stats(model.device)
+    run_once(side, batch)
+    return torch.cuda.max_memory_allocated(model.device) - others
 
 
 @contextmanager
 def _timed(model: StageModel, seconds: dict[str, float]) -> Iterator[None]:
-    """Clocks around ``transformer.step`` and the head's calls."""
+    """Clocks around ``transformer.step`` and the head's calls; on CUDA each waits for the device, so that the parts
+    add up to more than a run without clocks."""
 
-    def clocked(call: Callable[..., Tensor], name: str) -> Callable[..., Tensor]:
-        def wrapped(stage: Any, *args: Any, **kwargs: Any) -> Tensor:
+    def clocked(call: Callable[..., Any], name: str) -> Callable[..., Any]:
+        def wrapped(stage: Any, *args: Any, **kwargs: Any) -> Any:
             _synchronize(model.device)
             start = time.perf_counter()
             result = call(stage, *args, **kwargs)
@@ -223,11 +233,15 @@ def _timed(model: StageModel, seconds: dict[str, float]) -> Iterator[None]:
         return wrapped
 
     transformer, head = model.transformer, model.head
-    transformer.step, head.forward = clocked(transformer.step, "trunk"), clocked(head.forward, "head")
+    transformer.step = clocked(transformer.step, "trunk")
+    for name in _HEAD_CALLS:  # an ECAR's modulation is computed for all steps at once, a DiT's inside its blocks
+        setattr(head, name, clocked(getattr(head, name), "head"))
     try:
         yield
     finally:
-        del transformer.step, head.forward
+        del transformer.step
+        for name in _HEAD_CALLS:
+            delattr(head, name)
 
 
 def _synchronize(device: torch.device) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from ecar.config import ModelConfig
@@ -37,9 +38,10 @@ class ClusterPlan:
     def __post_init__(self) -> None:
         if self.parallel not in ("ddp", "fsdp"):
             raise ValueError(f"--parallel must be ddp or fsdp, got {self.parallel!r}")
-        if min(self.accumulate, self.storage_gbs, self.save_minutes) <= 0 or self.restart_minutes < 0:
+        positive = self.accumulate, self.storage_gbs, self.save_minutes
+        if not all(0 < value < math.inf for value in positive) or not 0 <= self.restart_minutes < math.inf:
             raise ValueError(
-                "--accumulate, --storage-gbs, --save-minutes must be positive, --restart-minutes at least 0"
+                "--accumulate, --storage-gbs, --save-minutes must be positive numbers, --restart-minutes at least 0"
             )
 
 

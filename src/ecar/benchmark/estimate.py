@@ -10,6 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 
 from ecar.benchmark.formulas import sampling_flops, training_flops
+from ecar.benchmark.memory import sampling_memory
 from ecar.config import ModelConfig, SamplingConfig
 from ecar.model import StageModel, build_model
 from ecar.training.loss import Draws, stage_losses
@@ -51,7 +52,8 @@ def estimate(
     """Parameters, training memory for ``batch`` images on one device, FLOPs of sampling and training.
 
     Memory counts float32 weights, gradients, AdamW's two moments, the weight average, and what the loss saves for the
-    backward pass; explicit attention (this CPU path) saves its scores, fused attention on a GPU does not.
+    backward pass; explicit attention (this CPU path) saves its scores, fused attention on a GPU does not. Of sampling,
+    for one image and for sixteen: see ``sampling_memory``.
     """
     with FakeTensorMode():
         fake = build_model(config)
@@ -69,6 +71,7 @@ def estimate(
             "saved for backward": activations,
             "total": 20 * total + activations,
         },
+        "sampling_memory_bytes": sampling_memory(config, settings, (1, 16), torch.bfloat16 if bf16 else torch.float32),
         "sampling_flops_per_image": {**sampling, "total": model},
         "sampling_multiply_accumulates_per_image": model // 2,
         "training_flops_per_image": training_flops(config, share),

@@ -6,9 +6,10 @@ import json
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ecar.cli.options import check_dtype, output_file, parse, torch_dtype
+from ecar.cli.options import check_dtype, output_file, parse, source_commit, torch_dtype
 
 if TYPE_CHECKING:
     from ecar.benchmark.bench import Side
@@ -88,19 +89,24 @@ def run(arguments: Sequence[str]) -> None:
     from ecar.devices import resolve_device
 
     device, dtype = resolve_device(options.device), torch_dtype(options.dtype)
+    systems = {"ecar": lambda side: _ecar(options, side), "dit": lambda side: (_dit(options, side), _euler(options)[0])}
+    by_resolution = cost_by_resolution(systems, options.resolution)  # first: it refuses what cannot be built
     record: dict[str, Any] = {
         "command": asdict(options),
+        "commit": source_commit(),
         "machine": {
-            "device": device,
-            "cpu": platform.processor() or platform.machine(),
+            "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
+            "cpu": _cpu_name(),
             "torch": torch.__version__,
             "threads": torch.get_num_threads(),
             "matmul_tflops_per_second": round(matmul_peak(dtype, device), 4) if options.repeats else None,
         },
     }
     _measure(options, record, device)
-    systems = {"ecar": lambda side: _ecar(options, side), "dit": lambda side: (_dit(options, side), _euler(options)[0])}
-    record["by_resolution"] = cost_by_resolution(systems, options.resolution)
+    if options.repeats:  # again: machines that are shared or warm up change
+        peak = record["machine"]["matmul_tflops_per_second"]
+        record["machine"]["matmul_tflops_per_second"] = max(peak, round(matmul_peak(dtype, device), 4))
+    record["by_resolution"] = by_resolution
     record["computed_at_256"] = [{**asdict(system), "total_flops": system.total} for system in published()]
     out.write_text(json.dumps(record, indent=2) + "\n")
     if plot is not None:
@@ -112,13 +118,19 @@ def run(arguments: Sequence[str]) -> None:
 def _measure(options: BenchOptions, record: dict[str, Any], device: str) -> None:
     """Time both sides, as they are and optimised; adds parameters, FLOPs, measurements and ratios to ``record``."""
     from ecar.benchmark.bench import compare, count_parameters, decoder_cost, flops_per_image
+    from ecar.benchmark.memory import sampling_memory
 
     ours, peer = _ecar(options, options.resolution)[0], _dit(options, options.resolution)
     peer_settings = dict(zip(options.peer_steps, _euler(options), strict=True))
     flops = {name: flops_per_image(ours, settings) for name, settings in _settings(options).items()}
     flops |= {f"dit {n} steps": flops_per_image(peer, settings) for n, settings in peer_settings.items()}
     record |= {
-        "parameters": {"ecar": count_parameters(ours), "dit": count_parameters(peer)},
+        "parameters": count_parameters(ours, peer),
+        "guided": "all channels on both sides (the published DiT guides three of four)",
+        "sampling_memory_bytes": {
+            "ecar": sampling_memory(ours, _settings(options)["ecar"], options.batch, torch_dtype(options.dtype)),
+            "dit": sampling_memory(peer, _euler(options)[0], options.batch, torch_dtype(options.dtype)),
+        },
         "flops_per_image": flops,
         "decoder": {},
         "measured": [],
@@ -132,11 +144,11 @@ def _measure(options: BenchOptions, record: dict[str, Any], device: str) -> None
     for batch in options.batch:
         measured = compare(sides, batch, options.repeats)
         record["measured"].append(measured)
-        decoders = {"ecar": 0.0, "dit": 0.0}
+        decoders: dict[str, Any] = {}
         if options.decoder != "none":
             plain = [side for side in sides if side.name in ("ecar", "dit")]
             costs = {side.name: decoder_cost(options.decoder, side, batch, options.resolution) for side in plain}
-            decoders = {name: cost["seconds_per_batch"] for name, cost in costs.items()}
+            decoders = costs
             record["decoder"][f"batch {batch}"] = costs
         record["ratios"] += _ratios(options, batch, measured, flops, decoders)
 
@@ -176,7 +188,7 @@ def _flop_ratio(options: BenchOptions, name: str, peer_steps: int, flops: dict[s
 
 
 def _ratios(
-    options: BenchOptions, batch: int, measured: dict[str, Any], flops: dict[str, Any], decoders: dict[str, float]
+    options: BenchOptions, batch: int, measured: dict[str, Any], flops: dict[str, Any], decoders: dict[str, Any]
 ) -> list[dict[str, Any]]:
     """How many times DiT costs what ECAR costs: each variant against the same of DiT, at each of DiT's step counts."""
     first, ratios = options.peer_steps[0], []
@@ -191,11 +203,30 @@ def _ratios(
                     **_flop_ratio(options, name, steps, flops),
                     "less_time": round(dit * steps / first / ecar, 2),
                     "less_time_than_eager_dit": round(measured["dit"]["seconds_per_batch"] * steps / first / ecar, 2),
-                    "less_time_with_decoder": round(
-                        (dit * steps / first + decoders["dit"]) / (ecar + decoders["ecar"]), 2
-                    ) if options.decoder != "none" else None,
+                    **_with_decoder(flops[f"dit {steps} steps"]["total"], flops[name]["total"], dit * steps / first,
+                                    ecar, decoders),
                 })  # fmt: skip
     return ratios
+
+
+def _with_decoder(
+    dit_flops: int, ecar_flops: int, dit_seconds: float, ecar_seconds: float, decoders: dict[str, Any]
+) -> dict[str, float]:
+    """The ratios with an (eager) decoder on both sides, where it was measured."""
+    if not decoders:
+        return {}
+    theirs, ours = decoders["dit"], decoders["ecar"]
+    flops = (dit_flops + theirs["flops_per_image"]) / (ecar_flops + ours["flops_per_image"])
+    seconds = (dit_seconds + theirs["seconds_per_batch"]) / (ecar_seconds + ours["seconds_per_batch"])
+    return {"fewer_flops_with_decoder": round(flops, 2), "less_time_with_decoder": round(seconds, 2)}
+
+
+def _cpu_name() -> str:
+    """The processor as Linux names it; elsewhere its kind."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _variants(options: BenchOptions) -> tuple[str, ...]:
@@ -227,15 +258,20 @@ def _check(options: BenchOptions) -> None:
     if options.decoder not in ("none", "kl", "tiny"):
         raise ValueError(f"--decoder must be none, kl or tiny, got {options.decoder!r}")
     check_dtype(options.dtype)
+    if not options.batch or not options.peer_steps:
+        raise ValueError("--batch and --peer-steps need one number at least")
     factors = options.factor, options.peer_factor, options.peer_patch
-    counts = options.peer_run_steps, options.classes
+    counts = options.peer_run_steps, options.classes, options.resolution, options.stages
     if options.repeats < 0:
         raise ValueError(f"--repeats must be at least 0, got {options.repeats}")
     if min((*options.batch, *options.peer_steps, *counts, *factors)) < 1:
         raise ValueError(
-            "--batch, --peer-steps, --peer-run-steps, --classes, --factor, --peer-factor and --peer-patch "
-            "must be at least 1"
+            "--resolution, --stages, --batch, --peer-steps, --peer-run-steps, --classes, --factor, --peer-factor and "
+            "--peer-patch must be at least 1"
         )
+    for name, factor in (("--factor", options.factor), ("--peer-factor", options.peer_factor)):
+        if options.decoder != "none" and factor.bit_count() != 1:
+            raise ValueError(f"{name} must be a power of two with --decoder, got {factor}")
     for name, depth in (("--trunk-depth", options.trunk_depth), ("--head-depth", options.head_depth)):
         if depth is not None and depth < 1:
             raise ValueError(f"{name} must be at least 1, got {depth}")

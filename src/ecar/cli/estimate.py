@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -63,8 +64,9 @@ def run(arguments: Sequence[str]) -> None:
     """Parse, estimate; prints one JSON object as the last line."""
     options = parse(EstimateOptions, arguments, "estimate")
     out = output_file(options.out, (".json",)) if options.out else None
-    if min(options.images, options.epochs, options.tflops, options.devices, options.batch_size, options.classes) <= 0:
-        raise ValueError("--images, --epochs, --tflops, --devices, --batch-size and --classes must be positive")
+    positive = options.images, options.epochs, options.tflops, options.devices, options.batch_size, options.classes
+    if not all(0 < value < math.inf for value in positive):  # so nan fails too
+        raise ValueError("--images, --epochs, --tflops, --devices, --batch-size and --classes must be positive numbers")
     check_dtype(options.dtype)
     if options.factor < 1 or options.patch < 1 or options.resolution % (options.factor * options.patch):
         raise ValueError(

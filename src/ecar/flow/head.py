@@ -77,7 +77,8 @@ class FlowHead(nn.Module):
     def conditionings(self, stage: Stage, times: Sequence[float], labels: Tensor) -> list[Conditioning]:
         """``conditioning`` at each of several times, in one pass: a third of the weights of a block is read here, and
         at batch 1 reading weights is what a step costs."""
-        t = torch.tensor(times, device=labels.device).repeat_interleave(len(labels))
+        # Filled on the device: a copy of a list from the host would wait for the stage before.
+        t = torch.stack([torch.full((), time, device=labels.device) for time in times]).repeat_interleave(len(labels))
         return self.conditioning(stage, t, labels.repeat(len(times))).split(len(labels))
 
     def forward(self, stage: Stage, x: Tensor, conditioning: Conditioning, embedded: Tensor) -> Tensor:

@@ -177,10 +177,11 @@ def advance(
         labels = torch.cat([labels, torch.full_like(labels, model.config.null_class)])
     elif rows.cache.rows > batch:
         rows.cache.first_rows(batch)
-    x, context = draws.fresh.to(device), None
+    draws = draws.to(device)
+    x, context = draws.fresh, None
     if rows.y is not None:
         assert draws.context is not None
-        context = rows.y + model.config.context_noise * draws.context.to(device)
+        context = rows.y + model.config.context_noise * draws.context
         context = context.repeat(len(labels) // batch, 1, 1, 1)
         x = jump(stage, rows.y, x)
     tokens = model.transformer.step(stage, context, labels, rows.cache)  # M_k
@@ -223,6 +224,7 @@ def sample_latents(
     """
     check_settings(settings, len(model.plan))
     rows = Rows.start(model, labels, settings)
+    noise = [draws.to(labels.device) for draws in noise]  # all before the first stage: a copy waits for what runs
     for stage, draws in zip(model.plan, noise, strict=True):
         given = known[stage.index] if stage.index < len(known) else None
         result = advance(model, rows, draws, settings, known=given)

@@ -19,6 +19,10 @@ class StageNoise:
     fresh: Tensor
     context: Tensor | None
 
+    def to(self, device: torch.device) -> StageNoise:
+        """The same on a device."""
+        return StageNoise(self.fresh.to(device), None if self.context is None else self.context.to(device))
+
     def select(self, rows: list[int]) -> StageNoise:
         """Noise of some of the rows."""
         return StageNoise(self.fresh[rows], None if self.context is None else self.context[rows])

@@ -16,9 +16,10 @@ from ecar.model import StageModel
 
 _ROWS = 256  # packing asks for a typical number of rows
 _MIN_WEIGHTS = 1 << 12  # smaller layers cost nothing
-# Of int8 inputs: they are handed over unsigned. Signed ones take oneDNN's reference product on CPUs without AMX,
-# which is thousands of times slower (measured: 936 ms instead of 0.28 for 768 x 192 x 576); the result is the same.
-_ZERO = 128
+# int8 inputs are handed over unsigned, x / scale + levels + 1. Signed ones take oneDNN's reference product on CPUs
+# without AMX, which is thousands of times slower (measured: 936 ms instead of 0.28 for 768 x 192 x 576); the result is
+# the same. Before VNNI the product adds pairs in 16 bits, which 255 x 127 x 2 overflows: there, seven bits.
+_LEVELS = 127 if torch.cpu._is_vnni_supported() else 63
 
 
 class _Weights:
@@ -50,7 +51,7 @@ def _int8_linear(x: Tensor, key: Tensor, out: int, dtype: torch.dtype) -> Tensor
     assert out > 0
     held = _held[int(key)]
     return torch.ops.onednn.qlinear_pointwise(
-        x, 1.0, _ZERO, held.weight, held.scale, held.zero, None, 1.0, 0, dtype, "none", [], ""
+        x, 1.0, _LEVELS + 1, held.weight, held.scale, held.zero, None, 1.0, 0, dtype, "none", [], ""
     )
 
 
@@ -100,8 +101,8 @@ class Int8Linear(_FastLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         # float first: torch 2.13 writes C++ that does not compile for several bfloat16 maxima of one tensor
-        scale = x.float().abs().amax(-1, keepdim=True).clamp(min=1e-6) / 127
-        y = _int8_linear(((x / scale).round() + _ZERO).to(torch.uint8), self.key, self.out, x.dtype) * scale
+        scale = x.float().abs().amax(-1, keepdim=True).clamp(min=1e-6) / _LEVELS
+        y = _int8_linear(((x / scale).round() + (_LEVELS + 1)).to(torch.uint8), self.key, self.out, x.dtype) * scale
         return (y if self.bias is None else y + self.bias).to(x.dtype)
 
 
@@ -116,11 +117,13 @@ def optimize(model: StageModel, *, compile: bool = False, quantize: str | None =
             inputs, through oneDNN; elsewhere weights only, through torchao.
 
     Raises:
-        ValueError: unknown ``quantize``, or no torchao where it is needed.
+        ValueError: unknown ``quantize``, a model whose weights are packed already, or no torchao where it is needed.
     """
     if quantize not in (None, "int8"):
         raise ValueError(f"quantize must be int8 or nothing, got {quantize!r}")
     blocks = [*model.transformer.blocks, *model.head.blocks]
+    if quantize is not None and any(isinstance(m, _FastLinear) for block in blocks for m in block.modules()):
+        raise ValueError("the weights are packed already; load the model again with compile and quantize together")
     if quantize is not None and model.device.type != "cpu":
         _quantize_with_torchao(blocks)
     elif quantize is not None:

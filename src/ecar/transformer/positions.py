@@ -30,7 +30,8 @@ def rotary_table(side: Side, finest: Side, head_dim: int, device: torch.device |
     """
     pairs = head_dim // 4
     frequencies = _ROTARY_BASE ** (-torch.arange(pairs, device=device, dtype=torch.float32) / pairs)
-    grid = coordinates(side, device) * torch.tensor(finest, device=device)
+    grid = coordinates(side, device)
+    grid = torch.stack([grid[:, 0] * finest[0], grid[:, 1] * finest[1]], dim=-1)  # no tensor comes from the host
     angles = (grid[:, :, None] * frequencies).flatten(1)
     return torch.stack([angles.cos(), angles.sin()])
 
