@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -17,20 +19,18 @@ from ecar.sampling.pipeline import Pipeline
 from ecar.tokenizers import PixelTokenizer
 
 
-@pytest.fixture(scope="module")
-def curve() -> ModuleType:
-    pytest.importorskip("torchmetrics")
-    path = Path(__file__).parents[1] / "studies" / "curve.py"
-    spec = importlib.util.spec_from_file_location("curve", path)
+def load(name: str) -> ModuleType:
+    path = Path(__file__).parents[1] / "studies" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-def test_a_teacher_with_a_guide_samples_and_costs_what_its_parts_do(curve: ModuleType) -> None:
+def test_a_teacher_with_a_guide_samples_and_costs_what_its_parts_do() -> None:
     """Guide off: the pipeline's own latents, guided by classes or not. On: others, and its passes paid."""
-    pipe = Pipeline(random_model(tiny_config()), PixelTokenizer(factor=1))
+    curve, pipe = load("curve"), Pipeline(random_model(tiny_config()), PixelTokenizer(factor=1))
     weak = random_model(tiny_config(trunk_depth=1, head_depth=1), seed=1)
     labels, noise = torch.tensor([0, 1]), draw_noise([3, 4], pipe.model.plan, 3)
     costs = []
@@ -49,3 +49,79 @@ def test_a_teacher_with_a_guide_samples_and_costs_what_its_parts_do(curve: Modul
     (unguided, own), (guided, own_guided) = costs
     theirs = sampling_flops(Pipeline(weak, PixelTokenizer(factor=1)), curve.parse_setting("3,2,2", pipe))["model"]
     assert own + theirs <= unguided < 1.5 * (own + theirs) and own_guided + theirs <= guided
+
+
+def line(setting: str, weights: str, cost: float, distance: float, accuracy: float, **more: object) -> str:
+    record: dict[str, object] = {
+        "setting": setting, "FD-EffNetLite0": distance, "classifier_accuracy": accuracy, "weights": weights,
+        "num": 1000, "extractor": "e", "reference": "r", "seconds_per_image": cost / 10,
+    }  # fmt: skip
+    if setting not in ("floor", "reconstruction"):
+        record |= {"flops": {"total": cost * 1e9}, "sampling": {"guidance": [1.5 if ":" in setting else 1.0]}}
+    return json.dumps(record | more)
+
+
+def compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *more: str, **files: list[str]) -> dict[str, Any]:
+    for name, lines in files.items():
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+    arguments: list[str] = []
+    for side in ("ecar", "dit", "distilled"):
+        if own := sorted(str(tmp_path / f"{name}.jsonl") for name in files if name.startswith(side)):
+            arguments += [f"--{side}", *own]
+    monkeypatch.setattr("sys.argv", ["compare.py", *arguments, "--name", "c", "--out", str(tmp_path), *more])
+    load("compare").main()
+    record: dict[str, Any] = json.loads((tmp_path / "c.json").read_text())
+    return record
+
+
+def test_conclusions_follow_from_the_curves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A setting is beaten by one that is no worse and costs no more; two seeds are their mean; accuracy grows."""
+    dit = [line("2", "d0", 1, 90, 0.5), line("10", "d0", 4, 50, 0.6), line("10:2", "d0", 8, 45, 0.9)]
+    seed = [line("10", "d1", 4, 54, 0.7), line("10:2", "d1", 8, 43, 0.9)]
+    ecar = [line("floor", "e0", 0, 20, 0.99), line("4,2", "e0", 1.5, 60, 0.65), line("6,3:2", "e0", 2, 44, 0.8)]
+    record = compared(tmp_path, monkeypatch, ecar=ecar, dit0=dit, dit1=seed)
+    assert record["dit"]["10"]["FD-EffNetLite0"] == 52 and record["dit"]["10"]["seeds"] == 2
+    distance = record["conclusions"]["any"]["FD-EffNetLite0"]
+    assert distance["dit_best"]["setting"] == "10:2" and distance["cheapest_ecar_no_worse_than_dit_best"]["gflops"] == 2
+    assert distance["dit_settings_beaten_at_no_more_flops"] == ["10", "10:2"]  # nothing is as cheap as "2"
+    assert distance["ecar_curve_lies_below"] is False and distance["flops_ratio_to_dit"] == {"2": 0.5, "10": 2.0}
+    right = record["conclusions"]["any"]["classifier_accuracy"]
+    assert right["dit_best"]["setting"] == "10:2" and right["cheapest_ecar_no_worse_than_dit_best"] is None
+    assert right["dit_settings_beaten_at_no_more_flops"] == ["10"]
+    unguided = record["conclusions"]["unguided"]["FD-EffNetLite0"]
+    assert unguided["cheapest_ecar_no_worse_than_dit_best"] is None and unguided["ecar_best"]["setting"] == "4,2"
+    assert (tmp_path / "c.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("files", "word"),
+    [
+        ({"dit": [line("2", "d", 1, 90, 0.5, num=10)]}, "num is 10, but 1000"),
+        ({"dit": [line("2", "d", 1, 90, 0.5, reference="other")]}, "reference is other"),
+        ({"dit": [line("2", "d", 1, 90, 0.5), line("2", "d", 1, 91, 0.5)]}, "twice for the same weights"),
+        ({"dit": [line("2", "d", 1, 90, 0.5)], "distilled0": [line("4,2", "x", 1, 50, 0.5)],
+          "distilled1": [line("4,2", "y", 1, 51, 0.5)]}, "students are not averaged"),
+    ],
+)  # fmt: skip
+def test_curves_that_cannot_be_compared_are_refused(
+    files: dict[str, list[str]], word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """Curves of another N or other images were averaged without a word."""
+    with pytest.raises(SystemExit):
+        compared(tmp_path, monkeypatch, ecar=[line("4,2", "e", 1, 60, 0.6)], **files)
+    assert word in capsys.readouterr().err and not (tmp_path / "c.json").exists()
+
+
+def test_both_sides_get_the_same_training_flops(digits_folder: Path) -> None:
+    """matched.py divides ECAR's steps by the costs of a step: what it starts must cost the same, by the formulas."""
+    matched = load("matched")
+    common = ["--data", str(digits_folder), "--tokenizer", "pixels:2", "--preset", "nano", "--resolution", "16"]
+    common += ["--device", "cpu"]
+    ecar = matched.step_flops([*common, "--model", "ecar", "--batch-size", "96", "--stage-share", "1", "0.75"])
+    dit = matched.step_flops([*common, "--model", "dit", "--batch-size", "128"])
+    assert round(3800 * ecar / dit) * dit == pytest.approx(3800 * ecar, rel=1e-3)
+    half = matched.step_flops([*common, "--model", "dit", "--batch-size", "64"])
+    assert dit == 2 * half and ecar > matched.step_flops(
+        [*common, "--model", "ecar", "--batch-size", "96", "--stage-share", "1", "0.5"]
+    )
