@@ -60,14 +60,15 @@ def test_a_distilled_model_takes_one_pass_a_step_and_dit_keeps_its_two(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flops = []
-    for number, more in enumerate(([], ["--distilled"], ["--no-guidance"])):
+    for number, more in enumerate(([], ["--distilled"], ["--no-guidance"], ["--guide-last"])):
         out = tmp_path / f"{number}.json"
         common = ["--batch", "1", "--peer-steps", "2", "--repeats", "0", "--out", str(out)]
         assert main(["bench", *TINY, *common, *more]) == 0
         assert ("ECAR (distilled)" in capsys.readouterr().out) == ("--distilled" in more)
         totals = json.loads(out.read_text())["flops_per_image"]
         flops.append((totals["ecar"]["total"], totals["dit 2 steps"]["total"]))
-    guided, distilled, plain = flops
+    guided, distilled, plain, everywhere = flops
+    assert everywhere[0] > guided[0] and everywhere[1] == guided[1]
     assert distilled[0] == plain[0] < guided[0] and distilled[1] == guided[1] > plain[1]
 
 

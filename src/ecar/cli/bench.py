@@ -42,6 +42,8 @@ class BenchOptions:
     """Further settings of ECAR's steps to measure in the same turns, such as 6+3+3 4+2+2."""
     guidance: bool = True
     """Guidance: ECAR in every stage but the last, DiT in every step."""
+    guide_last: bool = False
+    """Guidance of ECAR in its last stage too."""
     distilled: bool = False
     """ECAR as after `ecar train --distill`, in which guidance costs nothing; DiT keeps its second pass."""
     peer_steps: tuple[int, ...] = (250, 50)
@@ -300,7 +302,7 @@ def _ecar(options: BenchOptions, resolution: int) -> tuple[ModelConfig, Sampling
     steps = options.steps or default_steps(options.stages)
     steps = steps * stages if len(steps) == 1 else steps + steps[-1:] * (stages - options.stages)
     scale = 1.5 if options.guidance and not options.distilled else 1.0
-    guidance = (scale,) * (stages - 1) + (1.0,)
+    guidance = (scale,) * (stages - 1) + (scale if options.guide_last else 1.0,)
     settings = SamplingConfig(steps=steps, guidance=guidance, solver="ab2")
     check_settings(settings, stages)
     return config, settings
