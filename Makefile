@@ -20,7 +20,7 @@ $(VENV)/dev: $(VENV)/run
 
 demo: $(VENV)/run
 	@mkdir -p demo
-	$(BIN)/ecar sample --classes all --per-class 8 --guidance 1.5 --out demo/samples.png --stages demo/stages.png --gif demo/stages.gif
+	$(BIN)/ecar sample --classes all --per-class 8 --out demo/samples.png --stages demo/stages.png --gif demo/stages.gif
 	@echo "look at demo/samples.png, demo/stages.png and demo/stages.gif"
 
 test: $(VENV)/dev
