@@ -158,7 +158,7 @@ def _frontier(points: list[dict[str, Any]], metric: str, smaller: bool) -> tuple
     for p in points:
         if not best or (p[metric] < best[-1][metric]) == smaller:
             best.append(p)
-    end = [p["gflops"] for p in (max(points, key=_cost),)] if points else []
+    end = [max(p["gflops"] for p in points)] if points else []
     return [p["gflops"] for p in best] + end, [p[metric] for p in best] + [p[metric] for p in best[-1:]]
 
 

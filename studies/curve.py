@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from ecar import Pipeline
-from ecar.benchmark.flops import flop_counter, sampling_flops
+from ecar.benchmark.flops import count_flops, sampling_flops
 from ecar.cli.options import source_commit
 from ecar.config import SamplingConfig, differences
 from ecar.evaluation.classifier import classifier_fingerprint, load_classifier
@@ -88,17 +88,9 @@ def teacher_latents(teacher: Teacher, labels: Tensor, noise: list[StageNoise], s
     return y
 
 
-@torch.no_grad()
 def teacher_flops(pipe: Pipeline, teacher: Teacher, settings: SamplingConfig) -> dict[str, int]:
     """FLOPs per image, as ``sampling_flops`` gives them; all stages' tokens are computed anew, so an upper bound."""
-    with flop_counter() as counter:
-        noise = draw_noise([0], pipe.model.plan, pipe.model.config.channels)
-        latents = teacher_latents(teacher, torch.zeros(1, dtype=torch.int64), noise, settings)
-    model = int(counter.get_total_flops())
-    with flop_counter() as counter:
-        pipe.decoder.decode(latents)
-    decoder = int(counter.get_total_flops())
-    return {"model": model, "decoder": decoder, "total": model + decoder}
+    return count_flops(pipe, lambda labels, noise: teacher_latents(teacher, labels, noise, settings))
 
 
 @torch.no_grad()

@@ -63,7 +63,7 @@ def test_openai_client_sees_three_partial_images_one_by_one_before_the_final_one
     """Steps are many, so that previews that were held back until the end would show."""
     start, arrivals, kinds, images = time.monotonic(), [], [], []
     stream = client(server).images.generate(
-        prompt="Sneaker", stream=True, partial_images=3, extra_body={"seed": 1, "num_inference_steps": [64, 32]}
+        prompt="Sneaker", stream=True, partial_images=3, extra_body={"seed": 2, "num_inference_steps": [64, 32]}
     )
     for event in stream:
         arrivals.append(time.monotonic() - start)
@@ -73,7 +73,7 @@ def test_openai_client_sees_three_partial_images_one_by_one_before_the_final_one
     assert arrivals[0] < 0.6 * arrivals[3] and all(b > a for a, b in pairwise(arrivals))
     assert {image.shape for image in images} == {(32, 32, 3)}
     distances = [np.abs(image - images[-1]).mean() for image in images]
-    assert distances[0] > min(distances[1:3]) > 0, distances  # it grows towards the image
+    assert distances[0] > distances[2] > 0, distances  # it grows towards the image
 
 
 def test_small_writes_are_not_held_back_until_the_client_acknowledges_the_one_before() -> None:

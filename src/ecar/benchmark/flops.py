@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from ecar.config import SamplingConfig
 from ecar.sampling.loop import sample_latents
-from ecar.sampling.noise import draw_noise
+from ecar.sampling.noise import StageNoise, draw_noise
 from ecar.sampling.pipeline import Pipeline
 
 
@@ -29,13 +31,19 @@ def sampling_flops(pipe: Pipeline, settings: SamplingConfig) -> dict[str, int]:
 
     Matrix products and convolutions; element-wise work is not counted.
     """
+    return count_flops(pipe, lambda labels, noise: sample_latents(pipe.model, labels, noise, settings))
+
+
+@torch.no_grad()
+def count_flops(pipe: Pipeline, draw: Callable[[Tensor, list[StageNoise]], Tensor]) -> dict[str, int]:
+    """``sampling_flops`` of latents drawn by ``draw`` from labels and noise of one image."""
     model = pipe.model
     labels = torch.zeros(1, dtype=torch.int64, device=model.device)
     noise = draw_noise([0], model.plan, model.config.channels)
     with flop_counter() as counter:
-        latents = sample_latents(model, labels, noise, settings)
+        latents = draw(labels, noise)
     sampling = int(counter.get_total_flops())
-    with flop_counter() as counter, torch.no_grad():
+    with flop_counter() as counter:
         pipe.decoder.decode(latents)
     decoder = int(counter.get_total_flops())
     return {"model": sampling, "decoder": decoder, "total": sampling + decoder}
