@@ -151,8 +151,14 @@ class ECAR(nn.Module):
             ids.append(torch.full((x.shape[1],), k))
         x, condition, ids = torch.cat(xs, 1), torch.cat(conditions, 1), torch.cat(ids)
         angles = torch.cat([self.angles(k) for k in range(len(ys) + 1)])
-        for block in p.blocks:
-            x = block(x, condition, angles, mask=ids[:, None] >= ids)
+        for i, block in enumerate(p.blocks):
+            mask = ids[:, None] >= ids
+            for k in range(len(ys) + 1):  # a large map sees groups of itself, and what no later one sees of it is its y
+                groups = window_mask(self.sides[k], self.c.get("trunk_window"), i)
+                if groups is not None:
+                    mask[:, ids == k] = False
+                    mask[(ids == k)[:, None] & (ids == k)] = groups.flatten()
+            x = block(x, condition, angles, mask=mask)
         return rms(x, p.norm_out.weight).split([h * w for h, w in self.sides[: len(ys) + 1]], 1)
 
     def velocity(self, k, x, t, tokens, labels):

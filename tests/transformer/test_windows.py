@@ -9,9 +9,10 @@ import torch
 
 from conftest import random_model, tiny_config, windowed_config
 from ecar.cli.main import main
+from ecar.config import StageConfig
 from ecar.transformer.block import attention
 from ecar.transformer.positions import rotary_table
-from ecar.transformer.windows import Windows, head_windows
+from ecar.transformer.windows import Windows, windows_of
 from ecar.weights import load_model
 
 SIDE, SIZE = (8, 16), 4
@@ -40,9 +41,9 @@ def test_a_square_and_a_grid_connect_any_two_tokens() -> None:
 
 def test_maps_up_to_the_window_keep_full_attention() -> None:
     """A 256x256 image has 16x16 tokens at most: a window of 16 must not change its model."""
-    assert head_windows((16, 16), 16, 0) is None and head_windows((32, 32), 0, 0) is None
-    assert head_windows((32, 32), 16, 2) == Windows((32, 32), 16, False)
-    assert head_windows((16, 32), 16, 3) == Windows((16, 32), 16, True)
+    assert windows_of((16, 16), 16, 0) is None and windows_of((32, 32), 0, 0) is None
+    assert windows_of((32, 32), 16, 2) == Windows((32, 32), 16, False)
+    assert windows_of((16, 32), 16, 3) == Windows((16, 32), 16, True)
     plain, windowed = random_model(tiny_config()), random_model(tiny_config(head_window=12))
     stage, x, tokens = plain.plan[-1], torch.randn(1, 3, 8, 12), torch.randn(1, 96, 16)
     args = stage, x, torch.rand(1), plain.head.embed_tokens(stage, tokens), torch.tensor([0])
@@ -61,13 +62,39 @@ def test_the_window_reaches_the_head_and_the_head_alone() -> None:
         assert torch.equal(full.velocity(*args), windowed.velocity(*args)) == same
 
 
+@pytest.mark.parametrize("name", ["head_window", "trunk_window"])
 @pytest.mark.parametrize("window", [3, -1, 2])
-def test_a_window_that_does_not_divide_the_maps_or_leaves_tokens_unconnected_is_refused(window: int) -> None:
-    with pytest.raises(ValueError, match="head_window"):
-        windowed_config().replace(head_window=window)
+def test_a_window_that_does_not_divide_the_maps_or_leaves_tokens_unconnected_is_refused(name: str, window: int) -> None:
+    with pytest.raises(ValueError, match=name):
+        windowed_config().replace(**{name: window})
 
 
-def test_a_windowed_head_trains_and_a_run_from_it_keeps_the_window(digits_folder: Path, tmp_path: Path) -> None:
+def test_the_number_of_a_token_s_group_is_that_of_its_square_or_grid() -> None:
+    for spread in (False, True):
+        ours = Windows(SIDE, SIZE, spread).groups()
+        assert torch.equal(ours[:, None] == ours, groups(spread)[:, None] == groups(spread))
+
+
+@pytest.mark.parametrize("window", [2, 4])
+def test_a_windowed_trunk_step_by_step_is_the_masked_one_and_keeps_only_small_stages(window: int) -> None:
+    sides = ((2, 2), (4, 4)) if window == 2 else ((2, 4), (4, 8), (8, 16))
+    plan = StageConfig(sides=sides, ends=(*(0.7, 0.8)[: len(sides) - 1], 1.0), rho=0.7)
+    stds = (1.0,) * len(sides)
+    config = tiny_config(stages=plan, image_side=sides[-1], trunk_window=window, trunk_depth=3, velocity_std=stds)
+    model = random_model(config)
+    y, labels = [torch.randn(2, 3, *side) for side in sides[:-1]], torch.tensor([0, 2])
+    with torch.no_grad():
+        masked = model.transformer(y, labels)
+        cache = model.transformer.new_cache(2, torch.device("cpu"), torch.float32)
+        for stage, before, expected in zip(model.plan, [None, *y], masked, strict=True):
+            assert torch.allclose(model.transformer.step(stage, before, labels, cache), expected, atol=1e-5)
+        full = random_model(config.replace(trunk_window=0)).transformer(y, labels)
+    assert cache.length == cache.memory(0, 0)[0].shape[2] == sum(h * w for h, w in sides if max(h, w) <= window)
+    same = [torch.equal(a, b) for a, b in zip(masked, full, strict=True)]
+    assert same == [max(side) <= window for side in sides]
+
+
+def test_a_windowed_model_trains_and_a_run_from_it_keeps_the_window(digits_folder: Path, tmp_path: Path) -> None:
     common = ["--data", str(digits_folder), "--resolution", "8", "--device", "cpu", "--max-steps", "2"]
     common += ["--batch-size", "6", "--sample-every", "0", "--trackers"]
     sizes = ["--width", "16", "--heads", "2", "--trunk-depth", "1", "--head-depth", "2", "--tokenizer", "pixels:1"]
@@ -79,6 +106,8 @@ def test_a_windowed_head_trains_and_a_run_from_it_keeps_the_window(digits_folder
     assert main(["train", *common, "--out", str(tmp_path / "c"), *start, "--head-window", "0"]) == 0
     assert load_model(tmp_path / "c" / "final")[0].config.head_window == 0
     assert main(["train", *common, "--out", str(tmp_path / "d"), *sizes, "--head-window", "3"]) == 2
+    assert main(["train", *common, "--out", str(tmp_path / "e"), *start, "--trunk-window", "4"]) == 0
+    assert load_model(tmp_path / "e" / "final")[0].config.trunk_window == 4
 
 
 def test_a_windowed_block_compiles_to_the_same_function() -> None:

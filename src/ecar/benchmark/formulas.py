@@ -13,7 +13,7 @@ from ecar.flow.solvers import uniform_grid
 from ecar.stages import make_plan
 from ecar.transformer.block import hidden_width
 from ecar.transformer.model import FOURIER_BANDS
-from ecar.transformer.windows import head_windows
+from ecar.transformer.windows import windows_of
 
 _DIT_TIME_FEATURES = 256
 
@@ -32,9 +32,10 @@ def trunk_flops(config: ModelConfig) -> list[int]:
     result, seen = [], 0
     for stage in make_plan(config.stages):
         n = stage.tokens
-        seen += n
+        keys = seen + (config.trunk_window**2 if windows_of(stage.side, config.trunk_window, 0) else n)
+        seen += 0 if windows_of(stage.side, config.trunk_window, 0) else n
         embed = 2 * n * config.width * (4 * FOURIER_BANDS + (config.channels if stage.index else 0))
-        result.append(embed + config.trunk_depth * block_flops(config.width, n, seen))
+        result.append(embed + config.trunk_depth * block_flops(config.width, n, keys))
     return result
 
 
@@ -50,7 +51,7 @@ def head_flops(config: ModelConfig) -> list[int]:
             result.append(ends + config.head_depth * block + embedder + 2 * 2 * width**2)
         else:
             time = 2 * 2 * width**2
-            group = config.head_window**2 if head_windows(stage.side, config.head_window, 0) else n
+            group = config.head_window**2 if windows_of(stage.side, config.head_window, 0) else n
             result.append(ends + time + config.head_depth * block_flops(width, n, group) + 2 * 2 * width**2)
     return result
 

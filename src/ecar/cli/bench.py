@@ -36,6 +36,8 @@ class BenchOptions:
     """Blocks of ECAR's flow head; default: the preset's."""
     head_window: int = 0
     """Side of the groups within which the attention of ECAR's head acts on larger maps; 0: all tokens."""
+    trunk_window: int = 0
+    """The same for its transformer."""
     steps: tuple[int, ...] | None = None
     """ECAR's solver steps, one number or one per stage; default 8, then 4 for each finer stage."""
     curve: tuple[str, ...] = ()
@@ -296,9 +298,8 @@ def _ecar(options: BenchOptions, resolution: int) -> tuple[ModelConfig, Sampling
         classes=options.classes, image=(resolution, resolution),
     )  # fmt: skip
     depths = {"trunk_depth": options.trunk_depth, "head_depth": options.head_depth}
-    config = config.replace(
-        head_window=options.head_window, **{name: depth for name, depth in depths.items() if depth is not None}
-    )
+    depths = {name: depth for name, depth in depths.items() if depth is not None}
+    config = config.replace(head_window=options.head_window, trunk_window=options.trunk_window, **depths)
     steps = options.steps or default_steps(options.stages)
     steps = steps * stages if len(steps) == 1 else steps + steps[-1:] * (stages - options.stages)
     scale = 1.5 if options.guidance and not options.distilled else 1.0

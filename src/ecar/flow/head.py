@@ -15,7 +15,7 @@ from ecar.stages import Stage, make_plan, to_map, to_tokens
 from ecar.transformer.block import Block, RMSNorm, initialize
 from ecar.transformer.model import FOURIER_BANDS
 from ecar.transformer.positions import fourier_features, rotary_table, time_features
-from ecar.transformer.windows import head_windows
+from ecar.transformer.windows import windows_of
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class FlowHead(nn.Module):
         """x (B, C, h, w), embedded (B, n_k, D) of ``embed_tokens`` -> like x, float32."""
         h = self.map_in(to_tokens(x).to(self.map_in.weight.dtype)) + embedded  # (B, n_k, D)
         for number, (block, modulation) in enumerate(zip(self._blocks(), conditioning.blocks, strict=True)):
-            h = block(h, modulation, conditioning.table, windows=head_windows(stage.side, self.window, number))
+            h = block(h, modulation, conditioning.table, windows=windows_of(stage.side, self.window, number))
         shift, scale = conditioning.out.chunk(2, dim=-1)
         h = self.map_out(torch.addcmul(shift, self.norm_out(h), 1 + scale))
         return to_map(h.float(), stage.side)

@@ -12,6 +12,7 @@ _DEFAULTS = {"model": "ecar", "preset": "ti", "resolution": (32,), "rho": 0.7, "
 CHANGEABLE = {
     "data", "max_images", "flip", "batch_size", "warmup", "decay", "weight_decay", "ema", "label_dropout", "t_mean",
     "uniform_t", "seed", "stage_share", "stage_weight", "ends", "rho", "prediction", "context_noise", "head_window",
+    "trunk_window",
     "resolution", "tokenizer", "on_policy", "on_policy_after", "on_policy_from", "images", "class_names", "content",
 }  # fmt: skip
 
@@ -79,6 +80,8 @@ class TrainConfig(JsonConfig):
     head_window: int | None = None
     """Side of the groups of tokens within which the head's attention acts on larger maps, squares and grids in turn;
     default 0, all see each other. For maps of 32 and more, where attention costs more than the rest."""
+    trunk_window: int | None = None
+    """The same for the trunk: a token of a larger map sees a group of its own stage and all stages up to this side."""
     prediction: str | None = None
     """What the head regresses: v (velocity, default) or x (data)."""
     context_noise: float | None = None

@@ -96,6 +96,7 @@ class Source:
             "prediction": before.prediction,
             "context_noise": before.context_noise,
             "head_window": before.head_window or None,
+            "trunk_window": before.trunk_window or None,
         }
         if stages == len(before.stages.ends):
             defaults["ends"] = before.stages.ends

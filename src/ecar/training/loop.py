@@ -150,6 +150,7 @@ def build_config(config: TrainConfig, tokenizer: Tokenizer) -> ModelConfig:
         trunk_depth=trunk if config.trunk_depth is None else config.trunk_depth,
         head_depth=preset.depth - trunk if config.head_depth is None else config.head_depth,
         head_window=config.head_window or 0,
+        trunk_window=config.trunk_window or 0,
         prediction=config.prediction,
         context_noise=0.0 if dit else config.context_noise,
         image_side=config.image_side,

@@ -68,14 +68,17 @@ class Attention(nn.Module):
     ) -> Tensor:
         q, k, v = rearrange(self.to_qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.heads)
         q, k = rotate(self.q_norm(q), table), rotate(self.k_norm(k), table)
-        if memory is not None:
-            keys, values = memory
-            keys[:, :, -x.shape[1] :], values[:, :, -x.shape[1] :] = k, v
-            k, v = keys, values
-        if windows is None:
-            out = attention(q, k, v, mask)
+        if windows is not None:
+            k, v = windows.split(k), windows.split(v)
+            if memory is not None:
+                k, v = (torch.cat([windows.copies(m), x], dim=2) for m, x in zip(memory, (k, v), strict=True))
+            out = windows.join(attention(windows.split(q), k, v, None))
         else:
-            out = windows.join(attention(windows.split(q), windows.split(k), windows.split(v), None))
+            if memory is not None:
+                keys, values = memory
+                keys[:, :, -x.shape[1] :], values[:, :, -x.shape[1] :] = k, v
+                k, v = keys, values
+            out = attention(q, k, v, mask)
         return self.to_out(rearrange(out, "b h n d -> b n (h d)"))
 
 
@@ -136,8 +139,8 @@ class Block(nn.Module):
             groups: (N,) the row of ``modulation`` of each token; None: there is one row for all.
             mask: (N, N), True where allowed.
             memory: keys and values (B, heads, M, head_dim) of the stages before, with N free places at the end that
-                this call fills.
-            windows: groups of tokens within which attention acts; not together with ``mask`` or ``memory``.
+                this call fills; with ``windows`` there are none.
+            windows: groups of tokens within which attention acts, ``memory`` beside them; not together with ``mask``.
         """
         if groups is not None:
             modulation = modulation[:, groups]  # (B, N, 6 D)
