@@ -10,11 +10,13 @@ the fingerprint of the rounded tokenizer, whose latents differ from those it was
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 import torch
 
 from ecar import Pipeline
+from ecar.hub import training_record
 from ecar.model import ECAR
 from ecar.weights import BUNDLED, load_model, save_model
 
@@ -40,6 +42,7 @@ def main() -> None:
     bundled.load_state_dict(model.half().float().state_dict())
     folder = BUNDLED / args.name
     save_model(folder, bundled, tokenizer, torch.float16)
+    (folder / "training.json").write_text(json.dumps(training_record(args.model), indent=2) + "\n")
     size = sum(p.stat().st_size for p in folder.rglob("*.safetensors"))
     print(f"{folder}: {size / 2**20:.2f} MiB of weights")
 

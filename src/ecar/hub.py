@@ -58,7 +58,7 @@ def write_folder(pipe: Pipeline, folder: Path, repo_id: str, card: CardOptions, 
         shutil.copytree(source / "tokenizer", folder / "tokenizer")
     if record is not None:
         _check_judged(card, record, weights_fingerprint(folder))
-    training = _training(source)
+    training = training_record(source)
     if training:
         (folder / "training.json").write_text(json.dumps(training, indent=2) + "\n")
     picture.save(folder / "samples.png")
@@ -123,8 +123,8 @@ def _check_judged(card: CardOptions, record: dict[str, Any], fingerprint: str) -
         raise ValueError(f"{card.evaluation}: judged weights {record.get('weights')}, not these ({fingerprint})")
 
 
-def _training(source: Path | None) -> dict[str, Any]:
-    """The options of the run, without places on the machine where it ran."""
+def training_record(source: Path | None) -> dict[str, Any]:
+    """The options of the run that made a model folder, without places on the machine where it ran; {}: unknown."""
     path = source / "training.json" if source else None
     if path is None or not path.exists():
         return {}

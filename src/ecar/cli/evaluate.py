@@ -199,7 +199,8 @@ def _side(samples: Samples | None) -> tuple[int, int]:
 def _sample(options: EvaluateOptions, pipe: Pipeline, out: Path) -> tuple[Samples, dict[str, object]]:
     from ecar.benchmark.flops import sampling_flops
     from ecar.evaluation.samples import make_samples, write_samples
-    from ecar.weights import weights_fingerprint
+    from ecar.hub import training_record
+    from ecar.weights import resolve_model, weights_fingerprint
 
     assert options.model is not None
     settings = _settings(options, pipe)
@@ -223,6 +224,7 @@ def _sample(options: EvaluateOptions, pipe: Pipeline, out: Path) -> tuple[Sample
     )
     write_samples(folder / "samples.npz", samples)
     about |= {"settings": settings.to_json(), "seed": options.seed, "seconds": round(samples.seconds, 2)}
+    about["ema"] = training_record(resolve_model(options.model)).get("ema")  # whose decay the averaged weights have
     about["seconds_per_image"] = round(samples.seconds / options.num, 6)
     return samples, about | {"flops_per_image": sampling_flops(plain, settings)}
 
