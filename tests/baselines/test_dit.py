@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 from ecar.baselines.dit import TIME_SCALE, DiT, shared_embedder_parameters
 from ecar.config import ModelConfig, SamplingConfig, StageConfig
 from ecar.model import build_model
+from ecar.presets import PRESETS, preset_config
 from ecar.sampling.loop import sample_latents
 from ecar.sampling.noise import draw_noise
 from ecar.sampling.pipeline import Pipeline
@@ -79,6 +81,16 @@ def test_embedders_count_once_in_the_papers_count() -> None:
     model = dit()
     embedder = sum(p.numel() for p in model.head.blocks[0].norm1.emb.parameters())
     assert model.num_parameters() - shared_embedder_parameters(model) == embedder
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_both_systems_of_a_preset_have_the_same_parameters_within_5_percent(preset: str) -> None:
+    """As DiT's paper counts: one embedder of time and class."""
+    sizes: dict[str, Any] = {"latent": (32, 32), "channels": 4, "classes": 1000, "image": (256, 256)}
+    with torch.device("meta"):
+        ecar = build_model(preset_config("ecar", preset, stages=3, **sizes))
+        peer = build_model(preset_config("dit", preset, stages=1, patch=2, **sizes))
+    assert ecar.num_parameters() == pytest.approx(shared_embedder_parameters(peer), rel=0.05)
 
 
 def test_patches_make_fewer_tokens_and_keep_the_shape() -> None:
