@@ -13,6 +13,7 @@ import torch
 
 from conftest import random_model, tiny_config
 from ecar.benchmark.flops import sampling_flops
+from ecar.evaluation.samples import Samples
 from ecar.sampling.loop import sample_latents
 from ecar.sampling.noise import draw_noise
 from ecar.sampling.pipeline import Pipeline
@@ -125,3 +126,15 @@ def test_both_sides_get_the_same_training_flops(digits_folder: Path) -> None:
     assert dit == 2 * half and ecar > matched.step_flops(
         [*common, "--model", "ecar", "--batch-size", "96", "--stage-share", "1", "0.5"]
     )
+
+
+def test_a_sheet_of_systems_has_a_row_per_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "studies"))
+    side_by_side = load("side_by_side")
+    labels = torch.tensor([1, 0, 1, 0, 1])  # every image as bright as its number
+    images = torch.arange(5, dtype=torch.uint8)[:, None, None, None].expand(5, 3, 4, 4) * 50
+    panel = side_by_side.rows_of_classes(Samples(images, labels), 2, 2, 1)
+    assert [[panel.getpixel((4 * i, 4 * j))[0] for i in range(2)] for j in range(2)] == [[50, 150], [0, 100]]
+    page = side_by_side.sheet([("a", panel), ("b", panel)])
+    assert page.size == (2 * 8 + side_by_side.GAP, 8 + side_by_side.CAPTION)
+    assert page.getpixel((8 + side_by_side.GAP, side_by_side.CAPTION))[0] == 50
