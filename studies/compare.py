@@ -5,6 +5,7 @@
 Several files a side are seeds: figures are their mean, with the standard deviation where there are three or more.
 --distilled adds the students of ECAR (ecar train --distill), a third set that is compared with DiT by itself; its files
 are different students, and are not averaged. All lines must have the same number of samples, reference and extractor.
+--seconds takes the times of studies/seconds.py instead of the curves' own, which were taken beside other work.
 For each metric: DiT's best at any setting; the cheapest ECAR setting that is no worse; and whether every DiT setting
 has an ECAR setting that costs no more and is no worse (then ECAR's curve lies below DiT's).
 """
@@ -70,6 +71,19 @@ def read(lines: list[dict[str, Any]], names: dict[str, bool]) -> dict[str, dict[
             point["guided"] = "guide" in group[0] or any(g != 1 for g in group[0]["sampling"]["guidance"])
         result[setting] = point
     return result
+
+
+def retime(points: dict[str, dict[str, Any]], seconds: dict[str, float]) -> None:
+    """Times of ``studies/seconds.py`` in place of the curves' own.
+
+    Raises:
+        ValueError: a setting that was not timed.
+    """
+    for setting, point in points.items():
+        if "seconds" in point and "teacher" not in setting:
+            if setting not in seconds:
+                raise ValueError(f"--seconds: no time for {setting}")
+            point["seconds"] = seconds[setting]
 
 
 def conclusions(
@@ -167,6 +181,7 @@ def main() -> None:
     parser.add_argument("--ecar", type=Path, nargs="+", required=True)
     parser.add_argument("--dit", type=Path, nargs="+", required=True)
     parser.add_argument("--distilled", type=Path, nargs="+", default=[])
+    parser.add_argument("--seconds", type=Path, help="of studies/seconds.py")
     parser.add_argument("--name", required=True)
     parser.add_argument("--out", type=Path, required=True, help="folder for NAME.json and NAME.png")
     args = parser.parse_args()
@@ -178,6 +193,10 @@ def main() -> None:
         ecar, dit, distilled = (read(side, names) for side in (
             lines["ecar"], lines["dit"], [line for line in lines["more"] if "flops" in line]
         ))  # fmt: skip
+        if args.seconds is not None:
+            times = json.loads(args.seconds.read_text())
+            for points, side in ((ecar, "ecar"), (dit, "dit"), (distilled, "ecar")):
+                retime(points, times[side])
     except ValueError as error:
         parser.error(str(error))
     if twice:

@@ -13,6 +13,7 @@ import torch
 
 from conftest import random_model, tiny_config
 from ecar.benchmark.flops import sampling_flops
+from ecar.cli.main import main
 from ecar.evaluation.samples import Samples
 from ecar.sampling.loop import sample_latents
 from ecar.sampling.noise import draw_noise
@@ -138,3 +139,33 @@ def test_a_sheet_of_systems_has_a_row_per_class(monkeypatch: pytest.MonkeyPatch)
     page = side_by_side.sheet([("a", panel), ("b", panel)])
     assert page.size == (2 * 8 + side_by_side.GAP, 8 + side_by_side.CAPTION)
     assert page.getpixel((8 + side_by_side.GAP, side_by_side.CAPTION))[0] == 50
+
+
+def test_times_of_a_quiet_machine_replace_those_of_the_curves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, digits_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """ECAR was measured beside other work here: by its own times it beats nothing."""
+    files = {"ecar": [line("4,2", "e", 1, 40, 0.9)], "dit": [line("3", "d", 9, 60, 0.6), line("4:2", "d", 9, 60, 0.6)]}
+    slow = json.loads(files["ecar"][0]) | {"seconds_per_image": 99}
+    record = compared(tmp_path, monkeypatch, **files | {"ecar": [json.dumps(slow)]})
+    beaten = "dit_settings_beaten_at_no_more_seconds"
+    assert record["conclusions"]["any"]["FD-EffNetLite0"][beaten] == []
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "studies"))
+    runs = {kind: str(tmp_path / kind / "final") for kind in files}
+    for kind, more in (("ecar", []), ("dit", ["--model", "dit"])):
+        command = ["train", "--data", str(digits_folder), "--resolution", "8", "--device", "cpu", "--max-steps", "1"]
+        command += ["--batch-size", "6", "--sample-every", "0", "--trackers", "--width", "16", "--heads", "2", *more]
+        assert main([*command, "--head-depth", "1", "--out", str(tmp_path / kind)]) == 0
+    out = tmp_path / "seconds.json"
+    arguments = [x for k in files for x in (f"--{k}", str(tmp_path / f"{k}.jsonl"), f"--{k}-model", runs[k])]
+    monkeypatch.setattr("sys.argv", ["seconds.py", *arguments, "--images", "3", "--repeats", "1", "--out", str(out)])
+    load("seconds").main()
+    times = json.loads(out.read_text())
+    assert set(times["ecar"]) == {"4,2"} and set(times["dit"]) == {"3", "4:2"} and min(times["dit"].values()) > 0
+    out.write_text(json.dumps({"ecar": {"4,2": 1.0}, "dit": {"3": 0.5, "4:2": 2.0}}))
+    record = compared(tmp_path, monkeypatch, "--seconds", str(out), **files)
+    assert record["conclusions"]["any"]["FD-EffNetLite0"][beaten] == ["4:2"]
+    out.write_text(json.dumps({"ecar": {"4,2": 1.0}, "dit": {"3": 0.5}}))
+    with pytest.raises(SystemExit):
+        compared(tmp_path, monkeypatch, "--seconds", str(out), **files)
+    assert "no time for 4:2" in capsys.readouterr().err

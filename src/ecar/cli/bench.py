@@ -100,7 +100,7 @@ def run(arguments: Sequence[str]) -> None:
         "commit": source_commit(),
         "machine": {
             "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
-            "cpu": _cpu_name(),
+            "cpu": cpu_name(),
             "torch": torch.__version__,
             "threads": torch.get_num_threads(),
             "matmul_tflops_per_second": round(matmul_peak(dtype, device), 4) if options.repeats else None,
@@ -225,7 +225,7 @@ def _with_decoder(
     return {"fewer_flops_with_decoder": round(flops, 2), "less_time_with_decoder": round(seconds, 2)}
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
     """The processor as Linux names it; elsewhere its kind."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
