@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from conftest import random_model, tiny_config
+from ecar.cli.main import main
 from ecar.data.encoding import EncodePlan, encode_shards
 from ecar.data.feed import SourceFeed
 from ecar.data.latents import encode_source
@@ -370,3 +371,17 @@ def test_two_processes_take_the_same_steps_as_one(digits_folder: Path, tmp_path:
     assert all(torch.allclose(a[k], b[k], atol=1e-5) for k in a)
     losses = [[line["loss"] for line in lines(tmp_path / out)] for out in ("one", "two")]
     assert losses[0] == pytest.approx(losses[1], abs=2e-5)
+
+
+def test_a_run_shorter_than_its_log_interval_still_says_what_it_reached(
+    digits_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command's last line said step 0 and no loss after `--max-steps 2`."""
+    command = ["train", "--data", str(digits_folder), "--out", str(tmp_path / "run"), "--resolution", "8"]
+    command += ["--width", "16", "--heads", "2", "--trunk-depth", "1", "--head-depth", "1", "--batch-size", "8"]
+    command += ["--sample-every", "0", "--trackers", "--device", "cpu"]
+    assert main([*command, "--max-steps", "2"]) == 0
+    said = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert said["step"] == 2 and said["loss"] > 0
+    assert main([*command, "--max-steps", "3"]) == 0
+    assert [line["step"] for line in lines(tmp_path / "run")] == [2, 3]

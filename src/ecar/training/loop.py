@@ -281,7 +281,7 @@ class Trainer:
                     raise self._diverged(bad)
             else:
                 bad, sums, steps = 0, sums + means, steps + 1
-            if self.step % config.log_every == 0 and steps and log is not None:
+            if (self.step % config.log_every == 0 or self.step == config.max_steps) and steps and log is not None:
                 stage = {f"loss_{k + 1}": round(v, 5) for k, v in enumerate((sums / steps).tolist())}
                 total = sum(w * v for w, v in zip(config.stage_weight, stage.values(), strict=True))
                 log.write(
