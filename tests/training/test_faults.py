@@ -14,16 +14,20 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from test_recovery import arguments
 from test_training import lines, options, weights
 from test_watchdog import alive, command, processes
 from worker import TORCHRUN
 
+from ecar.cli.main import main
 from ecar.data.shards import load_latents
 from ecar.tokenizers import PixelTokenizer
 from ecar.training import checkpoint, loop
 from ecar.training import log as log_module
+from ecar.training import tokenizer as tokenizer_module
 from ecar.training.checkpoint import load_checkpoint
+from ecar.training.config import TokenizerConfig
 from ecar.training.curves import LossCurves
 from ecar.training.signals import Stopped
 
@@ -87,6 +91,32 @@ def test_a_signal_while_images_are_read_does_not_wait_for_the_first_step(
     assert stopped.value.code == 130 and signal.getsignal(signal.SIGINT) is before
     monkeypatch.undo()
     assert loop.train(options(digits_folder, tmp_path, max_steps=1, sample_every=0)).exists()  # the lock is free
+
+
+def test_a_stopped_tokenizer_resumes_where_it_was_and_two_do_not_share_a_folder(
+    digits_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A signal cost all steps since the last checkpoint, and a second run wrote into the folder of the first."""
+    command = ["tokenizer", "--data", str(digits_folder), "--resolution", "8", "--factor", "2", "--widths", "8", "8"]
+    command += ["--depth", "1", "--batch-size", "8", "--perceptual", "0", "--max-steps", "6", "--device", "cpu"]
+    assert main([*command, "--out", str(tmp_path / "whole")]) == 0
+    draw, part, codes = tokenizer_module._draw, str(tmp_path / "part"), []
+
+    def signalled(config: TokenizerConfig, images: Any, step: int) -> Any:
+        if step == 4 and not codes:
+            codes.append(main([*command, "--out", part]))
+            os.kill(os.getpid(), signal.SIGTERM)
+        return draw(config, images, step)
+
+    monkeypatch.setattr(tokenizer_module, "_draw", signalled)
+    with pytest.raises(SystemExit, match="75"):
+        main([*command, "--out", part])
+    said = capsys.readouterr().err
+    assert codes == [2] and "a run is active there" in said and "stopped after step 4, checkpoint written" in said
+    assert main([*command, "--out", part]) == 0
+    a, b = (load_file(tmp_path / run / "tokenizer.safetensors") for run in ("part", "whole"))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert [line["step"] for line in lines(tmp_path / "part")] == [6]
 
 
 def test_a_second_signal_in_a_save_ends_at_once_and_damages_nothing(digits_folder: Path, tmp_path: Path) -> None:

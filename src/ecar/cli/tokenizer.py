@@ -10,10 +10,12 @@ from ecar.training.config import TokenizerConfig
 
 
 def run(arguments: Sequence[str]) -> None:
-    """Parse, train, print what was written as JSON."""
+    """Parse, train, print what was written as JSON. Stopped by a signal, it exits as ``ecar train`` does."""
     config = parse(TokenizerConfig, arguments, "tokenizer")
+    from ecar.training.signals import exit_when_stopped
     from ecar.training.tokenizer import train_tokenizer
 
-    tokenizer = train_tokenizer(config)
+    with exit_when_stopped():
+        tokenizer = train_tokenizer(config)
     parameters = sum(p.numel() for p in tokenizer.parameters())
     print(json.dumps({"tokenizer": config.out, "parameters": parameters, "fingerprint": tokenizer.fingerprint()}))

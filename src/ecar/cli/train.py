@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 
 from ecar.cli.options import parse
@@ -18,12 +17,9 @@ def run(arguments: Sequence[str]) -> None:
     older = {"--no-tensorboard": ["--trackers"], "--tensorboard": ["--trackers", "tensorboard"]}
     config = parse(TrainConfig, [new for a in arguments for new in older.get(a, [a])], "train")
     from ecar.training.loop import train
-    from ecar.training.signals import Stopped
+    from ecar.training.signals import exit_when_stopped
 
-    try:
+    with exit_when_stopped():
         final = train(config)
-    except Stopped as stopped:
-        print(f"ecar: {stopped}", file=sys.stderr)
-        raise SystemExit(stopped.code) from None
     last = (final.parent / "log.jsonl").read_text().splitlines()[-1:]
     print(json.dumps({"model": str(final), **(json.loads(last[0]) if last else {})}))

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -19,6 +22,16 @@ class Stopped(BaseException):
         what = f"after step {step}, checkpoint written" if step else "while data were read, before a step"
         super().__init__(f"stopped {what}; the same command {'resumes' if step else 'goes on'}")
         self.code = code
+
+
+@contextmanager
+def exit_when_stopped() -> Iterator[None]:
+    """For a command: ``Stopped`` inside is one line and the exit code of its signal."""
+    try:
+        yield
+    except Stopped as stopped:
+        print(f"ecar: {stopped}", file=sys.stderr)
+        raise SystemExit(stopped.code) from None
 
 
 class StopRequest:

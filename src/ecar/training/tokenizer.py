@@ -33,8 +33,10 @@ from ecar.training.about import run_record
 from ecar.training.checkpoint import load_checkpoint, restore_training, save_checkpoint, training_tensors
 from ecar.training.config import TokenizerConfig
 from ecar.training.ema import EMA
+from ecar.training.lock import run_lock
 from ecar.training.log import RunLog
 from ecar.training.run import check_same_options, make_out
+from ecar.training.signals import Stopped, StopRequest
 
 Network = TypeVar("Network", bound=nn.Module)
 _PERCEPTUAL_BLOCKS = (0, 2, 4)  # EfficientNet-Lite0 blocks at strides 2, 4 and 8
@@ -86,11 +88,16 @@ def train_tokenizer(config: TokenizerConfig) -> ConvTokenizer:
     """Train, write ``config.out`` and return the averaged tokenizer.
 
     Raises:
-        ValueError: bad data, or an ``out`` folder of another configuration.
+        ValueError: bad data, or an ``out`` folder of another configuration or of a run that is active.
+        Stopped: a signal came; the checkpoint is written.
     """
     config = replace(config, device=resolve_device(config.device))
     out = make_out(config.out)
-    config = replace(config, out=str(out))
+    with run_lock(out), StopRequest() as stop:
+        return _train(replace(config, out=str(out)), out, stop)
+
+
+def _train(config: TokenizerConfig, out: Path, stop: StopRequest) -> ConvTokenizer:
     free = ("out", "device", "save_every", "log_every")
     check_same_options(out / "train.json", {k: v for k, v in asdict(config).items() if k not in free})
     images = _read_images(config)
@@ -115,7 +122,8 @@ def train_tokenizer(config: TokenizerConfig) -> ConvTokenizer:
     record = run_record(config, images=len(images), parameters=sum(p.numel() for p in tokenizer.parameters()))
     with RunLog(out, step=step, trackers=("tensorboard",), record=record) as log:
         log.begin(step * config.batch_size)
-        _run_steps(config, images, loss, ema, optimizer, step, log)
+        stop.begun = True
+        _run_steps(config, images, loss, ema, optimizer, step, log, stop)
     ema.copy_to(tokenizer)
     _measure(tokenizer, images, config)
     tokenizer.save(out)
@@ -131,9 +139,9 @@ def _run_steps(
     optimizer: torch.optim.Optimizer,
     step: int,
     log: RunLog,
+    stop: StopRequest,
 ) -> None:
-    tokenizer = loss.tokenizer
-    sums: dict[str, Tensor] = {}
+    tokenizer, sums, steps = loss.tokenizer, dict[str, Tensor](), 0
     start = time.perf_counter()
     for now in tqdm(range(step + 1, config.max_steps + 1), initial=step, total=config.max_steps, disable=None):
         for group in optimizer.param_groups:
@@ -152,13 +160,17 @@ def _run_steps(
         _update_statistics(tokenizer, raw.detach().float(), 1.0 if now == 1 else _STATISTICS_MOMENTUM)
         for name, term in terms.items():
             sums[name] = sums.get(name, torch.zeros(())) + term.detach().cpu()
-        if now % config.log_every == 0:
-            means = {name: float(value) / config.log_every for name, value in sums.items()}
+        steps += 1
+        if now % config.log_every == 0 or now == config.max_steps:
+            means = {name: float(value) / steps for name, value in sums.items()}
             seconds = log.seconds_before + time.perf_counter() - start
             log.write(step=now, images=now * config.batch_size, seconds=round(seconds, 2), **means)
-            sums = {}
-        if now % config.save_every == 0 or now == config.max_steps:
+            sums, steps = {}, 0
+        code = stop.code
+        if now % config.save_every == 0 or now == config.max_steps or code:
             save_checkpoint(Path(config.out), now, training_tensors(tokenizer, ema, [optimizer]), {})
+        if code and now < config.max_steps:
+            raise Stopped(now, code)
 
 
 def _draw(config: TokenizerConfig, images: np.ndarray, step: int) -> tuple[Tensor, list[Tensor]]:
