@@ -62,7 +62,7 @@ def test_command_writes_named_figures_with_their_settings_and_resumes(
     assert first == json.loads(out.read_text())
     assert first["metrics"]["num"] == 24 and first["metrics"]["biased_small_sample"] is True
     assert first["metrics"]["FD-EffNetLite0"] > 0 and first["settings"]["guidance"] == [1.5, 1.0]
-    assert first["ema"] == 0.999  # the trainer's default: the folder holds averaged weights
+    assert first["ema"] == 0.99  # the trainer's default: the folder holds averaged weights
     assert set(first["classifier"]["classifier_accuracy_per_class"]) == {"zero", "one", "seven"}
     assert first["classifier"]["made"] == {
         "train_data": str(digits_folder), "class_names": ["one", "seven", "zero"], "epochs": 2, "flip": False,

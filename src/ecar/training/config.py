@@ -122,9 +122,9 @@ class TrainConfig(JsonConfig):
     """Weight decay on matrices."""
     clip: float = 1.0
     """Gradient norm limit."""
-    ema: tuple[float, ...] = (0.999,)
+    ema: tuple[float, ...] = (0.99,)
     """Decay of the weight average that is sampled and shipped; further ones are averages that are saved beside it, as
-    final_ema_DECAY."""
+    final_ema_DECAY. The learning rate falls to zero, which averages too: keep 1 / (1 - decay) far below the steps."""
     label_dropout: float = 0.1
     """Share of labels replaced by the null class, for guidance."""
     t_mean: tuple[float, ...] = ()
