@@ -32,8 +32,9 @@ def trunk_flops(config: ModelConfig) -> list[int]:
     result, seen = [], 0
     for stage in make_plan(config.stages):
         n = stage.tokens
-        keys = seen + (config.trunk_window**2 if windows_of(stage.side, config.trunk_window, 0) else n)
-        seen += 0 if windows_of(stage.side, config.trunk_window, 0) else n
+        windowed = windows_of(stage.side, config.trunk_window, 0) is not None
+        keys = seen + (config.trunk_window**2 if windowed else n)
+        seen += 0 if windowed else n
         embed = 2 * n * config.width * (4 * FOURIER_BANDS + (config.channels if stage.index else 0))
         result.append(embed + config.trunk_depth * block_flops(config.width, n, keys))
     return result

@@ -119,13 +119,14 @@ class StageTransformer(nn.Module):
         """What ``step`` does, as a mask (N, N) for block number ``block``, from the stage (N,) of each token."""
         if len(stages) == 1 and self._is_small(stages[0]):
             return None
-        mask = stage_of[:, None] >= stage_of
+        mask, end = stage_of[:, None] >= stage_of, 0
         for stage in stages:
+            place, end = slice(end, end + stage.tokens), end + stage.tokens
             windows = windows_of(stage.side, self.window, block)
             if windows is not None:
-                place, group = stage_of == stage.index, windows.groups().to(stage_of.device)
+                group = windows.groups().to(stage_of.device)
                 mask[:, place] = False
-                mask[place.nonzero(), place.nonzero().T] = group[:, None] == group
+                mask[place, place] = group[:, None] == group
         return mask
 
     def _embed(self, stage: Stage, end_before: Tensor | None, labels: Tensor) -> Tensor:
