@@ -24,10 +24,11 @@ from ecar.commit import source_commit
 from ecar.data.latents import MemoryTable
 from ecar.model import build_model
 from ecar.tokenizers import PixelTokenizer
+from ecar.training.build import build_config, with_data
 from ecar.training.config import TrainConfig
 from ecar.training.draws import draw_batch
 from ecar.training.log import RunLog
-from ecar.training.loop import Trainer, build_config, with_data
+from ecar.training.loop import Trainer
 from ecar.training.loss import stage_losses
 from ecar.training.optim import make_optimizers
 from ecar.training.run import save_samples

@@ -20,8 +20,8 @@ from pathlib import Path
 
 from ecar.benchmark.formulas import training_flops
 from ecar.cli.options import parse
+from ecar.training.build import build_config, load_table, with_data
 from ecar.training.config import TrainConfig
-from ecar.training.loop import build_config, load_table, with_data
 
 
 def step_flops(options: list[str]) -> int:

@@ -26,9 +26,9 @@ from ecar.data.latents import MemoryTable, encode_source
 from ecar.data.shards import ShardTable, check_cache, damaged_shards, image_ids, load_latents
 from ecar.data.source import load_source
 from ecar.tokenizers import ConvTokenizer, PixelTokenizer, load_tokenizer
+from ecar.training.build import load_table
 from ecar.training.config import TrainConfig
 from ecar.training.draws import draw_batch
-from ecar.training.loop import load_table
 
 
 @pytest.fixture

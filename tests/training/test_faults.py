@@ -23,7 +23,7 @@ from worker import TORCHRUN
 from ecar.cli.main import main
 from ecar.data.shards import load_latents
 from ecar.tokenizers import PixelTokenizer
-from ecar.training import checkpoint, loop
+from ecar.training import build, checkpoint, loop
 from ecar.training import log as log_module
 from ecar.training import tokenizer as tokenizer_module
 from ecar.training.checkpoint import load_checkpoint
@@ -85,7 +85,7 @@ def test_a_signal_while_images_are_read_does_not_wait_for_the_first_step(
         pytest.fail("went on")
 
     before = signal.getsignal(signal.SIGINT)
-    monkeypatch.setattr(loop, "encode_source", reads)
+    monkeypatch.setattr(build, "encode_source", reads)
     with pytest.raises(Stopped, match="before a step; the same command goes on") as stopped:
         loop.train(options(digits_folder, tmp_path))
     assert stopped.value.code == 130 and signal.getsignal(signal.SIGINT) is before

@@ -15,7 +15,7 @@ from conftest import random_model, tiny_config
 from ecar.data.order import derive_seed
 from ecar.model import ECAR
 from ecar.stages import end_point, jump, noises, pyramid
-from ecar.training import loop
+from ecar.training import build, loop
 from ecar.training.config import TrainConfig
 from ecar.training.draws import draw_batch
 from ecar.training.loss import Draws, stage_losses
@@ -119,7 +119,7 @@ def test_every_use_of_randomness_in_a_step_has_a_seed_of_its_own(
 ) -> None:
     """Samples of a latent's distribution and the choice of on-policy images were once drawn from the same numbers."""
     config, seeds = own(digits_folder, tmp_path, device="cpu"), list[int]()
-    table, _ = loop.load_table(config)
+    table, _ = build.load_table(config)
     model = random_model(tiny_config())
 
     def recorded(*parts: int) -> int:
@@ -135,7 +135,7 @@ def test_times_and_shares_are_as_asked_for(digits_folder: Path, tmp_path: Path) 
     config = own(
         digits_folder, tmp_path, batch_size=2000, on_policy=0.2, on_policy_from=0.8, on_policy_after=0.0, device="cpu"
     )
-    table, _ = loop.load_table(config)
+    table, _ = build.load_table(config)
     plan = random_model(tiny_config()).plan
     d = draw_batch(config, table, plan, 3, 1)[2]
     again = draw_batch(config, table, plan, 3, 1)[2]

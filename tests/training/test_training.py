@@ -25,7 +25,7 @@ from ecar.data.source import BadImages, load_source
 from ecar.sampling.pipeline import Pipeline
 from ecar.stages import make_plan, pyramid
 from ecar.tokenizers import ConvTokenizer, PixelTokenizer, Tokenizer
-from ecar.training import loop, loss
+from ecar.training import build, loop, loss
 from ecar.training.config import TokenizerConfig, TrainConfig
 from ecar.training.draws import training_times
 from ecar.training.ema import EMA
@@ -115,7 +115,7 @@ def test_unlabelled_images_train_an_unconditional_model(digits_folder: Path, tmp
 def test_what_needs_no_latents_is_refused_before_images_are_encoded(
     digits_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], word: str
 ) -> None:
-    monkeypatch.setattr(loop, "encode_source", lambda *_, **__: pytest.fail("encoded"))
+    monkeypatch.setattr(build, "encode_source", lambda *_, **__: pytest.fail("encoded"))
     with pytest.raises(ValueError, match=word):
         loop.train(options(digits_folder / "one", tmp_path, **changes))
 
@@ -194,10 +194,10 @@ def test_latent_cache_trains_as_images_do_and_refuses_a_changed_tokenizer(digits
 
 def test_options_about_a_cache_are_obeyed_not_ignored(digits_folder: Path, tmp_path: Path) -> None:
     encode_cache(digits_folder, PixelTokenizer(factor=2), tmp_path / "cache")
-    kept, _ = loop.load_table(options(tmp_path / "cache", tmp_path, tokenizer=None, max_images=7))
+    kept, _ = build.load_table(options(tmp_path / "cache", tmp_path, tokenizer=None, max_images=7))
     assert kept.sides == 1 and len(kept) == len(kept.labels) == 7  # not mirrored unless asked
     with pytest.raises(ValueError, match="another tokenizer"):
-        loop.load_table(options(tmp_path / "cache", tmp_path, tokenizer="pixels:4"))
+        build.load_table(options(tmp_path / "cache", tmp_path, tokenizer="pixels:4"))
     PixelTokenizer(factor=2).save(tmp_path / "cache" / "tokenizer")  # its statistics differ
     with pytest.raises(ValueError, match="run ecar encode again"):
         load_latents(str(tmp_path / "cache"))

@@ -26,7 +26,7 @@ from ecar.sampling.loop import check_settings
 from ecar.stages import Stage
 from ecar.training.config import TrainConfig
 from ecar.transfer import transfer
-from ecar.weights import load_model, weights_fingerprint
+from ecar.weights import load_config, load_model, resolve_model, weights_fingerprint
 
 if TYPE_CHECKING:
     from ecar.training.finetune import Source
@@ -179,9 +179,9 @@ def check_distill(
 
 def _check_guide(name: str, scales: tuple[float, ...], teacher: ModelConfig) -> None:
     """ValueError unless ``name`` is a model of what the teacher models."""
-    guide, _ = load_model(name)
+    guide = load_config(resolve_model(name))
     for key in ("kind", "stages", "context_noise", "class_names", "num_classes", "tokenizer"):
-        if getattr(guide.config, key) != getattr(teacher, key):
+        if getattr(guide, key) != getattr(teacher, key):
             raise ValueError(
                 f"--distill-guide {name} has another {key} than the teacher: it has to model the same data"
             )
