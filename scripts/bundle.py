@@ -18,6 +18,7 @@ import torch
 from ecar import Pipeline
 from ecar.hub import training_record
 from ecar.model import ECAR
+from ecar.tokenizers import load_decoder
 from ecar.weights import BUNDLED, load_model, save_model
 
 
@@ -29,6 +30,7 @@ def main() -> None:
     parser.add_argument("--guidance", type=float, nargs="+")
     parser.add_argument("--guidance-from", type=float, nargs="+")
     parser.add_argument("--solver")
+    parser.add_argument("--decoder", type=Path, help="a tokenizer of the same latents, whose decoder is better")
     args = parser.parse_args()
     model, tokenizer = load_model(args.model)
     sampling = Pipeline(model, tokenizer).settings(
@@ -36,6 +38,9 @@ def main() -> None:
     )
     images = torch.rand(64, 3, *model.config.image_side) * 2 - 1
     before = tokenizer.encode(images)
+    if args.decoder:
+        decoder = load_decoder(args.decoder, tokenizer)
+        tokenizer.load_state_dict(decoder.state_dict())
     tokenizer.half().float()
     print("latents moved by", (tokenizer.encode(images) - before).abs().max().item())
     bundled = ECAR(model.config.replace(tokenizer=tokenizer.fingerprint(), sampling=sampling))

@@ -24,8 +24,10 @@ from ecar.data.shards import load_latents
 from ecar.data.source import BadImages, load_source
 from ecar.sampling.pipeline import Pipeline
 from ecar.stages import make_plan, pyramid
-from ecar.tokenizers import ConvTokenizer, PixelTokenizer, Tokenizer
+from ecar.tokenizers import ConvTokenizer, PixelTokenizer, Tokenizer, load_tokenizer
 from ecar.training import build, loop, loss
+from ecar.training import tokenizer as tokenizer_training
+from ecar.training.adversarial import Adversary
 from ecar.training.config import TokenizerConfig, TrainConfig
 from ecar.training.draws import training_times
 from ecar.training.ema import EMA
@@ -339,6 +341,85 @@ def test_tokenizer_training_lowers_its_losses_and_refuses_other_options(digits_f
     assert log[-1]["reconstruction_1"] < 0.9 * log[0]["reconstruction_1"]  # scale consistency is trained too
     with pytest.raises(ValueError, match="other options"):
         train_tokenizer(TokenizerConfig(**common, max_steps=60, seed=1))
+
+
+@pytest.fixture
+def trained_tokenizer(digits_folder: Path, tmp_path: Path) -> dict[str, Any]:
+    """Options of a small tokenizer run whose result lies in ``tmp_path / "first"``."""
+    common: dict[str, Any] = {
+        "data": str(digits_folder), "resolution": 8, "batch_size": 8, "perceptual": 0.0, "max_steps": 4,
+        "save_every": 2, "log_every": 1, "adversarial": 0.1,
+    }  # fmt: skip
+    sizes: dict[str, Any] = {"factor": 2, "widths": (8, 8), "depth": 1}
+    train_tokenizer(TokenizerConfig(**common, **sizes, out=str(tmp_path / "first")))
+    return common
+
+
+def test_a_decoder_trained_on_a_frozen_encoder_serves_the_model_and_another_does_not(
+    digits_folder: Path, tmp_path: Path, trained_tokenizer: dict[str, Any]
+) -> None:
+    first, sharper = str(tmp_path / "first"), str(tmp_path / "sharper")
+    train_tokenizer(TokenizerConfig(**trained_tokenizer, out=sharper, init_from=first, freeze_encoder=True))
+    before, after = load_tokenizer(first), load_tokenizer(sharper)
+    images = torch.rand(2, 3, 8, 8) * 2 - 1
+    assert torch.equal(before.encode(images), after.encode(images))
+    assert not torch.equal(before.decode(before.encode(images)), after.decode(before.encode(images)))
+
+    loop.train(options(digits_folder, tmp_path / "model", tokenizer=first, max_steps=1))
+    plain, other = (
+        Pipeline.from_pretrained(tmp_path / "model" / "final", decoder=decoder)(labels=[0], seeds=[0], steps=1)
+        for decoder in (None, sharper)
+    )
+    assert plain.images[0].tobytes() != other.images[0].tobytes()
+
+    train_tokenizer(TokenizerConfig(**trained_tokenizer, out=str(tmp_path / "moved"), init_from=first))
+    with pytest.raises(ValueError, match="reads other latents"):
+        Pipeline.from_pretrained(tmp_path / "model" / "final", decoder=tmp_path / "moved")
+
+
+def test_a_tokenizer_run_with_a_critic_resumes_bit_for_bit(
+    tmp_path: Path, trained_tokenizer: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    common = {**trained_tokenizer, "out": str(tmp_path / "cut")}
+    update, calls = Adversary.update, iter(range(3))
+    with monkeypatch.context() as patch:
+        patch.setattr(Adversary, "update", lambda *a: update(*a) if next(calls, None) is not None else 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train_tokenizer(TokenizerConfig(**common, factor=2, widths=(8, 8), depth=1))
+    resumed = train_tokenizer(TokenizerConfig(**common, factor=2, widths=(8, 8), depth=1))
+    assert resumed.fingerprint() == load_tokenizer(tmp_path / "first").fingerprint()
+
+
+def test_the_critic_learns_to_tell_images_apart_and_leaves_no_gradient_in_itself() -> None:
+    torch.manual_seed(0)
+    adversary, real, fake = Adversary(1e-3, "cpu"), torch.rand(16, 3, 16, 16), torch.zeros(16, 3, 16, 16)
+    losses = [float(adversary.update(real, fake, 1e-3)) for _ in range(30)]
+    assert losses[0] == pytest.approx(2, abs=0.3)  # hinge: 1 + 1 where it sees nothing
+    assert losses[-1] < 1
+    adversary.optimizer.zero_grad()
+    picture = fake.clone().requires_grad_()
+    adversary.loss(picture).backward()
+    assert picture.grad is not None and picture.grad.abs().sum() > 0
+    assert all(p.grad is None for p in adversary.critic.parameters())
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"freeze_encoder": True}, "freeze_encoder needs init_from"),
+        ({"init_from": "pixels:2"}, "is a pixels tokenizer"),
+        ({"init_from": "first", "depth": 3}, "has depth 1, not 3"),
+        ({"adversarial": -1.0}, "must not be negative"),
+    ],
+)
+def test_wrong_starts_of_a_tokenizer_are_refused_before_images_are_read(
+    tmp_path: Path, trained_tokenizer: dict[str, Any], monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any],
+    word: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(tokenizer_training, "_read_images", lambda *_: pytest.fail("read"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=word):
+        train_tokenizer(TokenizerConfig(**{**trained_tokenizer, "out": "other", **changes}))
 
 
 def test_perceptual_features_need_no_network_and_see_differences() -> None:

@@ -81,7 +81,8 @@ class EvaluateOptions:
     quantize: str | None = None
     """int8: matrix products in int8."""
     decoder: str | None = None
-    """Folder or Hub id of a tiny decoder (diffusers' AutoencoderTiny, such as TAESD) of the model's AutoencoderKL."""
+    """Another decoder: one trained by ecar tokenizer --freeze-encoder; or, of an AutoencoderKL, folder or Hub id of a
+    tiny one (diffusers' AutoencoderTiny, such as TAESD)."""
     allow_small: bool = False
     """Accept fewer images than the extractor has features; the record says so."""
     cache: str = "~/.cache/ecar"

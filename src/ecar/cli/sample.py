@@ -61,7 +61,8 @@ class SampleOptions:
     quantize: str | None = None
     """int8: matrix products in int8; worth it with --compile."""
     decoder: str | None = None
-    """Folder or Hub id of a tiny decoder (diffusers' AutoencoderTiny, such as TAESD) of the model's AutoencoderKL."""
+    """Another decoder: one trained by ecar tokenizer --freeze-encoder; or, of an AutoencoderKL, folder or Hub id of a
+    tiny one (diffusers' AutoencoderTiny, such as TAESD)."""
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from ecar.sampling.loop import StageResult, check_settings, sample_latents
 from ecar.sampling.noise import draw_noise
 from ecar.sampling.optimize import optimize
 from ecar.sampling.pictures import to_pil
-from ecar.tokenizers import Tokenizer
+from ecar.tokenizers import Tokenizer, load_decoder
 
 Label = int | str | None
 
@@ -105,8 +105,7 @@ class Pipeline:
             compile: compile the blocks: worth it for many images of one batch size (the first batch takes a minute).
             quantize: "int8", see ``ecar.sampling.optimize``.
             adapter: folder of a LoRA adapter of this model (``ecar train --lora-rank``), merged into the weights.
-            decoder: folder or Hub id of an AutoencoderTiny to decode with, where the model's tokenizer is an
-                AutoencoderKL: see ``ecar.tokenizers.diffusers.tiny_decoder``.
+            decoder: decode with another one than the model's tokenizer has: see ``ecar.tokenizers.load_decoder``.
 
         Raises:
             ValueError: nothing there, or damaged, or no such device; the message says what and where.
@@ -121,9 +120,7 @@ class Pipeline:
             model = apply_adapter(model, adapter, weights_fingerprint(name))
         pipe = cls(model.to(device, dtype), tokenizer.to(device), str(name))
         if decoder is not None:
-            from ecar.tokenizers.diffusers import tiny_decoder
-
-            pipe.decoder = tiny_decoder(decoder, tokenizer).to(device).eval()
+            pipe.decoder = load_decoder(decoder, tokenizer).to(device).eval()
         pipe.optimize(compile=compile, quantize=quantize)
         return pipe
 

@@ -6,13 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from ecar.tokenizers.base import Tokenizer
 from ecar.tokenizers.conv import ConvTokenizer
 from ecar.tokenizers.pixels import PixelTokenizer
 
-__all__ = ["ConvTokenizer", "PixelTokenizer", "Tokenizer", "load_tokenizer"]
+__all__ = ["ConvTokenizer", "PixelTokenizer", "Tokenizer", "load_decoder", "load_tokenizer"]
 
 
 def load_tokenizer(name: str | Path) -> Tokenizer:
@@ -42,6 +43,42 @@ def load_tokenizer(name: str | Path) -> Tokenizer:
     from ecar.tokenizers.diffusers import DiffusersTokenizer
 
     return DiffusersTokenizer.load(text)
+
+
+def load_decoder(source: str | Path, tokenizer: Tokenizer) -> Tokenizer:
+    """Another decoder for the latents of ``tokenizer``: of a convolutional autoencoder one that was trained further
+    with its encoder frozen, of an AutoencoderKL an AutoencoderTiny.
+
+    Args:
+        source: folder of a tokenizer, or a folder or Hub id of an AutoencoderTiny.
+        tokenizer: of the model.
+
+    Raises:
+        ValueError: nothing there, or of other latents.
+    """
+    if not isinstance(tokenizer, ConvTokenizer):
+        from ecar.tokenizers.diffusers import tiny_decoder
+
+        return tiny_decoder(source, tokenizer)
+    other = load_tokenizer(source)
+    if not isinstance(other, ConvTokenizer) or not _same_latents(tokenizer, other):
+        raise ValueError(
+            f"decoder {str(source)!r}: reads other latents than the model's; "
+            "train one with: ecar tokenizer --init-from MODEL/tokenizer --freeze-encoder"
+        )
+    return other
+
+
+def _same_latents(tokenizer: ConvTokenizer, other: ConvTokenizer) -> bool:
+    """Whether both have the same encoder and statistics, but for rounding to float16."""
+    ours, theirs = (
+        {name: tensor for name, tensor in one.state_dict().items() if not name.startswith("decoder.")}
+        for one in (tokenizer, other)
+    )
+    return ours.keys() == theirs.keys() and all(
+        t.shape == theirs[n].shape and torch.allclose(t.to(theirs[n]), theirs[n], rtol=1e-3, atol=1e-6)
+        for n, t in ours.items()
+    )
 
 
 def _load_own(folder: Path, record: dict[str, Any]) -> Tokenizer:

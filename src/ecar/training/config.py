@@ -259,6 +259,11 @@ class TokenizerConfig:
     """Folder of images, WebDataset tars, parquet file or folder, or Hub data set id."""
     out: str
     """Folder to write: the tokenizer, log.jsonl, reconstructions.png. The same command again resumes."""
+    init_from: str | None = None
+    """Start from this tokenizer (a folder that this command wrote, or MODEL/tokenizer), with its sizes."""
+    freeze_encoder: bool = False
+    """Train the decoder only, with --init-from: latents stay what they are, and models of them take the new decoder
+    (--decoder)."""
     resolution: int = 32
     """Side of the training images in pixels."""
     channels: int = 4
@@ -277,6 +282,8 @@ class TokenizerConfig:
     """Peak learning rate of AdamW; 5% warm-up, cosine decay to 1%."""
     perceptual: float = 0.5
     """Weight of the perceptual term; 0 is off (and needs no EfficientNet weights)."""
+    adversarial: float = 0.0
+    """Weight of the verdict of a critic that is trained beside it, for sharper images; 0 is off."""
     scale_consistency: float = 0.5
     """Weight of the pooled terms; 0 is off."""
     scale_levels: int = 1
@@ -302,8 +309,12 @@ class TokenizerConfig:
             raise ValueError(f"factor must be a power of two of at least 2, got {self.factor}")
         if len(self.widths) != self.factor.bit_length():
             raise ValueError(f"widths needs {self.factor.bit_length()} entries for factor {self.factor}: {self.widths}")
-        if self.scale_levels < 0 or self.scale_consistency < 0 or self.perceptual < 0 or self.lr <= 0:
-            raise ValueError("scale_levels, scale_consistency and perceptual must not be negative, lr must be positive")
+        if min(self.scale_levels, self.scale_consistency, self.perceptual, self.adversarial) < 0 or self.lr <= 0:
+            raise ValueError(
+                "scale_levels, scale_consistency, perceptual and adversarial must not be negative, lr must be positive"
+            )
+        if self.freeze_encoder and self.init_from is None:
+            raise ValueError("freeze_encoder needs init_from, the tokenizer whose latents stay")
         if not 0 <= self.seed < 2**40:
             raise ValueError(f"seed must be in 0..2^40-1, got {self.seed}")
         smallest = self.factor * 2 ** (self.scale_levels if self.scale_consistency else 0)

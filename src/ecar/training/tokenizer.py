@@ -7,7 +7,10 @@ Loss, on images x with latents z (unit scale by running statistics):
     scale consistency   the same two between dec(D z + noise) and D x, for 2x2 pooling D and its powers
                         (EQ-VAE 2502.09509, 2502.14831): every coarse stage of ECAR lives on pooled latents
 
-The noise keeps neighbouring latents decodable, so that small errors of the sampler stay small in the image.
+    adversarial         optional, on dec(z + noise): see ``ecar.training.adversarial``
+
+The noise keeps neighbouring latents decodable, so that small errors of the sampler stay small in the image. With a
+frozen encoder only the decoder is trained, and models of its latents stay good.
 """
 
 from __future__ import annotations
@@ -28,8 +31,10 @@ from ecar.data.images import to_signed
 from ecar.data.source import ImageReport, iterate_images, load_source
 from ecar.devices import resolve_device
 from ecar.features import EfficientNetLite0
+from ecar.tokenizers import load_tokenizer
 from ecar.tokenizers.conv import ConvTokenizer
 from ecar.training.about import run_record
+from ecar.training.adversarial import Adversary
 from ecar.training.checkpoint import load_checkpoint, restore_training, save_checkpoint, training_tensors
 from ecar.training.config import TokenizerConfig
 from ecar.training.ema import EMA
@@ -50,22 +55,25 @@ class TokenizerLoss:
         self.tokenizer, self.config = tokenizer, config
         self.features = _channels_last(EfficientNetLite0(), config.device) if config.perceptual else None
 
-    def __call__(self, images: Tensor, noise: list[Tensor]) -> tuple[dict[str, Tensor], Tensor]:
-        """Images (B, 3, H, W) in [-1, 1], one noise map per level -> named terms (unweighted), raw latents."""
+    def __call__(self, images: Tensor, noise: list[Tensor]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """Images (B, 3, H, W) in [-1, 1], one noise map per level -> named terms (unweighted), raw latents, decoded
+        images."""
         tok, cfg = self.tokenizer, self.config
-        raw = tok.encode_raw(images)
+        with torch.set_grad_enabled(not cfg.freeze_encoder):
+            raw = tok.encode_raw(images)
         latents = tok.normalize(raw)
-        terms: dict[str, Tensor] = {}
+        terms, pictures = dict[str, Tensor](), []
         levels = range(1 + (cfg.scale_levels if cfg.scale_consistency else 0))
         for level in levels:
             if level:
                 latents, images = F.avg_pool2d(latents, 2), F.avg_pool2d(images, 2)
             decoded = tok.decode_raw(tok.denormalize(latents + cfg.latent_noise * noise[level])).float()
+            pictures.append(decoded)
             error = decoded - images
             terms[f"reconstruction_{level}"] = error.abs().mean() + error.square().mean()
             if self.features is not None:
                 terms[f"perceptual_{level}"] = self.perceptual(decoded, images)
-        return terms, raw
+        return terms, raw, pictures[0]
 
     def perceptual(self, decoded: Tensor, images: Tensor) -> Tensor:
         """Mean squared distance of channel-normalised features."""
@@ -79,9 +87,9 @@ class TokenizerLoss:
     def total(self, terms: dict[str, Tensor]) -> Tensor:
         """The weighted sum."""
         cfg = self.config
-        weights = {name: 1.0 if name.endswith("_0") else cfg.scale_consistency for name in terms}
-        factors = {name: cfg.perceptual if name.startswith("perceptual") else 1.0 for name in terms}
-        return torch.stack([weights[n] * factors[n] * t for n, t in terms.items()]).sum()
+        weights = {name: cfg.scale_consistency if name[-1] in "123456789" else 1.0 for name in terms}
+        factors = {"perceptual": cfg.perceptual, "adversarial": cfg.adversarial}
+        return torch.stack([weights[n] * factors.get(n.partition("_")[0], 1.0) * t for n, t in terms.items()]).sum()
 
 
 def train_tokenizer(config: TokenizerConfig) -> ConvTokenizer:
@@ -98,79 +106,130 @@ def train_tokenizer(config: TokenizerConfig) -> ConvTokenizer:
 
 
 def _train(config: TokenizerConfig, out: Path, stop: StopRequest) -> ConvTokenizer:
+    given = _given(config)
+    if given is not None:
+        config = replace(config, channels=given.channels, factor=given.factor, widths=given.widths, depth=given.depth)
     free = ("out", "device", "save_every", "log_every")
-    check_same_options(out / "train.json", {k: v for k, v in asdict(config).items() if k not in free})
+    options = {**asdict(config), "init_from": given.fingerprint() if given else None}
+    check_same_options(out / "train.json", {k: v for k, v in options.items() if k not in free})
     images = _read_images(config)
     grey = bool((images == images[..., :1]).all())
+    if given is not None and given.image_channels == 1 and not grey:
+        raise ValueError(f"--init-from {config.init_from} is for grey images, and those of {config.data} are coloured")
     torch.manual_seed(config.seed)
-    tokenizer = ConvTokenizer(
+    tokenizer = given or ConvTokenizer(
         channels=config.channels,
         factor=config.factor,
         image_channels=1 if grey else 3,
         widths=config.widths,
         depth=config.depth,
     )
+    tokenizer.encoder.requires_grad_(not config.freeze_encoder)
     _channels_last(tokenizer, config.device)
-    ema = EMA(tokenizer, 0.999)
-    optimizer = torch.optim.AdamW(tokenizer.parameters(), lr=config.lr, betas=(0.9, 0.95), weight_decay=0.01)
-    step = 0
-    found = load_checkpoint(out)
-    if found is not None:
-        restore_training(found[0], tokenizer, ema, [optimizer])
-        step = ema.updates = int(found[1]["step"])
-    loss = TokenizerLoss(tokenizer, config)
+    run = _Run(config, tokenizer, images, out)
     record = run_record(config, images=len(images), parameters=sum(p.numel() for p in tokenizer.parameters()))
-    with RunLog(out, step=step, trackers=("tensorboard",), record=record) as log:
-        log.begin(step * config.batch_size)
+    with RunLog(out, step=run.step, trackers=("tensorboard",), record=record) as log:
+        log.begin(run.step * config.batch_size)
         stop.begun = True
-        _run_steps(config, images, loss, ema, optimizer, step, log, stop)
-    ema.copy_to(tokenizer)
-    _measure(tokenizer, images, config)
+        run.run(log, stop)
+    run.ema.copy_to(tokenizer)
+    if not config.freeze_encoder:
+        _measure(tokenizer, images, config)
     tokenizer.save(out)
     _save_reconstructions(tokenizer, images[:16], out / "reconstructions.png", config.device)
     return tokenizer
 
 
-def _run_steps(
-    config: TokenizerConfig,
-    images: np.ndarray,
-    loss: TokenizerLoss,
-    ema: EMA,
-    optimizer: torch.optim.Optimizer,
-    step: int,
-    log: RunLog,
-    stop: StopRequest,
-) -> None:
-    tokenizer, sums, steps = loss.tokenizer, dict[str, Tensor](), 0
-    start = time.perf_counter()
-    for now in tqdm(range(step + 1, config.max_steps + 1), initial=step, total=config.max_steps, disable=None):
+def _given(config: TokenizerConfig) -> ConvTokenizer | None:
+    """The tokenizer that the run starts from.
+
+    Raises:
+        ValueError: not one of this kind, or of another shape than options ask for.
+    """
+    if config.init_from is None:
+        return None
+    tokenizer = load_tokenizer(config.init_from)
+    if not isinstance(tokenizer, ConvTokenizer):
+        raise ValueError(
+            f"--init-from {config.init_from} is a {tokenizer.kind} tokenizer; only own ones can be trained"
+        )
+    for key in ("channels", "factor", "widths", "depth"):
+        asked, own = getattr(config, key), getattr(tokenizer, key)
+        if asked not in (own, TokenizerConfig.__dataclass_fields__[key].default):
+            raise ValueError(f"--init-from {config.init_from} has {key} {own}, not {asked}: leave the option out")
+    return tokenizer
+
+
+class _Run:
+    """State of a run: tokenizer, average, optimizers, step."""
+
+    def __init__(self, config: TokenizerConfig, tokenizer: ConvTokenizer, images: np.ndarray, out: Path) -> None:
+        self.config, self.tokenizer, self.images, self.out = config, tokenizer, images, out
+        self.loss, self.ema = TokenizerLoss(tokenizer, config), EMA(tokenizer, 0.999)
+        trained = [p for p in tokenizer.parameters() if p.requires_grad]
+        self.optimizers: list[torch.optim.Optimizer] = [
+            torch.optim.AdamW(trained, lr=config.lr, betas=(0.9, 0.95), weight_decay=0.01)
+        ]
+        self.adversary = Adversary(config.lr, config.device) if config.adversarial else None
+        if self.adversary:
+            self.optimizers.append(self.adversary.optimizer)
+        self.step = 0
+        found = load_checkpoint(out)
+        if found is not None:
+            restore_training(found[0], tokenizer, self.ema, self.optimizers)
+            if self.adversary:
+                self.adversary.restore(found[0])
+            self.step = self.ema.updates = int(found[1]["step"])
+
+    def run(self, log: RunLog, stop: StopRequest) -> None:
+        """From the step that the checkpoint left to ``max_steps``."""
+        config, sums, steps = self.config, dict[str, Tensor](), 0
+        start = time.perf_counter()
+        for now in tqdm(
+            range(self.step + 1, config.max_steps + 1), initial=self.step, total=config.max_steps, disable=None
+        ):
+            for name, term in self._train_step(now).items():
+                sums[name] = sums.get(name, torch.zeros(())) + term.detach().cpu()
+            steps += 1
+            if now % config.log_every == 0 or now == config.max_steps:
+                means = {name: float(value) / steps for name, value in sums.items()}
+                seconds = log.seconds_before + time.perf_counter() - start
+                log.write(step=now, images=now * config.batch_size, seconds=round(seconds, 2), **means)
+                sums, steps = {}, 0
+            code = stop.code
+            if now % config.save_every == 0 or now == config.max_steps or code:
+                save_checkpoint(self.out, now, self._tensors(), {})
+            if code and now < config.max_steps:
+                raise Stopped(now, code)
+
+    def _train_step(self, now: int) -> dict[str, Tensor]:
+        """One update; the terms of the loss, the critic's own among them."""
+        config, tokenizer, (optimizer, *_) = self.config, self.tokenizer, self.optimizers
+        lr = config.lr * _cosine(now, config.max_steps)
         for group in optimizer.param_groups:
-            group["lr"] = config.lr * _cosine(now, config.max_steps)
-        batch, noise = _draw(config, images, now)
+            group["lr"] = lr
+        batch, noise = _draw(config, self.images, now)
         with torch.autocast(torch.device(config.device).type, torch.bfloat16):
-            terms, raw = loss(batch, noise)
-        total = loss.total(terms)
+            terms, raw, decoded = self.loss(batch, noise)
+            if self.adversary:
+                terms["adversarial"] = self.adversary.loss(decoded)
         optimizer.zero_grad(set_to_none=True)
-        total.backward()
+        self.loss.total(terms).backward()
         norm = torch.nn.utils.clip_grad_norm_(tokenizer.parameters(), 1.0)
         if not torch.isfinite(norm):
             raise ValueError(f"step {now}: the gradient is not finite; lower --lr (now {config.lr})")
         optimizer.step()
-        ema.update(tokenizer)
-        _update_statistics(tokenizer, raw.detach().float(), 1.0 if now == 1 else _STATISTICS_MOMENTUM)
-        for name, term in terms.items():
-            sums[name] = sums.get(name, torch.zeros(())) + term.detach().cpu()
-        steps += 1
-        if now % config.log_every == 0 or now == config.max_steps:
-            means = {name: float(value) / steps for name, value in sums.items()}
-            seconds = log.seconds_before + time.perf_counter() - start
-            log.write(step=now, images=now * config.batch_size, seconds=round(seconds, 2), **means)
-            sums, steps = {}, 0
-        code = stop.code
-        if now % config.save_every == 0 or now == config.max_steps or code:
-            save_checkpoint(Path(config.out), now, training_tensors(tokenizer, ema, [optimizer]), {})
-        if code and now < config.max_steps:
-            raise Stopped(now, code)
+        self.ema.update(tokenizer)
+        if not config.freeze_encoder:
+            _update_statistics(tokenizer, raw.detach().float(), 1.0 if now == 1 else _STATISTICS_MOMENTUM)
+        if self.adversary:
+            with torch.autocast(torch.device(config.device).type, torch.bfloat16):
+                terms["critic"] = self.adversary.update(batch, decoded, lr)
+        return terms
+
+    def _tensors(self) -> dict[str, Tensor]:
+        tensors = training_tensors(self.tokenizer, self.ema, self.optimizers)
+        return tensors | (self.adversary.tensors() if self.adversary else {})
 
 
 def _draw(config: TokenizerConfig, images: np.ndarray, step: int) -> tuple[Tensor, list[Tensor]]:
