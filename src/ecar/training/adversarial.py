@@ -14,6 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+RATE = 0.1  # of the autoencoder's learning rate: filters of norm 1 turn faster than free ones
+
+
 class UnitConv(nn.Conv2d):
     """A convolution whose filters have norm 1, so that what it can amplify is bounded without a second derivative or a
     power iteration: (B, C, h, w) -> (B, D, h', w')."""
@@ -39,13 +42,12 @@ class Adversary:
     """A critic and its optimizer.
 
     Args:
-        lr: of the critic.
         device: where images are.
     """
 
-    def __init__(self, lr: float, device: str) -> None:
+    def __init__(self, device: str) -> None:
         self.critic = PatchCritic().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.optimizer = torch.optim.AdamW(self.critic.parameters(), lr=lr, betas=(0.5, 0.9), weight_decay=0.01)
+        self.optimizer = torch.optim.AdamW(self.critic.parameters(), betas=(0.5, 0.9), weight_decay=0.01)
 
     def loss(self, decoded: Tensor) -> Tensor:
         """What the decoder wants small; the critic's own weights get no gradient."""
@@ -55,9 +57,10 @@ class Adversary:
         return -score.float().mean()
 
     def update(self, images: Tensor, decoded: Tensor, lr: float) -> Tensor:
-        """One step of the critic; its loss, below 2 where it sees a difference."""
+        """One step of the critic while the autoencoder learns at rate ``lr``; its loss, below 2 where it sees a
+        difference."""
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = RATE * lr
         real, fake = self.critic(torch.cat([images, decoded.detach()])).float().chunk(2)
         loss = F.relu(1 - real).mean() + F.relu(1 + fake).mean()
         self.optimizer.zero_grad(set_to_none=True)

@@ -170,7 +170,7 @@ class _Run:
         self.optimizers: list[torch.optim.Optimizer] = [
             torch.optim.AdamW(trained, lr=config.lr, betas=(0.9, 0.95), weight_decay=0.01)
         ]
-        self.adversary = Adversary(config.lr, config.device) if config.adversarial else None
+        self.adversary = Adversary(config.device) if config.adversarial else None
         if self.adversary:
             self.optimizers.append(self.adversary.optimizer)
         self.step = 0
