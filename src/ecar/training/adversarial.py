@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
 RATE = 0.1  # of the autoencoder's learning rate: filters of norm 1 turn faster than free ones
 
 
