@@ -13,8 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-RATE = 0.1  # of the autoencoder's learning rate: filters of norm 1 turn faster than free ones
-
 
 class UnitConv(nn.Conv2d):
     """A convolution whose filters have norm 1, so that what it can amplify is bounded without a second derivative or a
@@ -56,10 +54,9 @@ class Adversary:
         return -score.float().mean()
 
     def update(self, images: Tensor, decoded: Tensor, lr: float) -> Tensor:
-        """One step of the critic while the autoencoder learns at rate ``lr``; its loss, below 2 where it sees a
-        difference."""
+        """One step of the critic at rate ``lr``; its loss, below 2 where it sees a difference."""
         for group in self.optimizer.param_groups:
-            group["lr"] = RATE * lr
+            group["lr"] = lr
         real, fake = self.critic(torch.cat([images, decoded.detach()])).float().chunk(2)
         loss = F.relu(1 - real).mean() + F.relu(1 + fake).mean()
         self.optimizer.zero_grad(set_to_none=True)
