@@ -27,7 +27,6 @@ from ecar.stages import make_plan, pyramid
 from ecar.tokenizers import ConvTokenizer, PixelTokenizer, Tokenizer, load_tokenizer
 from ecar.training import build, loop, loss
 from ecar.training import tokenizer as tokenizer_training
-from ecar.training.adversarial import Adversary
 from ecar.training.config import TokenizerConfig, TrainConfig
 from ecar.training.draws import training_times
 from ecar.training.ema import EMA
@@ -348,7 +347,7 @@ def trained_tokenizer(digits_folder: Path, tmp_path: Path) -> dict[str, Any]:
     """Options of a small tokenizer run whose result lies in ``tmp_path / "first"``."""
     common: dict[str, Any] = {
         "data": str(digits_folder), "resolution": 8, "batch_size": 8, "perceptual": 0.0, "max_steps": 4,
-        "save_every": 2, "log_every": 1, "adversarial": 0.1,
+        "save_every": 2, "log_every": 1,
     }  # fmt: skip
     sizes: dict[str, Any] = {"factor": 2, "widths": (8, 8), "depth": 1}
     train_tokenizer(TokenizerConfig(**common, **sizes, out=str(tmp_path / "first")))
@@ -377,30 +376,17 @@ def test_a_decoder_trained_on_a_frozen_encoder_serves_the_model_and_another_does
         Pipeline.from_pretrained(tmp_path / "model" / "final", decoder=tmp_path / "moved")
 
 
-def test_a_tokenizer_run_with_a_critic_resumes_bit_for_bit(
+def test_a_tokenizer_run_that_started_from_another_resumes_bit_for_bit(
     tmp_path: Path, trained_tokenizer: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    common = {**trained_tokenizer, "out": str(tmp_path / "cut")}
-    update, calls = Adversary.update, iter(range(3))
+    common = {**trained_tokenizer, "init_from": str(tmp_path / "first")}
+    whole = train_tokenizer(TokenizerConfig(**common, out=str(tmp_path / "whole")))
+    draw = tokenizer_training._draw
     with monkeypatch.context() as patch:
-        patch.setattr(Adversary, "update", lambda *a: update(*a) if next(calls, None) is not None else 1 / 0)
+        patch.setattr(tokenizer_training, "_draw", lambda c, i, step: draw(c, i, step) if step < 4 else 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            train_tokenizer(TokenizerConfig(**common, factor=2, widths=(8, 8), depth=1))
-    resumed = train_tokenizer(TokenizerConfig(**common, factor=2, widths=(8, 8), depth=1))
-    assert resumed.fingerprint() == load_tokenizer(tmp_path / "first").fingerprint()
-
-
-def test_the_critic_learns_to_tell_images_apart_and_leaves_no_gradient_in_itself() -> None:
-    torch.manual_seed(0)
-    adversary, real, fake = Adversary("cpu"), torch.rand(16, 3, 16, 16), torch.zeros(16, 3, 16, 16)
-    losses = [float(adversary.update(real, fake, 1e-3)) for _ in range(30)]
-    assert losses[0] == pytest.approx(2, abs=0.3)  # hinge: 1 + 1 where it sees nothing
-    assert losses[-1] < 1
-    adversary.optimizer.zero_grad()
-    picture = fake.clone().requires_grad_()
-    adversary.loss(picture).backward()
-    assert picture.grad is not None and picture.grad.abs().sum() > 0
-    assert all(p.grad is None for p in adversary.critic.parameters())
+            train_tokenizer(TokenizerConfig(**common, out=str(tmp_path / "cut")))
+    assert train_tokenizer(TokenizerConfig(**common, out=str(tmp_path / "cut"))).fingerprint() == whole.fingerprint()
 
 
 @pytest.mark.parametrize(
@@ -409,7 +395,6 @@ def test_the_critic_learns_to_tell_images_apart_and_leaves_no_gradient_in_itself
         ({"freeze_encoder": True}, "freeze_encoder needs init_from"),
         ({"init_from": "pixels:2"}, "is a pixels tokenizer"),
         ({"init_from": "first", "depth": 3}, "has depth 1, not 3"),
-        ({"adversarial": -1.0}, "must not be negative"),
     ],
 )
 def test_wrong_starts_of_a_tokenizer_are_refused_before_images_are_read(

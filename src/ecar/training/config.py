@@ -282,8 +282,6 @@ class TokenizerConfig:
     """Peak learning rate of AdamW; 5% warm-up, cosine decay to 1%."""
     perceptual: float = 0.5
     """Weight of the perceptual term; 0 is off (and needs no EfficientNet weights)."""
-    adversarial: float = 0.0
-    """Weight of the verdict of a critic that is trained beside it, for sharper images; 0 is off."""
     scale_consistency: float = 0.5
     """Weight of the pooled terms; 0 is off."""
     scale_levels: int = 1
@@ -309,10 +307,8 @@ class TokenizerConfig:
             raise ValueError(f"factor must be a power of two of at least 2, got {self.factor}")
         if len(self.widths) != self.factor.bit_length():
             raise ValueError(f"widths needs {self.factor.bit_length()} entries for factor {self.factor}: {self.widths}")
-        if min(self.scale_levels, self.scale_consistency, self.perceptual, self.adversarial) < 0 or self.lr <= 0:
-            raise ValueError(
-                "scale_levels, scale_consistency, perceptual and adversarial must not be negative, lr must be positive"
-            )
+        if self.scale_levels < 0 or self.scale_consistency < 0 or self.perceptual < 0 or self.lr <= 0:
+            raise ValueError("scale_levels, scale_consistency and perceptual must not be negative, lr must be positive")
         if self.freeze_encoder and self.init_from is None:
             raise ValueError("freeze_encoder needs init_from, the tokenizer whose latents stay")
         if not 0 <= self.seed < 2**40:

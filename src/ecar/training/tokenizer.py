@@ -7,7 +7,6 @@ Loss, on images x with latents z (unit scale by running statistics):
     scale consistency   the same two between dec(D z + noise) and D x, for 2x2 pooling D and its powers
                         (EQ-VAE 2502.09509, 2502.14831): every coarse stage of ECAR lives on pooled latents
 
-    adversarial         optional, on dec(z + noise): see ``ecar.training.adversarial``
 
 The noise keeps neighbouring latents decodable, so that small errors of the sampler stay small in the image. With a
 frozen encoder only the decoder is trained, and models of its latents stay good.
@@ -34,7 +33,6 @@ from ecar.features import EfficientNetLite0
 from ecar.tokenizers import load_tokenizer
 from ecar.tokenizers.conv import ConvTokenizer
 from ecar.training.about import run_record
-from ecar.training.adversarial import Adversary
 from ecar.training.checkpoint import load_checkpoint, restore_training, save_checkpoint, training_tensors
 from ecar.training.config import TokenizerConfig
 from ecar.training.ema import EMA
@@ -55,25 +53,23 @@ class TokenizerLoss:
         self.tokenizer, self.config = tokenizer, config
         self.features = _channels_last(EfficientNetLite0(), config.device) if config.perceptual else None
 
-    def __call__(self, images: Tensor, noise: list[Tensor]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """Images (B, 3, H, W) in [-1, 1], one noise map per level -> named terms (unweighted), raw latents, decoded
-        images."""
+    def __call__(self, images: Tensor, noise: list[Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+        """Images (B, 3, H, W) in [-1, 1], one noise map per level -> named terms (unweighted), raw latents."""
         tok, cfg = self.tokenizer, self.config
         with torch.set_grad_enabled(not cfg.freeze_encoder):
             raw = tok.encode_raw(images)
         latents = tok.normalize(raw)
-        terms, pictures = dict[str, Tensor](), []
+        terms = dict[str, Tensor]()
         levels = range(1 + (cfg.scale_levels if cfg.scale_consistency else 0))
         for level in levels:
             if level:
                 latents, images = F.avg_pool2d(latents, 2), F.avg_pool2d(images, 2)
             decoded = tok.decode_raw(tok.denormalize(latents + cfg.latent_noise * noise[level])).float()
-            pictures.append(decoded)
             error = decoded - images
             terms[f"reconstruction_{level}"] = error.abs().mean() + error.square().mean()
             if self.features is not None:
                 terms[f"perceptual_{level}"] = self.perceptual(decoded, images)
-        return terms, raw, pictures[0]
+        return terms, raw
 
     def perceptual(self, decoded: Tensor, images: Tensor) -> Tensor:
         """Mean squared distance of channel-normalised features."""
@@ -87,9 +83,9 @@ class TokenizerLoss:
     def total(self, terms: dict[str, Tensor]) -> Tensor:
         """The weighted sum."""
         cfg = self.config
-        weights = {name: cfg.scale_consistency if name[-1] in "123456789" else 1.0 for name in terms}
-        factors = {"perceptual": cfg.perceptual, "adversarial": cfg.adversarial}
-        return torch.stack([weights[n] * factors.get(n.partition("_")[0], 1.0) * t for n, t in terms.items()]).sum()
+        weights = {name: 1.0 if name.endswith("_0") else cfg.scale_consistency for name in terms}
+        factors = {name: cfg.perceptual if name.startswith("perceptual") else 1.0 for name in terms}
+        return torch.stack([weights[n] * factors[n] * t for n, t in terms.items()]).sum()
 
 
 def train_tokenizer(config: TokenizerConfig) -> ConvTokenizer:
@@ -161,24 +157,17 @@ def _given(config: TokenizerConfig) -> ConvTokenizer | None:
 
 
 class _Run:
-    """State of a run: tokenizer, average, optimizers, step."""
+    """State of a run: tokenizer, average, optimizer, step."""
 
     def __init__(self, config: TokenizerConfig, tokenizer: ConvTokenizer, images: np.ndarray, out: Path) -> None:
         self.config, self.tokenizer, self.images, self.out = config, tokenizer, images, out
         self.loss, self.ema = TokenizerLoss(tokenizer, config), EMA(tokenizer, 0.999)
         trained = [p for p in tokenizer.parameters() if p.requires_grad]
-        self.optimizers: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW(trained, lr=config.lr, betas=(0.9, 0.95), weight_decay=0.01)
-        ]
-        self.adversary = Adversary(config.device) if config.adversarial else None
-        if self.adversary:
-            self.optimizers.append(self.adversary.optimizer)
+        self.optimizer = torch.optim.AdamW(trained, lr=config.lr, betas=(0.9, 0.95), weight_decay=0.01)
         self.step = 0
         found = load_checkpoint(out)
         if found is not None:
-            restore_training(found[0], tokenizer, self.ema, self.optimizers)
-            if self.adversary:
-                self.adversary.restore(found[0])
+            restore_training(found[0], tokenizer, self.ema, [self.optimizer])
             self.step = self.ema.updates = int(found[1]["step"])
 
     def run(self, log: RunLog, stop: StopRequest) -> None:
@@ -198,21 +187,19 @@ class _Run:
                 sums, steps = {}, 0
             code = stop.code
             if now % config.save_every == 0 or now == config.max_steps or code:
-                save_checkpoint(self.out, now, self._tensors(), {})
+                save_checkpoint(self.out, now, training_tensors(self.tokenizer, self.ema, [self.optimizer]), {})
             if code and now < config.max_steps:
                 raise Stopped(now, code)
 
     def _train_step(self, now: int) -> dict[str, Tensor]:
-        """One update; the terms of the loss, the critic's own among them."""
-        config, tokenizer, (optimizer, *_) = self.config, self.tokenizer, self.optimizers
+        """One update; the terms of the loss."""
+        config, tokenizer, optimizer = self.config, self.tokenizer, self.optimizer
         lr = config.lr * _cosine(now, config.max_steps)
         for group in optimizer.param_groups:
             group["lr"] = lr
         batch, noise = _draw(config, self.images, now)
         with torch.autocast(torch.device(config.device).type, torch.bfloat16):
-            terms, raw, decoded = self.loss(batch, noise)
-            if self.adversary:
-                terms["adversarial"] = self.adversary.loss(decoded)
+            terms, raw = self.loss(batch, noise)
         optimizer.zero_grad(set_to_none=True)
         self.loss.total(terms).backward()
         norm = torch.nn.utils.clip_grad_norm_(tokenizer.parameters(), 1.0)
@@ -222,14 +209,7 @@ class _Run:
         self.ema.update(tokenizer)
         if not config.freeze_encoder:
             _update_statistics(tokenizer, raw.detach().float(), 1.0 if now == 1 else _STATISTICS_MOMENTUM)
-        if self.adversary:
-            with torch.autocast(torch.device(config.device).type, torch.bfloat16):
-                terms["critic"] = self.adversary.update(batch, decoded, lr)
         return terms
-
-    def _tensors(self) -> dict[str, Tensor]:
-        tensors = training_tensors(self.tokenizer, self.ema, self.optimizers)
-        return tensors | (self.adversary.tensors() if self.adversary else {})
 
 
 def _draw(config: TokenizerConfig, images: np.ndarray, step: int) -> tuple[Tensor, list[Tensor]]:
