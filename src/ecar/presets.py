@@ -27,7 +27,7 @@ class Preset:
 
 #                      width       heads      trunk           head
 PRESETS: dict[str, Preset] = {
-    "nano": Preset(width=192, heads=6, trunk_depth=2, head_depth=5),
+    "nano": Preset(width=192, heads=6, trunk_depth=1, head_depth=6),
     "ti": Preset(width=192, heads=6, trunk_depth=4, head_depth=4),
     "s": Preset(width=384, heads=6, trunk_depth=6, head_depth=6),
     "b": Preset(width=768, heads=12, trunk_depth=7, head_depth=5),
