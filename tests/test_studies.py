@@ -95,6 +95,15 @@ def test_conclusions_follow_from_the_curves(tmp_path: Path, monkeypatch: pytest.
     assert (tmp_path / "c.png").stat().st_size > 1000
 
 
+def test_two_curves_of_one_model_may_both_have_the_floor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    floor, dit = line("floor", "e", 0, 20, 0.9), [line("2", "d", 1, 90, 0.5)]
+    record = compared(
+        tmp_path, monkeypatch, dit=dit, ecar0=[floor, line("4,2", "e", 1, 60, 0.6)],
+        ecar1=[floor, line("6,3", "e", 2, 50, 0.6)],
+    )  # fmt: skip
+    assert set(record["ecar"]) == {"floor", "4,2", "6,3"} and record["ecar"]["floor"]["FD-EffNetLite0"] == 20
+
+
 @pytest.mark.parametrize(
     ("files", "word"),
     [
