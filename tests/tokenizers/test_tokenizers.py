@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from ecar.tokenizers import ConvTokenizer, PixelTokenizer, Tokenizer, load_tokenizer
+from ecar.weights import BUNDLED
 
 
 def diffusers_autoencoder(name: str) -> Any:
@@ -149,6 +150,12 @@ def test_changed_weights_behind_an_old_description_are_refused(tmp_path: Path) -
 def test_unknown_tokenizers_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match="tokenizer"):
         load_tokenizer(name)
+
+
+def test_a_model_folder_given_as_tokenizer_names_the_tokenizer_in_it() -> None:
+    """It was taken for a diffusers autoencoder, and '_class_name' was all that was said."""
+    with pytest.raises(ValueError, match="a model; its tokenizer is .*fashion/tokenizer"):
+        load_tokenizer(BUNDLED / "fashion")
 
 
 def test_wrong_images_are_refused() -> None:

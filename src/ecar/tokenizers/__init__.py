@@ -38,6 +38,8 @@ def load_tokenizer(name: str | Path) -> Tokenizer:
             raise ValueError(f"{config}: not JSON ({error})") from None
         if "kind" in record:
             return _load_own(folder, record)
+        if "model" in record:
+            raise ValueError(f"tokenizer {text!r}: a model; its tokenizer is {folder / 'tokenizer'}")
     elif folder.exists() or text.count("/") != 1 or text.startswith((".", "/", "~")):
         raise ValueError(f"tokenizer {text!r}: no config.json there; give pixels, a tokenizer folder or a Hub id")
     from ecar.tokenizers.diffusers import DiffusersTokenizer
