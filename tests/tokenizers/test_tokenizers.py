@@ -154,7 +154,7 @@ def test_unknown_tokenizers_are_refused(name: str) -> None:
 
 def test_a_model_folder_given_as_tokenizer_names_the_tokenizer_in_it() -> None:
     """It was taken for a diffusers autoencoder, and '_class_name' was all that was said."""
-    with pytest.raises(ValueError, match="a model; its tokenizer is .*fashion/tokenizer"):
+    with pytest.raises(ValueError, match=r"a model; its tokenizer is .*fashion/tokenizer"):
         load_tokenizer(BUNDLED / "fashion")
 
 
