@@ -22,7 +22,7 @@ _FORMAT = 1
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _CONVERT = (
     'convert its tensors, where you trust it, with: python -c "import torch; from safetensors.torch import save_file; '
-    "save_file(torch.load('{}', weights_only=True), 'model.safetensors')\""
+    "save_file(torch.load('{}', weights_only=True), '{}')\""
 )
 
 
@@ -44,7 +44,7 @@ def resolve_model(name: str | Path) -> Path:
     if path.is_file():
         pickle = path.suffix in _PICKLES
         reason = "a pickle may run code and is never loaded" if pickle else "not a model folder"
-        how = f"; {_CONVERT.format(text)}" if pickle else ""
+        how = f"; {_CONVERT.format(text, 'model.safetensors')}" if pickle else ""
         raise ValueError(f"{text}: {reason}; give the folder with config.json and model.safetensors{how}")
     if path.is_dir():
         return path
@@ -127,8 +127,9 @@ def load_weights(module: nn.Module, path: Path) -> None:
         ValueError: file missing (a pickle beside it is named, never read), damaged, or of another module.
     """
     if not path.exists():
-        pickles = [p.name for p in path.parent.glob("*") if p.suffix in _PICKLES] if path.parent.exists() else []
-        convert = _CONVERT.format(path.with_name(pickles[0])) if pickles else ""
+        others = sorted(path.parent.glob("*"), key=lambda p: (p.stem != path.stem, p.name))
+        pickles = [p.name for p in others if p.suffix in _PICKLES]
+        convert = _CONVERT.format(path.with_name(pickles[0]), path) if pickles else ""
         hint = f" ({pickles[0]} is a pickle and is never loaded: {convert})" if pickles else ""
         raise ValueError(f"{path}: missing weights{hint}")
     try:

@@ -12,13 +12,14 @@ from torch import nn
 from ecar.tokenizers.base import Tokenizer
 from ecar.tokenizers.conv import ConvTokenizer
 from ecar.tokenizers.pixels import PixelTokenizer
+from ecar.tokenizers.taef2 import Taef2Tokenizer
 
-__all__ = ["ConvTokenizer", "PixelTokenizer", "Tokenizer", "load_decoder", "load_tokenizer"]
+__all__ = ["ConvTokenizer", "PixelTokenizer", "Taef2Tokenizer", "Tokenizer", "load_decoder", "load_tokenizer"]
 
 
 def load_tokenizer(name: str | Path) -> Tokenizer:
-    """A tokenizer by name: ``pixels``, ``pixels:FACTOR``, a folder written by ``save``, a diffusers autoencoder's
-    folder, or a Hub id of one.
+    """A tokenizer by name: ``pixels``, ``pixels:FACTOR``, a folder written by ``save``, one of TAEF2's published
+    weights (as safetensors), a diffusers autoencoder's folder, or a Hub id of one.
 
     Raises:
         ValueError: nothing there, an unknown kind, damaged or missing weights.
@@ -40,6 +41,8 @@ def load_tokenizer(name: str | Path) -> Tokenizer:
             return _load_own(folder, record)
         if "model" in record:
             raise ValueError(f"tokenizer {text!r}: a model; its tokenizer is {folder / 'tokenizer'}")
+    elif any(folder.glob("taef2_*")):
+        return Taef2Tokenizer.load(folder)
     elif folder.exists() or text.count("/") != 1 or text.startswith((".", "/", "~")):
         raise ValueError(f"tokenizer {text!r}: no config.json there; give pixels, a tokenizer folder or a Hub id")
     from ecar.tokenizers.diffusers import DiffusersTokenizer
@@ -97,6 +100,8 @@ def _load_own(folder: Path, record: dict[str, Any]) -> Tokenizer:
         tokenizer, own = wrapped, wrapped.statistics()
     elif kind == "conv":
         tokenizer = own = ConvTokenizer(**{**record, "widths": tuple(record["widths"])})
+    elif kind == "taef2":
+        tokenizer = own = Taef2Tokenizer(**record)
     elif kind == "pixels":
         tokenizer = own = PixelTokenizer(**record)
     else:
