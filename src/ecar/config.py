@@ -70,7 +70,7 @@ class StageConfig(JsonConfig):
 
     sides: tuple[Side, ...] = ((4, 4), (8, 8))
     """(height, width) of each stage's map in latent positions; each twice the one before. One entry: flow matching."""
-    ends: tuple[float, ...] = (0.6, 1.0)
+    ends: tuple[float, ...] = (0.7, 1.0)
     """b_k: share of data in the map at the end of each stage, in (0, 1); the last is 1."""
     rho: float = 0.7
     """Share of the coarse stage's noise that the next stage keeps, in [0, 1]; 1 is the pyramidal-flow jump."""
@@ -101,7 +101,7 @@ class StageConfig(JsonConfig):
         if side[0] % scale or side[1] % scale:
             raise ValueError(f"a latent map of {side[0]}x{side[1]} does not divide into {stages} stages (by {scale})")
         sides = tuple((side[0] * 2**k // scale, side[1] * 2**k // scale) for k in range(stages))
-        return cls(sides=sides, ends=ends if ends is not None else (0.6,) * (stages - 1) + (1.0,), rho=rho)
+        return cls(sides=sides, ends=ends if ends is not None else (0.7,) * (stages - 1) + (1.0,), rho=rho)
 
 
 @dataclass(frozen=True, kw_only=True)

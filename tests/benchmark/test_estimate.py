@@ -90,3 +90,14 @@ def test_xl_fits_in_a_test_because_nothing_is_allocated(capsys: pytest.CaptureFi
 def test_wrong_input_exits_with_2(arguments: list[str], word: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["estimate", *arguments]) == 2
     assert word in capsys.readouterr().err
+
+
+def test_estimate_takes_the_shares_that_training_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    """It counted half of the images in the finer stages, whatever was asked for."""
+    words = ["estimate", "--preset", "nano", "--resolution", "32", "--factor", "4", "--stages", "2", "--batch-size", "2"]
+    costs = []
+    for share in (["--stage-share", "1", "0.5"], []):
+        assert main([*words, *share]) == 0
+        costs.append(json.loads(capsys.readouterr().out.splitlines()[-1])["training_flops_per_image"])
+    assert costs[0] < 0.8 * costs[1]
+    assert main([*words, "--stage-share", "0.5", "1"]) == 2

@@ -38,6 +38,8 @@ class EstimateOptions:
     """Images per step on one device, for memory."""
     dtype: str = "bf16"
     """Autocast of training: bf16 or fp32."""
+    stage_share: tuple[float, ...] = ()
+    """Share of each batch that trains each stage, as in ``ecar train``; default 1 each."""
     images: int = 1_281_167
     """Images per epoch."""
     epochs: float = 80
@@ -77,6 +79,7 @@ def run(arguments: Sequence[str]) -> None:
     from ecar.config import SamplingConfig
     from ecar.presets import default_steps, preset_config
     from ecar.sampling.loop import check_settings
+    from ecar.training.config import shares
 
     plan = ClusterPlan(
         devices=options.devices, tflops=options.tflops, parallel=options.parallel, batch=options.batch_size,
@@ -95,7 +98,7 @@ def run(arguments: Sequence[str]) -> None:
     guidance = (scale,) if stages == 1 else (scale,) * (stages - 1) + (1.0,)
     settings = SamplingConfig(steps=steps, guidance=guidance, solver="ab2")
     check_settings(settings, stages)
-    share = (1.0,) + (0.5,) * (stages - 1)
+    share = shares(options.stage_share, stages)
     record = estimate(config, settings, batch=options.batch_size, share=share, bf16=options.dtype == "bf16")
     rate = 1e12 * options.tflops * options.devices
     training, sampling = record["training_flops_per_image"], record["sampling_flops_per_image"]

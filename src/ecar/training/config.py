@@ -66,7 +66,7 @@ class TrainConfig(JsonConfig):
     stages: int | None = None
     """Number of stages, coarse to fine; default 2, and 1 for dit."""
     ends: tuple[float, ...] | None = None
-    """b_k per stage; default 0.6 for every stage but the last, which ends at 1."""
+    """b_k per stage; default 0.7 for every stage but the last, which ends at 1."""
     rho: float | None = None
     """Share of noise that a stage takes over from the one before; default 0.7."""
     width: int | None = None
@@ -94,7 +94,7 @@ class TrainConfig(JsonConfig):
     """The model takes over at a time drawn from here to 1 in each stage: nearer to 0 its maps are more its own, and
     belong less to the image that the next stage has to reach."""
     stage_share: tuple[float, ...] = ()
-    """Share of each batch that trains each stage, non-increasing; default 1, then 1/2 for each finer stage."""
+    """Share of each batch that trains each stage, non-increasing; default 1 each."""
     stage_weight: tuple[float, ...] = ()
     """Loss weight of each stage; default 1 each."""
     flip: bool = False
@@ -226,15 +226,11 @@ class TrainConfig(JsonConfig):
             raise ValueError("on_policy needs several stages and prediction v")
         if stages < 1:
             raise ValueError(f"stages must be at least 1, got {stages}")
-        share = self.stage_share or (1.0,) + (0.5,) * (stages - 1)
+        share = shares(self.stage_share, stages)
         weight = self.stage_weight or (1.0,) * stages
         t_mean = self.t_mean or (0.0,) * stages
-        if any(len(entries) != stages for entries in (share, weight, t_mean)):
-            raise ValueError(f"stage_share, stage_weight and t_mean need one entry per stage ({stages})")
-        if share[0] != 1.0 or list(share) != sorted(share, reverse=True) or share[-1] <= 0:
-            raise ValueError(
-                f"stage_share must start at 1 and not increase (a stage needs the ones before), got {share}"
-            )
+        if any(len(entries) != stages for entries in (weight, t_mean)):
+            raise ValueError(f"stage_weight and t_mean need one entry per stage ({stages})")
         object.__setattr__(self, "stage_share", share)
         object.__setattr__(self, "stage_weight", weight)
         object.__setattr__(self, "t_mean", t_mean)
@@ -249,6 +245,20 @@ class TrainConfig(JsonConfig):
     def image_side(self) -> Side:
         """(height, width) in pixels."""
         return self.resolution[0], self.resolution[-1]
+
+
+def shares(given: tuple[float, ...], stages: int) -> tuple[float, ...]:
+    """The share of a batch that trains each stage, from the option ``stage_share``.
+
+    Raises:
+        ValueError: not one for each of ``stages``, or a stage that gets more images than the one before it.
+    """
+    share = given or (1.0,) * stages
+    if len(share) != stages:
+        raise ValueError(f"stage_share needs one entry per stage ({stages}), got {share}")
+    if share[0] != 1.0 or list(share) != sorted(share, reverse=True) or share[-1] <= 0:
+        raise ValueError(f"stage_share must start at 1 and not increase (a stage needs the ones before), got {share}")
+    return share
 
 
 @dataclass(frozen=True, kw_only=True)
