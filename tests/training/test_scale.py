@@ -86,7 +86,7 @@ def test_activation_checkpointing_keeps_less_and_gives_the_same_gradients() -> N
 
 def test_a_batch_that_cannot_be_cut_is_refused(digits_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"rows per stage \(8, 4\)\) must divide by .*--accumulate 8"):
-        loop.train(options(digits_folder, tmp_path, accumulate=8))
+        loop.train(options(digits_folder, tmp_path, accumulate=8, stage_share=(1.0, 0.5)))
 
 
 @pytest.mark.parametrize(("size", "accumulate"), [(1, 1), (1, 4), (2, 1), (2, 2), (4, 1), (4, 2)])
