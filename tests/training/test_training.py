@@ -88,7 +88,8 @@ def test_interrupted_training_resumes_bit_for_bit(
 
 
 def test_trained_model_samples_by_class_name_and_loss_falls(digits_folder: Path, tmp_path: Path) -> None:
-    final = loop.train(options(digits_folder, tmp_path, max_steps=60, lr=3e-3, save_every=60, sample_every=60))
+    common = {"max_steps": 60, "lr": 3e-3, "save_every": 60, "sample_every": 60, "stage_share": (1.0, 0.5)}
+    final = loop.train(options(digits_folder, tmp_path, **common))
     log = lines(tmp_path)
     assert sum(line["loss"] for line in log[-5:]) < 0.7 * sum(line["loss"] for line in log[:5])
     pipe = Pipeline.from_pretrained(final)
