@@ -39,8 +39,7 @@ def main() -> None:
     images = torch.rand(64, 3, *model.config.image_side) * 2 - 1
     before = tokenizer.encode(images)
     if args.decoder:
-        decoder = load_decoder(args.decoder, tokenizer)
-        tokenizer.load_state_dict(decoder.state_dict())
+        tokenizer = load_decoder(args.decoder, tokenizer)
     tokenizer.half().float()
     print("latents moved by", (tokenizer.encode(images) - before).abs().max().item())
     bundled = ECAR(model.config.replace(tokenizer=tokenizer.fingerprint(), sampling=sampling))

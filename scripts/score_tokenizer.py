@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ecar.data.images import to_signed
 from ecar.data.source import ImageReport, iterate_images, load_source
 from ecar.evaluation.samples import from_decoded
+from ecar.sampling.pictures import grid
 from ecar.tokenizers import load_tokenizer
 
 
@@ -51,8 +52,8 @@ def main() -> None:
         pairs.append(np.stack([images, decoded]))
     psnr = 10 * np.log10(255**2 / np.concatenate(errors))
     if args.picture:
-        rows = np.concatenate(pairs, axis=1)[:, :8]  # (2, 8, H, W, 3)
-        Image.fromarray(np.concatenate([np.concatenate(list(row), axis=1) for row in rows])).save(args.picture)
+        originals, decodings = np.concatenate(pairs, axis=1)[:, :8]  # each (8, H, W, 3)
+        grid([Image.fromarray(image) for image in (*originals, *decodings)], len(originals)).save(args.picture)
     record = {
         "images": len(psnr),
         "resolution": args.resolution,

@@ -94,19 +94,7 @@ def test_wrong_input_exits_with_2(arguments: list[str], word: str, capsys: pytes
 
 def test_estimate_takes_the_shares_that_training_takes(capsys: pytest.CaptureFixture[str]) -> None:
     """It counted half of the images in the finer stages, whatever was asked for."""
-    words = [
-        "estimate",
-        "--preset",
-        "nano",
-        "--resolution",
-        "32",
-        "--factor",
-        "4",
-        "--stages",
-        "2",
-        "--batch-size",
-        "2",
-    ]
+    words = ["estimate", "--preset", "nano", "--resolution", "32", "--factor", "4", "--stages", "2"]
     costs = []
     for share in (["--stage-share", "1", "0.5"], []):
         assert main([*words, *share]) == 0

@@ -7,7 +7,6 @@ Loss, on images x with latents z (unit scale by running statistics):
     scale consistency   the same two between dec(D z + noise) and D x, for 2x2 pooling D and its powers
                         (EQ-VAE 2502.09509, 2502.14831): every coarse stage of ECAR lives on pooled latents
 
-
 The noise keeps neighbouring latents decodable, so that small errors of the sampler stay small in the image. With a
 frozen encoder only the decoder is trained, and models of its latents stay good.
 """
@@ -56,10 +55,9 @@ class TokenizerLoss:
     def __call__(self, images: Tensor, noise: list[Tensor]) -> tuple[dict[str, Tensor], Tensor]:
         """Images (B, 3, H, W) in [-1, 1], one noise map per level -> named terms (unweighted), raw latents."""
         tok, cfg = self.tokenizer, self.config
-        with torch.set_grad_enabled(not cfg.freeze_encoder):
-            raw = tok.encode_raw(images)
+        raw = tok.encode_raw(images)
         latents = tok.normalize(raw)
-        terms = dict[str, Tensor]()
+        terms: dict[str, Tensor] = {}
         levels = range(1 + (cfg.scale_levels if cfg.scale_consistency else 0))
         for level in levels:
             if level:
