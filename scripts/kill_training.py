@@ -3,7 +3,8 @@
     python scripts/kill_training.py --data photos/ --kills 20 --out docs/results/kills.json
 
 The kills are SIGKILLs. Every restart has to go on from the last checkpoint, and the final weights have to be those of
-the undisturbed run, bit for bit.
+the undisturbed run, bit for bit. A run that writes no step for ``--patience`` seconds is aborted: every process says
+where it was.
 """
 
 from __future__ import annotations
@@ -35,10 +36,11 @@ def command(data: str, out: Path, steps: int, processes: int) -> list[str]:
     return [*launcher, "-m", "ecar", "train", *pairs, "--no-tensorboard"]
 
 
-def start(arguments: list[str]) -> subprocess.Popen[str]:
-    """The run, its output kept."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(arguments, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+def start(arguments: list[str], output: Path) -> subprocess.Popen[bytes]:
+    """The run. Its output goes to a file: whoever is left of a killed run would hold up the reader of a pipe."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
+    with open(output, "wb") as file:
+        return subprocess.Popen(arguments, env=environment, stdout=file, stderr=subprocess.STDOUT)
 
 
 def last_step(out: Path) -> int:
@@ -74,28 +76,42 @@ def processes_of(out: Path) -> list[int]:
     return sorted(found)
 
 
-def kill_and_restart(arguments: list[str], out: Path, kills: int, chance: random.Random) -> list[dict[str, object]]:
+def wait(process: subprocess.Popen[bytes], out: Path, output: Path, patience: float, until: int | None = None) -> None:
+    """For step ``until`` in the log, or for the end of all processes; SystemExit where a run hangs."""
+    step, since = last_step(out), time.monotonic()
+    while (process.poll() is None or processes_of(out)) and (until is None or step < until):
+        time.sleep(0.01)
+        if (now := last_step(out)) != step:
+            step, since = now, time.monotonic()
+        if time.monotonic() - since > patience:
+            left = processes_of(out)
+            for victim in reversed(left):  # workers first: torchrun would take them along
+                os.kill(victim, signal.SIGABRT)
+            time.sleep(1)
+            raise SystemExit(f"no step in {patience:g} s after step {step}, processes {left}\n{output.read_text()}")
+
+
+def kill_and_restart(
+    arguments: list[str], out: Path, output: Path, kills: int, chance: random.Random, patience: float
+) -> list[dict[str, object]]:
     """Kill ``kills`` times, each after a random number of new steps or during start-up; one record per kill.
 
     Two kills of three take all processes at once, the third a single worker: the others have to go by themselves.
     """
     records: list[dict[str, object]] = []
     while len(records) < kills:
-        process, before, wanted = start(arguments), last_step(out), chance.randint(0, 12)
+        process, before, wanted = start(arguments, output), last_step(out), chance.randint(0, 12)
         began, single = time.perf_counter(), wanted > 0 and len(records) % 3 == 2
-        while process.poll() is None and last_step(out) < before + wanted:
-            time.sleep(0.01)
+        wait(process, out, output, patience, until=before + wanted)
         time.sleep(chance.random() * (2.0 if wanted == 0 else 0.1))
         if process.poll() is not None:
-            output = process.communicate()[0]
-            raise SystemExit(f"the run ended by itself (rc {process.returncode}); ask for more --steps\n{output}")
+            text = output.read_text()
+            raise SystemExit(f"the run ended by itself (rc {process.returncode}); ask for more --steps\n{text}")
         victims = processes_of(out)
         for victim in victims[-1:] if single else victims:
             os.kill(victim, signal.SIGKILL)
         killed = time.perf_counter()
-        process.communicate()
-        while processes_of(out):
-            time.sleep(0.05)
+        wait(process, out, output, patience)
         records.append({
             "kill": len(records) + 1,
             "killed": "one worker" if single else f"all {len(victims)} processes",
@@ -116,18 +132,20 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--patience", type=float, default=90.0, help="seconds without a step after which a run hangs")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     folder = Path(tempfile.mkdtemp())
     try:
-        whole, killed = folder / "whole", folder / "killed"
+        whole, killed, output = folder / "whole", folder / "killed", folder / "output"
         for out in (whole, killed):
             arguments = command(args.data, out, args.steps, args.processes)
-            records = kill_and_restart(arguments, out, args.kills, random.Random(args.seed)) if out == killed else []
-            process = start(arguments)
-            output = process.communicate()[0]
+            kills = (args.kills, random.Random(args.seed), args.patience)
+            records = kill_and_restart(arguments, out, output, *kills) if out == killed else []
+            process = start(arguments, output)
+            wait(process, out, output, args.patience)
             if process.returncode:
-                raise SystemExit(f"{out.name}: rc {process.returncode}\n{output}")
+                raise SystemExit(f"{out.name}: rc {process.returncode}\n{output.read_text()}")
         hashes = [weights_hash(out) for out in (whole, killed)]
         record = {
             "kills": records, "steps": args.steps, "processes": args.processes, "seed": args.seed,

@@ -7,6 +7,7 @@ from a copy of this run's folder), ``nan_at`` and ``nan_rank`` (the loss of this
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -58,7 +59,7 @@ def run(job: dict[str, Any]) -> None:
         return [x * float("nan") if bad[0] else x for x in losses(*args)]
 
     loop.Trainer.train_step, loss.stage_losses = with_faults, broken  # type: ignore[method-assign]
-    World.stop = World.barrier  # type: ignore[method-assign]  # the group serves the next job too
+    World.stop = leave  # type: ignore[method-assign]
     try:
         loop.train(TrainConfig(**{**job, "resolution": (8,)}))
         assert stop_at is None
@@ -66,6 +67,13 @@ def run(job: dict[str, Any]) -> None:
         assert stop_at is not None and stopped.code == 75
     finally:
         loop.Trainer.train_step, loss.stage_losses = step, losses  # type: ignore[method-assign]
+
+
+def leave(world: World) -> None:
+    """Instead of leaving the group, which serves the next job too."""
+    # Whoever of DDP is left would tear down the group with Python's lock held, and wait for a thread that wants it.
+    assert not any(type(x) is torch.nn.parallel.DistributedDataParallel for x in gc.get_objects())
+    world.barrier()
 
 
 def fork(job: dict[str, Any], size: int) -> None:
@@ -127,3 +135,5 @@ if __name__ == "__main__":
             fork(job, size)
         else:
             run(job)
+    if dist.is_initialized():  # by torchrun, for all the jobs
+        dist.destroy_process_group()

@@ -7,7 +7,8 @@ import json
 import math
 import sys
 import time
-from contextlib import ExitStack, nullcontext
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -77,8 +78,12 @@ def train(config: TrainConfig) -> Path:
         if config.parallel == "ddp" or world.size == 1:  # slices go to the device block by block
             model = model.to(config.device)
         trainer = Trainer(config, model, table, tokenizer, out, world, stop, source, changed, teacher)
-        with memory_advice(config.accumulate):
-            trainer.run()
+        try:
+            with memory_advice(config.accumulate):
+                trainer.run()
+        except Stopped:  # by all ranks, after the same step
+            world.stop()
+            raise
         for decay in config.ema:
             final = trainer.averaged(decay)
             if final is not None:
@@ -137,8 +142,6 @@ class Trainer:
             checkpoint_activations(model)
         if config.compile:
             model.compile_blocks()
-        if not self.sharded:
-            self.losses = parallel(self.losses, world, stages=len(model.plan))
 
     def _restore(self, folder: Path) -> None:
         record = read_record(folder)
@@ -159,7 +162,20 @@ class Trainer:
             log = stack.enter_context(self._open_log()) if self.world.rank == 0 else None
             stack.enter_context(self.watchdog)
             saver = stack.enter_context(Saver(self.out, self.world, log, **how, saved=self.step))
+            if not self.sharded:
+                stack.enter_context(self._parallel())
             self._steps(log, saver)
+
+    @contextmanager
+    def _parallel(self) -> Iterator[None]:
+        """DDP around the losses while the steps are taken. It has to go before its process group does: the last one
+        who lets go of a gloo group joins its threads, DDP with Python's lock held, for which such a thread may wait."""
+        losses = self.losses
+        self.losses = parallel(losses, self.world, stages=len(self.model.plan))
+        try:
+            yield
+        finally:
+            self.losses = losses
 
     def _open_log(self) -> RunLog:
         """The log and its first lines: what this run is, where it started from, what changed since."""
