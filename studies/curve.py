@@ -43,7 +43,7 @@ from ecar.stages import Stage, end_point, jump, noises, pyramid
 from ecar.training.distill import Teacher
 from ecar.weights import weights_fingerprint
 
-_SAME = ("weights", "dtype", "extractor", "reference", "num", "judge", "guided by")  # in all lines of a file
+_SAME = ("weights", "dtype", "extractor", "reference", "num", "judge", "guided by", "decoder")  # in all lines of a file
 
 
 def parse_setting(text: str, pipe: Pipeline) -> SamplingConfig:
@@ -123,7 +123,7 @@ def draw(
             latents = sample_latents(model, classes, noise, settings, known=known)
         else:
             latents = teacher_latents(teacher, classes, noise, settings)
-        parts.append(from_decoded(pipe.tokenizer.decode(latents)))
+        parts.append(from_decoded(pipe.decoder.decode(latents)))
         seconds += time.perf_counter() - start
     return Samples(torch.cat(parts), labels), seconds
 
@@ -137,6 +137,7 @@ def main() -> None:
     parser.add_argument("--extractor", default="efficientnet-lite0")
     parser.add_argument("--settings", nargs="+", required=True)
     parser.add_argument("--guide", help="a weaker model that guides this one")
+    parser.add_argument("--decoder", help="another decoder of the same latents")
     parser.add_argument("--teacher-forced", action="store_true")
     parser.add_argument("--num", type=int, default=2000)
     parser.add_argument("--dtype", choices=["fp32", "bf16"], default="bf16")
@@ -144,7 +145,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[args.dtype]
-    pipe = Pipeline.from_pretrained(args.model, dtype=dtype, device="cpu")
+    pipe = Pipeline.from_pretrained(args.model, decoder=args.decoder, dtype=dtype, device="cpu")
     settings = {text: parse_setting(text, pipe) for text in args.settings}
     if any((text.count(":") == 5) != (args.guide is not None) for text in args.settings):
         parser.error("--settings have six parts with --guide, and at most five without")
@@ -163,6 +164,7 @@ def main() -> None:
         "commit": source_commit(), "extractor": extractor.fingerprint, "reference": reference.fingerprint,
         "judge": classifier_fingerprint(classifier),
         "guided by": None if args.guide is None else weights_fingerprint(args.guide),
+        "decoder": pipe.decoder.fingerprint(),
     }  # fmt: skip
     lines = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
     now, done = {**about, "num": args.num}, {line["setting"] for line in lines}

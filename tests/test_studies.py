@@ -53,6 +53,15 @@ def test_a_teacher_with_a_guide_samples_and_costs_what_its_parts_do() -> None:
     assert own + theirs <= unguided < 1.5 * (own + theirs) and own_guided + theirs <= guided
 
 
+def test_a_curve_is_of_the_decoder_that_was_asked_for() -> None:
+    curve, pipe = load("curve"), Pipeline(random_model(tiny_config()), PixelTokenizer(factor=1))
+    settings = curve.parse_setting("1,1,1", pipe)
+    before = curve.draw(pipe, settings, 4)[0].images.float()
+    pipe.decoder = PixelTokenizer(factor=1)
+    pipe.decoder.decode = lambda latents: -pipe.tokenizer.decode(latents)  # type: ignore[method-assign]
+    assert torch.allclose(curve.draw(pipe, settings, 4)[0].images.float(), 255 - before, atol=1)
+
+
 def line(setting: str, weights: str, cost: float, distance: float, accuracy: float, **more: object) -> str:
     record: dict[str, object] = {
         "setting": setting, "FD-EffNetLite0": distance, "classifier_accuracy": accuracy, "weights": weights,
