@@ -149,7 +149,7 @@ def plot(
             (p[metric] for side, _, _ in series for p in side.values() if "gflops" in p), key=lambda v: sign * v
         )
         worst = values[int(0.85 * (len(values) - 1))]  # a few hopeless settings would squeeze the rest
-        pad = 0.08 * abs(worst - values[0])
+        pad = 0.08 * abs(worst - values[0]) or 1.0  # one value alone has no range
         axis.set_ylim(*sorted((values[0] - sign * pad, worst + sign * pad)))
         for line, label, style in (("reconstruction", "reconstructions", "--"), ("floor", "real images", ":")):
             if line in ecar:  # a line where it is in sight, else its value

@@ -145,8 +145,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[args.dtype]
-    pipe = Pipeline.from_pretrained(args.model, decoder=args.decoder, dtype=dtype, device="cpu")
-    settings = {text: parse_setting(text, pipe) for text in args.settings}
+    try:
+        pipe = Pipeline.from_pretrained(args.model, decoder=args.decoder, dtype=dtype, device="cpu")
+        settings = {text: parse_setting(text, pipe) for text in args.settings}
+    except ValueError as error:
+        parser.error(str(error))
     if any((text.count(":") == 5) != (args.guide is not None) for text in args.settings):
         parser.error("--settings have six parts with --guide, and at most five without")
     guide = None if args.guide is None else Pipeline.from_pretrained(args.guide, dtype=dtype, device="cpu").model

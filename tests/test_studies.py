@@ -62,6 +62,20 @@ def test_a_curve_is_of_the_decoder_that_was_asked_for() -> None:
     assert torch.allclose(curve.draw(pipe, settings, 4)[0].images.float(), 255 - before, atol=1)
 
 
+def test_a_curve_of_no_model_or_no_decoder_ends_with_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It ended with a traceback."""
+    files = ["--data", "d", "--train-data", "d", "--classifier", "c", "--out", str(tmp_path / "c.jsonl")]
+    for wrong in (["--model", "gone"], ["--model", "fashion", "--decoder", "gone"], ["--model", "fashion"]):
+        monkeypatch.setattr("sys.argv", ["curve.py", *wrong, *files, "--settings", "8,4,2"])
+        with pytest.raises(SystemExit) as stop:
+            load("curve").main()
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert stop.value.code == 2 and error.startswith("curve.py: error: ")
+        assert ("gone" in error) == ("gone" in wrong)
+
+
 def line(setting: str, weights: str, cost: float, distance: float, accuracy: float, **more: object) -> str:
     record: dict[str, object] = {
         "setting": setting, "FD-EffNetLite0": distance, "classifier_accuracy": accuracy, "weights": weights,

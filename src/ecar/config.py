@@ -11,6 +11,8 @@ from typing import Any, Self
 
 Side = tuple[int, int]
 MODEL_KINDS = ("ecar", "dit")
+_HAND_OVER = 0.7  # b_k of every stage but the last: docs/study.md
+_RHO = 0.7
 
 
 class JsonConfig:
@@ -70,9 +72,9 @@ class StageConfig(JsonConfig):
 
     sides: tuple[Side, ...] = ((4, 4), (8, 8))
     """(height, width) of each stage's map in latent positions; each twice the one before. One entry: flow matching."""
-    ends: tuple[float, ...] = (0.7, 1.0)
+    ends: tuple[float, ...] = (_HAND_OVER, 1.0)
     """b_k: share of data in the map at the end of each stage, in (0, 1); the last is 1."""
-    rho: float = 0.7
+    rho: float = _RHO
     """Share of the coarse stage's noise that the next stage keeps, in [0, 1]; 1 is the pyramidal-flow jump."""
 
     def __post_init__(self) -> None:
@@ -95,13 +97,13 @@ class StageConfig(JsonConfig):
                 raise ValueError(f"ends: a stage that starts at {start:.3f} (after {before}) cannot end at {end}")
 
     @classmethod
-    def for_latent(cls, side: Side, stages: int, *, ends: tuple[float, ...] | None = None, rho: float = 0.7) -> Self:
+    def for_latent(cls, side: Side, stages: int, *, ends: tuple[float, ...] | None = None, rho: float = _RHO) -> Self:
         """``stages`` maps that end at ``side``; ValueError if it does not divide."""
         scale = 2 ** (stages - 1)
         if side[0] % scale or side[1] % scale:
             raise ValueError(f"a latent map of {side[0]}x{side[1]} does not divide into {stages} stages (by {scale})")
         sides = tuple((side[0] * 2**k // scale, side[1] * 2**k // scale) for k in range(stages))
-        return cls(sides=sides, ends=ends if ends is not None else (0.7,) * (stages - 1) + (1.0,), rho=rho)
+        return cls(sides=sides, ends=ends if ends is not None else (_HAND_OVER,) * (stages - 1) + (1.0,), rho=rho)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -221,6 +221,8 @@ def _timed(model: StageModel, seconds: dict[str, float]) -> Iterator[None]:
     add up to more than a run without clocks."""
 
     def clocked(call: Callable[..., Any], name: str) -> Callable[..., Any]:
+        """``call``, whose seconds are added up under ``name`` and the stage's number."""
+
         def wrapped(stage: Any, *args: Any, **kwargs: Any) -> Any:
             _synchronize(model.device)
             start = time.perf_counter()

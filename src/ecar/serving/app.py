@@ -109,6 +109,7 @@ def _add_models(app: FastAPI, engine: Engine, name: str) -> None:
     created = int(time.time())
 
     def info() -> schema.ModelInfo:
+        """The model as the API describes it: settings are read when asked, since they follow the pipeline's."""
         config, settings = engine.pipe.model.config, engine.pipe.settings()
         stages = [
             schema.StageInfo(side=stage.side, end=stage.end, steps=steps, guidance=guidance)

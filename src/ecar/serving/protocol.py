@@ -33,6 +33,7 @@ class _Bounded(H11Protocol):
     _stall: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """A client came: answered, refused with a 503, or dropped, by how many there are."""
         super().connection_made(transport)
         # No high-water mark: whatever a client has not taken is watched, and nothing is added to it.
         transport.set_write_buffer_limits(high=0)
@@ -95,6 +96,7 @@ class _Bounded(H11Protocol):
         self._stall = self.loop.call_later(self.limits.send_seconds, check)
 
     def send_400_response(self, msg: str) -> None:
+        """What is no HTTP gets the API's JSON error too."""
         error = ApiError(400, "bad_request", msg)
         body = json.dumps(error.body()).encode()
         headers = [

@@ -66,6 +66,15 @@ class Attention(nn.Module):
         memory: Memory | None = None,
         windows: Windows | None = None,
     ) -> Tensor:
+        """
+        Args:
+            x: (B, N, D).
+            table: rotary table of these N positions.
+            mask: (N, N), True where a token may look.
+            memory: keys and values of earlier stages, seen by all (without windows with N places behind them, which
+                are filled here); with it there is no mask.
+            windows: groups of tokens, each of which sees itself and the memory.
+        """
         q, k, v = rearrange(self.to_qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.heads)
         q, k = rotate(self.q_norm(q), table), rotate(self.k_norm(k), table)
         if windows is not None:
