@@ -9,7 +9,7 @@
 
 python scripts/load_serving.py --out docs/results/serving.json
 python scripts/load_serving.py --dtype bf16 --compile --out docs/results/serving_compiled.json
-python scripts/load_serving.py --only vanishing --soak-seconds 600 --out docs/results/serving_vanishing.json
+python scripts/load_serving.py --only vanishing --soak-seconds 600 --out vanishing.json
 """
 
 from __future__ import annotations
