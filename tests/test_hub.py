@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from huggingface_hub import ModelCard, errors
 
 from conftest import random_model, tiny_config
@@ -31,6 +32,7 @@ def run_folder(tmp_path: Path) -> Path:
         "data": "/home/someone/photos",
         "out": "/home/someone/run",
         "init_from": "/home/someone/base",
+        "distill_guide": "/home/someone/weak/final",
         "source": {"name": "/home/someone/base", "weights": "abc"},
         "device": "cpu",
     }
@@ -214,3 +216,17 @@ def test_half_a_download_says_what_is_missing(
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(tmp_path / "half"))
     with pytest.raises(ValueError, match="missing weights"):
         Pipeline.from_pretrained("someone/tiny")
+
+
+def test_what_is_published_draws_what_the_pipeline_draws(tmp_path: Path) -> None:
+    """Another decoder was left behind, and a model in bfloat16 could not be written at all."""
+    pipe = Pipeline(random_model(tiny_config()).bfloat16(), PixelTokenizer(factor=1))
+    pipe.tokenizer.mean.fill_(0.1)  # not exact in bfloat16
+    write_folder(pipe, tmp_path / "out", "someone/tiny", CardOptions())
+    again = Pipeline.from_pretrained(tmp_path / "out", dtype=torch.bfloat16)
+    ours, theirs = (p(labels=["dog"], seeds=[3]).images[0] for p in (pipe, again))
+    assert np.array_equal(np.asarray(ours), np.asarray(theirs))
+    pipe.decoder = PixelTokenizer(factor=1)
+    with pytest.raises(ValueError, match="another decoder"):
+        write_folder(pipe, tmp_path / "other", "someone/tiny", CardOptions())
+    assert not (tmp_path / "other").exists()

@@ -163,3 +163,34 @@ def test_an_adapter_that_is_a_pickle_is_not_executed(folder: Path, tmp_path: Pat
     with pytest.raises(ValueError, match="not an adapter of ecar"):
         Pipeline.from_pretrained(folder, adapter=adapter)
     assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"width": "192"}, {"class_names": None}, {"sampling": {"steps": 5, "guidance": [1.0]}}, {"stages": []}]
+)
+def test_a_configuration_of_other_types_is_one_line(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], wrong: dict[str, Any]
+) -> None:
+    """Each was a traceback."""
+    record = json.loads((folder / "config.json").read_text())
+    record["model"] |= wrong
+    (folder / "config.json").write_text(json.dumps(record))
+    assert next(iter(wrong)) in refused(folder, tmp_path, capsys)
+
+
+@pytest.mark.parametrize("wrong", [[], 5, {"factor": "4"}, {"other": 1}, {"factor": None}, "no widths"])
+def test_a_tokenizers_configuration_of_other_types_is_one_line(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], wrong: Any
+) -> None:
+    path = folder / "tokenizer" / "config.json"
+    record = json.loads(path.read_text())
+    if wrong == "no widths":
+        ConvTokenizer(factor=2, widths=(4, 8), depth=1).save(folder / "tokenizer")
+        record = json.loads(path.read_text())
+        del record["widths"]
+    elif isinstance(wrong, dict):
+        record |= wrong
+    else:
+        record = wrong
+    path.write_text(json.dumps(record))
+    assert "configuration of a tokenizer" in refused(folder, tmp_path, capsys)

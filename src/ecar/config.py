@@ -25,7 +25,7 @@ class JsonConfig:
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> Self:
-        """The inverse of ``to_json``; ValueError names unknown and missing fields."""
+        """The inverse of ``to_json``; ValueError names unknown and missing fields, and values of another type."""
         if not isinstance(record, dict):
             raise ValueError(f"{cls.__name__}: expected an object, got {record!r}")
         fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
@@ -35,7 +35,13 @@ class JsonConfig:
         if unknown or missing:
             raise ValueError(f"{cls.__name__}: unknown fields {unknown}, missing fields {missing}")
         hints = typing.get_type_hints(cls)
-        return cls(**{name: _restore(hints[name], value) for name, value in record.items()})
+        values = {}
+        for name, value in record.items():
+            try:
+                values[name] = _restore(hints[name], value)
+            except ValueError as error:
+                raise ValueError(f"{cls.__name__}: {name}: {error}") from None
+        return cls(**values)
 
 
 def plain_name(name: str) -> str:
@@ -49,15 +55,22 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> str:
 
 
 def _restore(hint: Any, value: Any) -> Any:
-    """JSON lists -> tuples, nested objects -> configs."""
-    if isinstance(hint, types.UnionType) and value is not None:
+    """JSON lists -> tuples, nested objects -> configs; ValueError where the value has another type than ``hint``."""
+    if isinstance(hint, types.UnionType):
+        if value is None:
+            return None
         hint = next(h for h in typing.get_args(hint) if h is not type(None))
     if isinstance(hint, type) and issubclass(hint, JsonConfig):
         return hint.from_json(value)
-    if isinstance(value, list):
-        arguments = typing.get_args(hint)
-        inner = arguments[0] if arguments else Any
+    if typing.get_origin(hint) is tuple and isinstance(value, list):
+        inner = typing.get_args(hint)[0]
         return tuple(_restore(inner, item) for item in value)
+    if isinstance(hint, type):
+        kinds = (int, float) if hint is float else hint
+        if not isinstance(value, kinds) or (isinstance(value, bool) and hint is not bool):
+            raise ValueError(f"{value!r} is not of type {hint.__name__}")
+    elif typing.get_origin(hint) is tuple:
+        raise ValueError(f"{value!r} is not a list")
     return value
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ecar.sampling.pipeline import Pipeline
 
 _PRIVATE = ("out", "device", "trackers")  # of training.json: where it ran, not how
-_PATHS = ("data", "tokenizer", "init_from")
+_PATHS = ("data", "tokenizer", "init_from", "distill_guide")
 _NOT_METRICS = {"num", "against", "biased_small_sample"}
 
 
@@ -36,11 +36,13 @@ def write_folder(pipe: Pipeline, folder: Path, repo_id: str, card: CardOptions, 
         source: the folder that the model was loaded from: its weights are copied as they are, with ``training.json``.
 
     Raises:
-        ValueError: a folder with other files, an optimised model, a record or picture that cannot be read, an
-            evaluation of other weights.
+        ValueError: a folder with other files, an optimised model, a decoder that is not the model's, a record or
+            picture that cannot be read, an evaluation of other weights.
     """
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder}: not empty; give a new folder")
+    if pipe.decoder is not pipe.tokenizer:
+        raise ValueError("the model is drawn with another decoder than its own, which would not be published with it")
     record = _evaluation(card.evaluation)
     if record is not None and source is not None:
         _check_judged(card, record, weights_fingerprint(source))
@@ -51,7 +53,7 @@ def write_folder(pipe: Pipeline, folder: Path, repo_id: str, card: CardOptions, 
             expected = set(build_model(pipe.model.config).state_dict())
         if set(pipe.model.state_dict()) != expected:
             raise ValueError("an optimised (packed, int8) model cannot be saved: load it again without quantize")
-        save_model(folder, pipe.model, pipe.tokenizer, pipe.model.dtype)
+        save_model(folder, pipe.model, pipe.tokenizer)
     else:
         for name in ("config.json", "model.safetensors"):
             shutil.copyfile(source / name, folder / name)

@@ -93,12 +93,18 @@ def load_config(folder: Path) -> ModelConfig:
         raise ValueError(f"{path}: not the configuration of an ecar model")
     if record.get("format") != _FORMAT:
         raise ValueError(f"{path}: format {record.get('format')!r} is not {_FORMAT}; another version of ecar wrote it")
-    return ModelConfig.from_json(record["model"])
+    try:
+        return ModelConfig.from_json(record["model"])
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def weights_fingerprint(name: str | Path) -> str:
     """SHA-256 (16 hex digits) of the weights file of a model: says which model drew an image."""
-    return hashlib.sha256((resolve_model(name) / "model.safetensors").read_bytes()).hexdigest()[:16]
+    path = resolve_model(name) / "model.safetensors"
+    if not path.is_file():
+        raise ValueError(f"{path.parent}: no model.safetensors there; a run's model is in its folder final")
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def load_model(name: str | Path) -> tuple[StageModel, Tokenizer]:

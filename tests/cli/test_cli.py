@@ -82,6 +82,16 @@ def test_npz_has_the_arrays_that_evaluators_read(model_folder: Path, tmp_path: P
     assert arrays["labels"].tolist() == [0, 0, 1, 1, 2, 2]
 
 
+def test_npz_of_a_model_without_classes_has_no_labels_and_the_name_that_was_asked_for(tmp_path: Path) -> None:
+    """All were of class 0, and X.NPZ became X.NPZ.npz."""
+    from ecar.cli.main import main
+
+    config = tiny_config(num_classes=0, class_names=())
+    save_model(tmp_path / "plain", random_model(config), PixelTokenizer(factor=1))
+    assert main(["sample", str(tmp_path / "plain"), "--per-class", "2", "--out", str(tmp_path / "X.NPZ")]) == 0
+    assert np.load(tmp_path / "X.NPZ").files == ["arr_0"]
+
+
 def wrong_inputs(model: Path, tmp: Path) -> list[tuple[list[object], str]]:
     empty = tmp / "empty"
     empty.mkdir()

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from ecar.data.images import BadImageError, decode_image, fit
+from ecar.data.rows import choose_rows
 from ecar.data.source import ImageReport, iterate_images, load_source, natural_key
 
 
@@ -182,3 +183,20 @@ def test_parquet_in_the_hub_layout_is_read_with_its_names(tmp_path: Path) -> Non
         images, labels, _, names = read_all(place)
         assert names == ("go", "stop") and labels.tolist() == [1, 0]
         assert images[0, 0, 0].tolist() == [255, 0, 0]
+
+
+def test_an_archive_left_among_the_images_is_not_taken_for_the_data(tmp_path: Path) -> None:
+    """The download in the folder of its own unpacked images hid them and their classes."""
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (4, 4)).save(tmp_path / name / "0.png")
+    (tmp_path / "photos.tar").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"photos\.tar.*cat/0\.png"):
+        load_source(str(tmp_path))
+
+
+@pytest.mark.parametrize("count", [0, -3])
+def test_no_images_at_all_are_refused(count: int) -> None:
+    """A traceback, in training from a cache."""
+    with pytest.raises(ValueError, match="at least 1"):
+        choose_rows(10, count)

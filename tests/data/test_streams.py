@@ -16,7 +16,10 @@ from PIL import Image
 from ecar.cli import encode
 from ecar.data import encoding
 from ecar.data.feed import StreamFeed
+from ecar.data.latents import encode_source
 from ecar.data.shards import image_ids, load_latents
+from ecar.data.source import load_source
+from ecar.tokenizers import ConvTokenizer
 
 datasets = pytest.importorskip("datasets")
 
@@ -119,3 +122,35 @@ def test_a_stream_takes_the_first_images_and_no_folder(tmp_path: Path) -> None:
     (tmp_path / "photos" / "a.png").write_bytes(png(1))
     with pytest.raises(ValueError, match="leave out --streaming"):
         run(tmp_path / "photos", tmp_path / "other", "--streaming")
+
+
+def test_another_number_of_images_is_another_cache(tmp_path: Path) -> None:
+    """A short trial was taken for the whole data set."""
+    data = tars(tmp_path / "data")
+    run(data, tmp_path / "cache", "--streaming", "--max-images", "5")
+    for more in (["--max-images", "6"], []):
+        with pytest.raises(ValueError, match="another --out"):
+            run(data, tmp_path / "cache", "--streaming", *more)
+
+
+def test_names_in_cls_files_are_not_streamed_and_the_message_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    with tarfile.open(tmp_path / "data" / "train.tar", "w") as archive:
+        for suffix, data in (("png", png(1)), ("cls", b"cat")):
+            info = tarfile.TarInfo(f"0.{suffix}")
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    with pytest.raises(ValueError, match=r"in a \.json"):
+        run(tmp_path / "data", tmp_path / "cache", "--streaming")
+
+
+def test_colours_are_not_averaged_away_without_a_word(tmp_path: Path) -> None:
+    """A grey tokenizer took coloured images, in memory and to shards, and the model drew grey ones."""
+    data = parquet(tmp_path / "data", None)
+    tokenizer = ConvTokenizer(factor=4, channels=2, image_channels=1, widths=(4, 4, 4), depth=1)
+    tokenizer.measure([tokenizer.encode_raw(torch.rand(2, 3, 8, 8))])
+    tokenizer.save(tmp_path / "grey")
+    with pytest.raises(ValueError, match="coloured"):
+        run(data, tmp_path / "cache", "--tokenizer", str(tmp_path / "grey"))
+    with pytest.raises(ValueError, match="coloured"):
+        encode_source(load_source(str(data)), tokenizer, (8, 8), flip=False)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from conftest import random_model, tiny_config
 from ecar.cli.main import main
@@ -515,3 +516,11 @@ def test_dinov2_of_the_same_weights_and_other_heads_is_another_extractor(tmp_pat
         model.save_pretrained(tmp_path / str(heads))
         prints.append(Dinov2Extractor(str(tmp_path / str(heads))).fingerprint)
     assert prints[0] != prints[1]
+
+
+def test_broken_reference_images_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for i in range(12):
+        Image.fromarray(np.full((8, 8, 3), 20 * i, np.uint8)).save(tmp_path / f"{i}.png")
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    images, _, _ = read_images(str(tmp_path), "test", 8, 8, None)
+    assert len(images) == 12 and "skipped" in (said := capsys.readouterr().err) and "broken.png" in said

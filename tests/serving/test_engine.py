@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,9 +18,12 @@ from ecar.sampling.pipeline import Pipeline
 from ecar.serving import engine as engine_module
 from ecar.serving.config import Limits
 from ecar.serving.engine import Engine
+from ecar.serving.job import Job
 from ecar.serving.metrics import Metrics
+from ecar.serving.order import make_order
 from ecar.serving.previews import preview_points
 from ecar.serving.rows import EngineError, Event, Failed, Finished, Preview, Row
+from ecar.serving.schema import GenerateRequest
 from ecar.tokenizers import PixelTokenizer
 
 
@@ -342,3 +346,26 @@ def test_images_and_previews_come_from_the_decoder_that_was_asked_for() -> None:
 class Inverted(PixelTokenizer):
     def decode_raw(self, latents: torch.Tensor) -> torch.Tensor:
         return -super().decode_raw(latents)
+
+
+def test_who_reads_slowly_gets_images_that_were_ready_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The deadline was held against images that had been waiting for their reader."""
+    monkeypatch.setattr("ecar.serving.job.GRACE", 0.0)
+    pipe = pipeline()
+
+    async def read(engine: Engine) -> int:
+        job = Job(engine, make_order(GenerateRequest(prompt=pipe.class_names[0], n=3), pipe, engine.limits))
+        while job._events.qsize() < 3:
+            await asyncio.sleep(0.01)
+        job._deadline = time.monotonic() - 1
+        return len([event async for event in job.events()])
+
+    with running(pipe) as engine:
+        assert asyncio.run(read(engine)) == 3
+
+
+def test_a_draining_engine_is_not_ready_in_its_metrics_either() -> None:
+    with running(pipeline()) as engine:
+        before = engine.metrics.text()
+        engine.drain()
+        assert b"ecar_ready 1.0" in before and b"ecar_ready 0.0" in engine.metrics.text()

@@ -60,3 +60,20 @@ def test_a_further_average_starts_as_the_first_one(digits_folder: Path, tmp_path
 def test_what_cannot_change_or_does_not_exist_is_refused_at_once(key: str) -> None:
     with pytest.raises(ValueError, match=rf"{key} cannot change within a run.*what can: batch_size"):
         TrainConfig(data="d", out="o", allow_change=(key,))
+
+
+def test_a_refused_resume_leaves_the_run_its_options(digits_folder: Path, tmp_path: Path) -> None:
+    """They were written before the data had been accepted: the run's own command was refused then."""
+    loop.train(options(digits_folder, tmp_path / "run"))
+    other = tmp_path / "other"
+    shutil.copytree(digits_folder / "one", other / "one")
+    with pytest.raises(ValueError, match="changed since the checkpoint"):
+        loop.train(options(other, tmp_path / "run", allow_change=("data", "tokenizer")))
+    assert loop.train(options(digits_folder, tmp_path / "run", max_steps=7)).exists()
+
+
+def test_a_save_that_was_killed_is_no_run_yet(digits_folder: Path, tmp_path: Path) -> None:
+    """What its first save left refused other options, with nothing to lose."""
+    (tmp_path / "run" / "checkpoints" / "step_00000004.tmp").mkdir(parents=True)
+    (tmp_path / "run" / "train.json").write_text('{"batch_size": 2}')
+    assert loop.train(options(digits_folder, tmp_path / "run", max_steps=1)).exists()

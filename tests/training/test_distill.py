@@ -255,6 +255,7 @@ def test_one_number_guides_every_stage_but_the_last_as_everywhere() -> None:
         ({"distill_steps": (2, 0)}, "steps needs"),
         ({"distill_guide": "no/such-model"}, "no/such-model"),
         ({"distill_guide": "fashion"}, "--distill-guide fashion has another stages"),
+        ({"distill_guide": "."}, "is in its folder final"),
         ({"distill": False, "distill_guide": "fashion"}, "need --distill"),
         ({"on_policy": 0.5}, "on_policy"),
         ({"distill": False, "distill_steps": (2,)}, "need --distill"),

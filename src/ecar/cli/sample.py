@@ -135,11 +135,11 @@ def run(arguments: Sequence[str]) -> None:
         "decoder": options.decoder,
         "out": str(files.out),
     }
-    _write(output, files, options, json.dumps(record))
+    _write(output, files, options, json.dumps(record), labelled=bool(pipe.class_names))
     print(json.dumps(record))
 
 
-def _write(output: Output, files: _Files, options: SampleOptions, record: str) -> None:
+def _write(output: Output, files: _Files, options: SampleOptions, record: str, *, labelled: bool) -> None:
     """Write every file asked for; PNGs carry ``record``, from which they can be made again."""
     import numpy as np
 
@@ -150,7 +150,9 @@ def _write(output: Output, files: _Files, options: SampleOptions, record: str) -
     scale = options.scale or (3 if output.images[0].width < 64 else 1)
     if files.out.suffix.lower() == ".npz":
         array = np.stack([np.asarray(image) for image in output.images])
-        np.savez(files.out, arr_0=array, labels=np.asarray(output.labels, np.int64))
+        arrays = {"arr_0": array, **({"labels": np.asarray(output.labels, np.int64)} if labelled else {})}
+        with open(files.out, "wb") as file:  # to a name, numpy would append .npz where it is not in lower case
+            np.savez(file, **arrays)  # type: ignore[arg-type]  # a key may be called allow_pickle
     else:
         save_png(grid(output.images, columns, scale=scale), files.out, metadata)
     if files.stages is not None:

@@ -193,6 +193,7 @@ def _encode_shard(
     parts: dict[str, list[Tensor]] = {"latents": [], "logvar": []}
     while batch := list(islice(good, plan.batch_size)):
         pixels = torch.from_numpy(to_signed(np.stack([p for _, p in batch]))).permute(0, 3, 1, 2).to(device)
+        tokenizer.check_images(pixels)
         for key, value in _encode(tokenizer, pixels, plan.flip, moments).items():
             if not torch.isfinite(value).all():
                 raise ValueError(

@@ -111,7 +111,7 @@ class StreamFeed:
         return None if names is None else tuple(names)
 
     def state(self) -> str:
-        return self.version
+        return self.version if self.limit is None else f"{self.version}, first {self.limit}"
 
     def samples(self, start: int) -> Iterator[Sample]:
         table = self.table if self.limit is None else self.table.take(self.limit)
@@ -165,7 +165,11 @@ def _stream(data: str, *arguments: Any, **options: Any) -> Any:
     try:
         return load_dataset(*arguments, streaming=True, **options)
     except Exception as error:  # datasets wraps the errors of arrow and of the network in types of its own
-        raise ValueError(f"{data}: cannot be streamed ({type(error).__name__}: {error})") from error
+        named = "invalid literal for int()" in str(error)  # datasets takes what a .cls holds for a number
+        hint = (
+            "; a .cls with a class name is not streamed: put it in a .json, or leave out --streaming" if named else ""
+        )
+        raise ValueError(f"{data}: cannot be streamed ({type(error).__name__}: {error}){hint}") from error
 
 
 def _hub_revision(data: str) -> str:

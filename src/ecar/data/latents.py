@@ -94,7 +94,7 @@ def encode_source(
     autoencoder as published) are measured on the way, in place.
 
     Raises:
-        ValueError: sides that do not divide, or bad data.
+        ValueError: sides that do not divide, bad data, or coloured images for a grey tokenizer.
     """
     tokenizer.latent_side(*side)
     tokenizer.to(device)
@@ -106,6 +106,7 @@ def encode_source(
     total = -(-len(source) // _BATCH)
     for images, batch_labels in tqdm(batches, total=total, desc="encoding", disable=None):
         pixels = torch.from_numpy(to_signed(images)).permute(0, 3, 1, 2).to(device)
+        tokenizer.check_images(pixels)
         raw.append(tokenizer.encode_raw(pixels).float().cpu())
         if flip:
             mirrored.append(tokenizer.encode_raw(pixels.flip(-1)).float().cpu())

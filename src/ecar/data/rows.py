@@ -114,7 +114,9 @@ def cell_bytes(cell: dict[str, Any] | None) -> bytes:
 
 def choose_rows(total: int, count: int | None) -> np.ndarray:
     """``count`` of ``total`` rows at random, ascending, always the same ones; all where that is not fewer. Not the
-    first ones: folders are sorted by class."""
+    first ones: folders are sorted by class. ValueError for fewer than one."""
+    if count is not None and count < 1:
+        raise ValueError(f"the number of images must be at least 1, got {count}")
     if count is None or count >= total:
         return np.arange(total)
     return np.sort(np.random.default_rng(0).choice(total, count, replace=False))
@@ -167,6 +169,11 @@ def open_folder(root: Path) -> Opened:
     places = {name: i for i, name in enumerate(names)}
     labels: list[int | str] = [places[p.relative_to(root).parts[0]] for p in files]
     return Opened(rows=rows, labels=labels, class_names=tuple(map(printable, names)), empty_classes=empty)
+
+
+def image_files(root: Path) -> list[Path]:
+    """Image files under ``root`` in natural order; hidden names are left out."""
+    return _walk(root)[0]
 
 
 def _walk(root: Path) -> tuple[list[Path], set[str]]:

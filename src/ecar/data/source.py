@@ -12,7 +12,7 @@ import numpy as np
 
 from ecar.data.ahead import in_order
 from ecar.data.images import BadImageError, decode_image, fit
-from ecar.data.rows import Opened, Rows, choose_rows, natural_key, of_split, open_folder, open_table
+from ecar.data.rows import Opened, Rows, choose_rows, image_files, natural_key, of_split, open_folder, open_table
 from ecar.data.tars import find_tars, open_tars
 from ecar.remote import hub_reason
 
@@ -205,6 +205,11 @@ def _open(data: str, split: str) -> Opened:
     if path.is_dir():
         for suffix in (".parquet", ".tar"):
             if files := find_files(path, suffix, split):
+                if loose := image_files(path):
+                    raise ValueError(
+                        f"{data}: holds archives (such as {files[0].relative_to(path)}) and images (such as "
+                        f"{loose[0].relative_to(path)}); give one kind, or move the other"
+                    )
                 return _open_parquet(files, data) if suffix == ".parquet" else open_tars(files)
         return open_folder(path)
     if files := find_files(path, ".parquet", split):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,7 +38,10 @@ def read_images(
 ) -> tuple[Tensor, Tensor, tuple[str, ...]]:
     """Images (N, 3, H, W) uint8, labels (N,) and class names of a data set; ``num`` takes a seeded choice."""
     source = load_source(data, split=split, max_images=num)
-    batches = list(iterate_images(source, height, width, batch_size=1000, report=ImageReport()))
+    report = ImageReport()
+    batches = list(iterate_images(source, height, width, batch_size=1000, report=report))
+    for line in report.skipped:
+        print(f"skipped {line}", file=sys.stderr)
     images = torch.from_numpy(np.concatenate([b[0] for b in batches])).permute(0, 3, 1, 2).contiguous()
     return images, torch.from_numpy(np.concatenate([b[1] for b in batches])), source.class_names
 

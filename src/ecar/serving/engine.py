@@ -46,6 +46,7 @@ class Engine:
     def __init__(self, load: Callable[[], Pipeline], limits: Limits, metrics: Metrics) -> None:
         limits.check()
         self.limits, self.metrics, self.state = limits, metrics, "starting"
+        metrics.ready.set_function(lambda: self.state == "ready")  # asked: a signal handler may not set it
         self._load, self._scheduler = load, Scheduler(limits.max_batch)
         self._running: list[Row] = []  # rows of the batch that is being computed
         self._changed = threading.Condition()
@@ -78,7 +79,7 @@ class Engine:
         """End the thread at the next stage boundary; rows that are left get one error each."""
         with self._changed:
             self._stop = True
-            self._set_state("stopped")
+            self.state = "stopped"
             self._changed.notify()
         if self._thread.is_alive():
             self._thread.join(timeout)
@@ -111,10 +112,6 @@ class Engine:
             self.metrics.queue_depth.set(len(self._scheduler.new))
             self._changed.notify()
 
-    def _set_state(self, state: str) -> None:
-        self.state = state
-        self.metrics.ready.set(state == "ready")
-
     def _supervise(self) -> None:
         """Compute until stopped; after a crash load the model again."""
         try:
@@ -131,7 +128,7 @@ class Engine:
                 computer.warm_up()
                 with self._changed:
                     if self.state == "starting":
-                        self._set_state("ready")
+                        self.state = "ready"
                 log.info("ready after %.0f s of warming up", time.monotonic() - start)
                 while self._work(computer):
                     crashes = 0
@@ -149,7 +146,7 @@ class Engine:
             rows, self._running = self._running + self._scheduler.clear(), []
             last = crashes >= MAX_CRASHES
             if self.state != "stopped":
-                self._set_state("failed" if last else "draining" if self.state == "draining" else "starting")
+                self.state = "failed" if last else "draining" if self.state == "draining" else "starting"
         reason = type(error).__name__
         for row in rows:
             self._fail(row, EngineError(503, "engine_failed", f"the engine failed ({reason}) and restarts", 5))

@@ -59,11 +59,14 @@ class Job:
         try:
             while left:
                 remaining = self._deadline + GRACE - time.monotonic()
-                if remaining <= 0:
-                    raise ApiError(504, "deadline_exceeded", "the engine did not answer in time")
                 try:
-                    wait = remaining if ping is None else min(ping, remaining)
-                    index, event = await asyncio.wait_for(self._events.get(), wait)
+                    if not self._events.empty():  # in time, however slowly it is read
+                        index, event = self._events.get_nowait()
+                    elif remaining <= 0:
+                        raise ApiError(504, "deadline_exceeded", "the engine did not answer in time")
+                    else:
+                        wait = remaining if ping is None else min(ping, remaining)
+                        index, event = await asyncio.wait_for(self._events.get(), wait)
                 except TimeoutError:
                     yield None
                     continue

@@ -37,8 +37,13 @@ def load_tokenizer(name: str | Path) -> Tokenizer:
             record = json.loads(config.read_text())
         except ValueError as error:
             raise ValueError(f"{config}: not JSON ({error})") from None
+        if not isinstance(record, dict):
+            raise ValueError(f"{config}: not the configuration of a tokenizer")
         if "kind" in record:
-            return _load_own(folder, record)
+            try:
+                return _load_own(folder, record)
+            except (TypeError, KeyError) as error:  # fields that are missing, unknown or of other types
+                raise ValueError(f"{config}: not the configuration of a tokenizer ({error})") from None
         if "model" in record:
             raise ValueError(f"tokenizer {text!r}: a model; its tokenizer is {folder / 'tokenizer'}")
     elif any(folder.glob("taef2_*")):

@@ -43,6 +43,10 @@ class Tokenizer(nn.Module):
         """(B, 3, H, W) in [-1, 1] -> raw latents (B, C, h, w)."""
         raise TypeError(f"{type(self).__name__} cannot encode {tuple(images.shape)}: encode_raw is missing")
 
+    def check_images(self, images: Tensor) -> None:
+        """ValueError where the tokenizer cannot keep what ``images`` (B, 3, H, W) show; asked before a data set is
+        encoded with it."""
+
     def encode_moments(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """(B, 3, H, W) in [-1, 1] -> mean and logarithm of the variance of the raw latents, each (B, C, h, w); no
         variance where the encoder is deterministic."""

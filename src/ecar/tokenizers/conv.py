@@ -110,6 +110,13 @@ class ConvTokenizer(Tokenizer):
             "depth": self.depth,
         }
 
+    def check_images(self, images: Tensor) -> None:
+        if self.image_channels == 1 and not bool((images == images[:, :1]).all()):
+            raise ValueError(
+                'the images are coloured, and the tokenizer is for grey ones (as that of "fashion"): '
+                "take another, or make the images grey"
+            )
+
     def encode_raw(self, images: Tensor) -> Tensor:
         if self.image_channels == 1:
             images = images.mean(1, keepdim=True)

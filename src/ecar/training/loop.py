@@ -34,7 +34,15 @@ from ecar.training.log import RunLog, by_the_way
 from ecar.training.loss import Draws, StageLoss
 from ecar.training.memory import checkpoint_activations, memory_advice
 from ecar.training.optim import learning_rate, make_optimizers
-from ecar.training.run import check_out, check_same_data, make_out, save_batches, save_final, save_samples
+from ecar.training.run import (
+    check_out,
+    check_same_data,
+    keep_options,
+    make_out,
+    save_batches,
+    save_final,
+    save_samples,
+)  # fmt: skip
 from ecar.training.saving import Saver
 from ecar.training.sharded import restore_sharded
 from ecar.training.sharding import shard, whole
@@ -78,6 +86,8 @@ def train(config: TrainConfig) -> Path:
         if config.parallel == "ddp" or world.size == 1:  # slices go to the device block by block
             model = model.to(config.device)
         trainer = Trainer(config, model, table, tokenizer, out, world, stop, source, changed, teacher)
+        if changed:
+            keep_options(config, out)
         try:
             with memory_advice(config.accumulate):
                 trainer.run()

@@ -18,6 +18,7 @@ from ecar.model import StageModel
 from ecar.sampling.pictures import grid
 from ecar.sampling.pipeline import Pipeline
 from ecar.tokenizers import Tokenizer
+from ecar.training.checkpoint import has_checkpoint
 from ecar.training.config import TrainConfig
 from ecar.training.finetune import Source
 from ecar.weights import save_model
@@ -54,7 +55,7 @@ _FOLLOW = {
 def check_same_options(
     path: Path, options: dict[str, object], defaults: dict[str, object] | None = None, allowed: tuple[str, ...] = ()
 ) -> str:
-    """Write ``options`` to ``path``, or compare with what is there once a checkpoint depends on it.
+    """Write ``options`` to ``path``; where a checkpoint depends on what is there, only compare with that.
 
     Args:
         defaults: what an option that is newer than the run there stood for.
@@ -67,17 +68,23 @@ def check_same_options(
         ValueError: the run there has other options; each is named.
     """
     now, changed = json.loads(json.dumps(options)), ""
-    if path.exists() and any(path.parent.glob("checkpoints/step_*")):
+    if path.exists() and has_checkpoint(path.parent):
         before = {**json.loads(json.dumps(defaults or {})), **json.loads(path.read_text())}
         single = {k for k, v in before.items() if isinstance(now.get(k), list) and isinstance(v, int | float)}
         before |= {k: [before[k]] for k in single}  # options that became lists
         changed = differences(before, now)
         if refused := differences(before, {k: v for k, v in now.items() if k not in allowed}):
             raise ValueError(f"{path.parent} holds a run with other options ({refused}); choose another --out")
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(now, indent=2) + "\n")
-    temporary.replace(path)
+    else:
+        write_options(path, now)
     return changed
+
+
+def write_options(path: Path, options: dict[str, object]) -> None:
+    """``options`` as JSON in ``path``, whole or not at all."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(options, indent=2) + "\n")
+    temporary.replace(path)
 
 
 def check_same_data(
@@ -99,11 +106,20 @@ def check_same_data(
 
 
 def check_out(config: TrainConfig, out: Path) -> str:
-    """ValueError if the folder holds a run of other options; otherwise write down those of this one. Returns what
-    differs and is allowed to, in words."""
-    options = {k: v for k, v in dataclasses.asdict(config).items() if k not in _FREE}
+    """ValueError if the folder holds a run of other options; those of a new run are written down. Returns what differs
+    and is allowed to, in words: ``keep_options`` once the run has accepted its data too."""
+    options = _options(config)
     newer = {f.name: f.default for f in dataclasses.fields(TrainConfig) if f.default is not dataclasses.MISSING}
     return check_same_options(out / "train.json", options, {**newer, "model": "ecar"}, config.allow_change)
+
+
+def keep_options(config: TrainConfig, out: Path) -> None:
+    """Write down options of a run that were allowed to change."""
+    write_options(out / "train.json", _options(config))
+
+
+def _options(config: TrainConfig) -> dict[str, object]:
+    return {k: v for k, v in dataclasses.asdict(config).items() if k not in _FREE}
 
 
 def save_batches(out: Path, config: TrainConfig, images: int, steps: range) -> None:
