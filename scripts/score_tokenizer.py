@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from PIL import Image
 from results import write_result
-from torch.utils.flop_counter import FlopCounterMode
 
+from ecar.benchmark.flops import flop_counter
 from ecar.data.images import to_signed
 from ecar.data.source import ImageReport, iterate_images, load_source
 from ecar.evaluation.samples import from_decoded
@@ -42,7 +42,7 @@ def main() -> None:
     ):
         latents = tokenizer.encode(torch.from_numpy(to_signed(images)).permute(0, 3, 1, 2))
         if not flops:
-            with FlopCounterMode(display=False) as counter:
+            with flop_counter() as counter:
                 tokenizer.decode(latents[:1])
             flops = int(counter.get_total_flops())
         start = time.perf_counter()

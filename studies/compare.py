@@ -76,13 +76,16 @@ def read(lines: list[dict[str, Any]], names: dict[str, bool]) -> dict[str, dict[
 
 
 def retime(points: dict[str, dict[str, Any]], seconds: dict[str, float]) -> None:
-    """Times of ``studies/seconds.py`` in place of the curves' own.
+    """Times of ``studies/seconds.py`` in place of the curves' own; settings that are led away from a weak model are not
+    timed there, and have none.
 
     Raises:
         ValueError: a setting that was not timed.
     """
     for setting, point in points.items():
-        if "seconds" in point and "teacher" not in setting:
+        if "seconds" in point and setting.count(":") == 5:
+            del point["seconds"]
+        elif "seconds" in point and "teacher" not in setting:
             if setting not in seconds:
                 raise ValueError(f"--seconds: no time for {setting}")
             point["seconds"] = seconds[setting]
@@ -106,7 +109,9 @@ def conclusions(
     beaten = {
         cost: [
             k for k, v in theirs.items()
-            if any(sign * p[metric] <= sign * v[metric] and p[cost] <= v[cost] for p in ours.values())
+            if cost in v and any(
+                sign * p[metric] <= sign * v[metric] and p[cost] <= v[cost] for p in ours.values() if cost in p
+            )
         ]
         for cost in ("gflops", "seconds")
     }  # fmt: skip

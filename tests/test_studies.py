@@ -195,6 +195,9 @@ def test_times_of_a_quiet_machine_replace_those_of_the_curves(
     times = json.loads(out.read_text())
     assert set(times["ecar"]) == {"4,2"} and set(times["dit"]) == {"3", "4:2"} and min(times["dit"].values()) > 0
     out.write_text(json.dumps({"ecar": {"4,2": 1.0}, "dit": {"3": 0.5, "4:2": 2.0}}))
+    away = line("4:2:ab2:velocity:0:1.5", "d", 9, 60, 0.6)  # of a teacher: not timed, and no reason to stop
+    record = compared(tmp_path, monkeypatch, "--seconds", str(out), **files | {"dit": [*files["dit"], away]})
+    assert record["conclusions"]["any"]["FD-EffNetLite0"][beaten] == ["4:2"]
     record = compared(tmp_path, monkeypatch, "--seconds", str(out), **files)
     assert record["conclusions"]["any"]["FD-EffNetLite0"][beaten] == ["4:2"]
     out.write_text(json.dumps({"ecar": {"4,2": 1.0}, "dit": {"3": 0.5}}))

@@ -12,19 +12,23 @@ from ecar.benchmark.cluster import ClusterPlan, cluster
 from ecar.cli.main import main
 
 
-def run(**changes: Any) -> dict[str, Any]:
+def run(share: tuple[float, ...] = (1, 1, 1), **changes: Any) -> dict[str, Any]:
     values: dict[str, Any] = {
         "devices": 8, "tflops": 1.0, "parallel": "ddp", "batch": 4, "accumulate": 1, "images": 1000, "epochs": 2,
         "storage_gbs": 1.0, "save_minutes": 30, "restart_minutes": 10,
     }  # fmt: skip
     plan = ClusterPlan(**{**values, **changes})
-    return cluster(tiny_config(), plan, parameters=10**9, activations=4000, flops_per_image=10**9)
+    return cluster(tiny_config(), plan, parameters=10**9, activations=4000, flops_per_image=10**9, share=share)
 
 
 def test_time_storage_and_checkpoint_by_hand() -> None:
     found = run()
     assert found["images_per_second"] == 8000 and found["global_batch"] == 32 and found["seconds_per_update"] == 0.004
     assert found["tokens_per_second"] == 8000 * (6 + 24 + 96)
+    few, name = run(share=(1, 0.5, 0.25)), "activations, blocks recomputed"
+    assert few["tokens_per_second"] == 8000 * (6 + 12 + 24)  # tokens of stages that an image does not train are none
+    kept = [r["memory_per_device_bytes"][name] - 4000 // 4 for r in (few, found)]
+    assert kept[0] * 126 == kept[1] * 42 > 0
     assert found["latents"]["bytes"] == 1000 * 2 * 2 * 2 * 3 * 96  # flips, moments, bytes, channels, positions
     assert found["checkpoint_bytes"] == 16 * 10**9 and found["checkpoint_seconds"]["blocking"] == 16
 
@@ -35,7 +39,7 @@ def test_fsdp_splits_the_states_and_pays_with_traffic() -> None:
     assert ddp[name][states] == 8 * fsdp[name][states] == 20 * 10**9
     assert ddp[name]["activations"] == fsdp[name]["activations"] == 4000
     traffic = [r["network_bytes_per_device_per_update"] / (4e9 * 7 / 8) for r in (ddp, fsdp, four, run(accumulate=4))]
-    assert traffic == [2, 3, 9, 2]
+    assert traffic == [2, 3, 12, 2]  # slices are reduced in every pass
 
 
 def test_one_device_needs_no_network_and_the_published_run_fails_as_often_as_it_did() -> None:

@@ -72,6 +72,9 @@ def test_xl_fits_in_a_test_because_nothing_is_allocated(capsys: pytest.CaptureFi
     peer = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert peer["sampling_flops_per_image"]["total"] == pytest.approx(250 * 2 * 2 * 118.6e9, rel=0.02)  # 2212.09748
     assert ecar["sampling_flops_per_image"]["total"] < peer["sampling_flops_per_image"]["total"] / 50
+    assert main(["estimate", "--preset", "nano", "--resolution", "32", "--factor", "4", "--stages", "1"]) == 0
+    one = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert one["sampling"]["steps"] == [8]  # a single stage took DiT's 250
 
 
 @pytest.mark.parametrize(

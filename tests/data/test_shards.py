@@ -232,6 +232,8 @@ def test_data_check_finds_flipped_bits_and_missing_shards_of_a_cache(
         main(["data", "check", str(out), "--out", str(tmp_path / "report.json")])
     assert end.value.code == 1
     damaged = json.loads((tmp_path / "report.json").read_text())["damaged"]
+    (out / "cache.json").write_text("[]")
+    assert main(["data", "check", str(out)]) == 2 and "damaged latent cache" in capsys.readouterr().err
     assert damaged == ["shard_00000.safetensors: hash mismatch", "shard_00001.safetensors: No such file or directory"]
 
 

@@ -129,3 +129,14 @@ def test_a_broken_image_in_a_tar_is_skipped_and_shifts_nothing(tmp_path: Path) -
     ((images, labels),) = iterate_images(source, 4, 4, batch_size=8, report=report)
     assert images[:, 0, 0, 0].tolist() == [1, 3] and labels.tolist() == [0, 1]
     assert report.used == 2 and len(report.skipped) == 1 and "a.tar: 1" in report.skipped[0]
+
+
+def test_a_tar_may_hold_every_format_that_a_folder_may(tmp_path: Path) -> None:
+    """GIF, BMP and TIFF were passed over without a word, and their labels with them."""
+    members: dict[str, bytes] = {}
+    for i, kind in enumerate(("png", "gif", "bmp", "tif", "webp")):
+        file = io.BytesIO()
+        Image.new("RGB", (4, 4), (40 * i, 0, 0)).save(file, {"tif": "TIFF"}.get(kind, kind.upper()))
+        members |= {f"{i}.{kind}": file.getvalue(), f"{i}.cls": str(i % 2).encode()}
+    source = load_source(str(write_tar(tmp_path / "mix.tar", members)))
+    assert len(source) == 5 and source.labels.tolist() == [0, 1, 0, 1, 0]

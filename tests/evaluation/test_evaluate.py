@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import torch
 from PIL import Image
 
 from conftest import random_model, tiny_config
+from ecar import commit
 from ecar.cli.main import main
 from ecar.cli.options import source_commit
 from ecar.config import ModelConfig
@@ -524,3 +527,18 @@ def test_broken_reference_images_are_named(tmp_path: Path, capsys: pytest.Captur
     (tmp_path / "broken.png").write_bytes(b"no image")
     images, _, _ = read_images(str(tmp_path), "test", 8, 8, None)
     assert len(images) == 12 and "skipped" in (said := capsys.readouterr().err) and "broken.png" in said
+
+
+def test_the_commit_is_not_that_of_a_repository_around_an_installed_package(tmp_path: Path) -> None:
+    """A .venv inside the user's own checkout: records named the user's commit as ours."""
+    package = tmp_path / ".venv" / "ecar"
+    package.mkdir(parents=True)
+    shutil.copy(commit.__file__, package / "commit.py")
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for words in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "theirs"]):
+        subprocess.run([*git, *words], check=True)
+    spec = importlib.util.spec_from_file_location("theirs", package / "commit.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.source_commit() is None

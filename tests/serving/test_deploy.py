@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import yaml
 from fastapi.testclient import TestClient
+from starlette.applications import Starlette
+from starlette.routing import Mount
 
 from ecar.cli.options import parse
 from ecar.cli.serve import KEYS_VARIABLE, ServeOptions
@@ -72,3 +74,16 @@ def test_objects_refer_to_each_other(objects: dict[str, Any]) -> None:
     assert labels == deployment["spec"]["selector"]["matchLabels"] == service["spec"]["selector"]
     assert scaler["spec"]["scaleTargetRef"]["name"] == deployment["metadata"]["name"]
     assert service["spec"]["ports"][0]["targetPort"] == container(objects)["ports"][0]["name"]
+
+
+def test_keys_are_asked_for_under_a_prefix_too() -> None:
+    """As with Ray's --route-prefix, or mounted: there the path has the prefix in front, and no key was asked for."""
+    outer = Starlette(routes=[Mount("/ecar", create_app(engine := make_engine(), "tiny", keys=["k"]))])
+    engine.start()
+    try:
+        with TestClient(outer) as client:
+            assert client.get("/ecar/v1/models").status_code == 401
+            assert client.get("/ecar/v1/models", headers={"authorization": "Bearer k"}).status_code == 200
+            assert client.get("/ecar/health").status_code == 200
+    finally:
+        engine.stop()

@@ -13,6 +13,10 @@ from pathlib import Path
 import httpx
 import pytest
 
+from conftest import random_model, tiny_config
+from ecar.config import SamplingConfig
+from ecar.tokenizers import PixelTokenizer
+from ecar.weights import save_model
 from served import ServerProcess
 
 pytest_plugins = ("served",)
@@ -174,3 +178,40 @@ def test_page_asks_for_a_key_where_the_server_wants_one(browser, tmp_path: Path)
         page.wait_for_selector('figure[data-state="finished"]')
     finally:
         server.stop()
+
+
+def images_of(browser, model: Path) -> tuple[list[str], list[str]]:  # type: ignore[no-untyped-def]
+    """What the untouched form draws (data of the PNGs), and what the API draws without settings."""
+    server = ServerProcess(model)
+    try:
+        while httpx.get(f"{server.url}/ready").status_code != 200:
+            pass
+        page = browser.new_page()
+        page.goto(server.url)
+        page.wait_for_selector("#classes input", state="attached")
+        prompt = page.evaluate("document.querySelector('#classes label').textContent")
+        page.locator("#count").fill("2")
+        page.get_by_role("button", name="Generate").click()
+        expect(page.locator("figure[data-state=finished]")).to_have_count(2)
+        shown = page.evaluate("[...document.querySelectorAll('figure img')].map((i) => i.src.split(',')[1])")
+        body = {"prompt": prompt, "n": 2, "seed": 0}
+        told = httpx.post(f"{server.url}/v1/images/generations", json=body).json()["data"]
+        return shown, [image["b64_json"] for image in told]
+    finally:
+        server.stop()
+
+
+def test_the_untouched_form_draws_with_the_models_own_guidance(browser, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """It sent the first stage's for all but the last, and could not be sent at all where that was 1.25."""
+    guided = SamplingConfig(steps=(2, 2, 2), guidance=(1.25, 1.0, 2.0))
+    save_model(tmp_path / "m", random_model(tiny_config(sampling=guided)), PixelTokenizer(factor=1))
+    shown, told = images_of(browser, tmp_path / "m")
+    assert shown == told
+
+
+def test_a_model_without_classes_can_be_drawn_with(browser, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """There was nothing to choose, and nothing to be had without a choice."""
+    config = tiny_config(num_classes=0, class_names=())
+    save_model(tmp_path / "m", random_model(config), PixelTokenizer(factor=1))
+    shown, told = images_of(browser, tmp_path / "m")
+    assert shown == told and len(shown) == 2

@@ -42,3 +42,7 @@ def test_wrong_arguments_are_refused() -> None:
 
     with pytest.raises(ValueError, match="unknown arguments modle"):
         build({"modle": "fashion"})
+    for wrong in ("x", 0, "4-2", "-1"):
+        with pytest.raises(ValueError, match="replicas must be"):
+            build({"replicas": wrong})
+    build({"replicas": 2, "cpus": 1})  # as a config file has them

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ecar.config import ModelConfig
@@ -46,7 +47,13 @@ class ClusterPlan:
 
 
 def cluster(
-    config: ModelConfig, plan: ClusterPlan, *, parameters: int, activations: int, flops_per_image: int
+    config: ModelConfig,
+    plan: ClusterPlan,
+    *,
+    parameters: int,
+    activations: int,
+    flops_per_image: int,
+    share: Sequence[float],
 ) -> dict[str, object]:
     """The record of a run; bytes, seconds, and per second.
 
@@ -54,18 +61,20 @@ def cluster(
         parameters: weights of the model.
         activations: bytes that the loss of ``plan.batch`` images keeps for its backward pass.
         flops_per_image: of training.
+        share: of the images that train each stage.
     """
     rate = 1e12 * plan.tflops * plan.devices / flops_per_image
     seconds = plan.images * plan.epochs / rate
     update = plan.batch * plan.accumulate * plan.devices / rate
-    tokens = sum(h * w for h, w in config.stages.sides) // config.patch**2
+    tokens = sum(part * h * w for part, (h, w) in zip(share, config.stages.sides, strict=True)) / config.patch**2
     depth, (height, width) = config.trunk_depth + config.head_depth, config.stages.sides[-1]
     # Recomputed: the float32 input of every block stays, and what one block keeps.
-    kept = 4 * plan.batch * tokens * config.width * depth + activations // depth
-    share = plan.devices if plan.parallel == "fsdp" else 1
-    states = 20 * parameters // share
+    kept = round(4 * plan.batch * tokens * config.width * depth) + activations // depth
+    slices = plan.devices if plan.parallel == "fsdp" else 1
+    states = 20 * parameters // slices
     alone = (plan.devices - 1) / plan.devices
-    passes = 2 * plan.accumulate + 1 if plan.parallel == "fsdp" else 2  # gathers in each pass; one reduction an update
+    # Slices are gathered twice and reduced in each pass; whole gradients are reduced (there and back) once an update.
+    passes = 3 * plan.accumulate if plan.parallel == "fsdp" else 2
     traffic = round(passes * alone * 4 * parameters)
     checkpoint, latent = 16 * parameters, 2 * 2 * config.channels * height * width
     failures = FAILURES_PER_DEVICE_HOUR * plan.devices * seconds / 3600

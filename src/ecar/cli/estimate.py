@@ -92,7 +92,7 @@ def run(arguments: Sequence[str]) -> None:
         options.model, options.preset, latent=(side, side), stages=stages, channels=options.channels,
         classes=options.classes, image=(options.resolution, options.resolution), patch=options.patch,
     )  # fmt: skip
-    steps = options.steps or ((250,) if stages == 1 else default_steps(stages))
+    steps = options.steps or ((250,) if options.model == "dit" else default_steps(stages))
     steps = steps * stages if len(steps) == 1 else steps
     scale = 1.5 if options.guidance else 1.0
     guidance = (scale,) if stages == 1 else (scale,) * (stages - 1) + (1.0,)
@@ -106,7 +106,12 @@ def run(arguments: Sequence[str]) -> None:
     assert isinstance(training, int) and isinstance(sampling, dict)
     assert isinstance(memory, dict) and isinstance(parameters, dict)
     run = cluster(
-        config, plan, parameters=parameters["total"], activations=memory["saved for backward"], flops_per_image=training
+        config,
+        plan,
+        parameters=parameters["total"],
+        activations=memory["saved for backward"],
+        flops_per_image=training,
+        share=share,
     )
     record = {
         "model": options.model, "preset": options.preset, "resolution": options.resolution,

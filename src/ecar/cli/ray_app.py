@@ -7,11 +7,12 @@ Our engine batches inside each replica; Ray starts replicas, shares requests out
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from ray import serve
 
-from ecar.cli.serve import read_keys, served_name
+from ecar.cli.serve import KEYS_VARIABLE, read_keys, served_name
 from ecar.serving.config import Limits
 
 ARGUMENTS = {"model", "device", "dtype", "threads", "replicas", "gpus", "cpus"}
@@ -24,9 +25,10 @@ class Replica:
     Args:
         model: bundled name, folder or Hub id.
         device, dtype, threads: as of ``ecar serve``.
+        keys: API keys; empty: none is asked for.
     """
 
-    def __init__(self, model: str, device: str, dtype: str, threads: int) -> None:
+    def __init__(self, model: str, device: str, dtype: str, threads: int, keys: list[str]) -> None:
         import torch
 
         from ecar.cli.options import torch_dtype
@@ -36,7 +38,7 @@ class Replica:
 
         if threads:
             torch.set_num_threads(threads)
-        self.name = served_name(model)
+        self.name, self.keys = served_name(model), keys
         self.engine = Engine(
             lambda: Pipeline.from_pretrained(model, device=device, dtype=torch_dtype(dtype)), Limits(), Metrics()
         )
@@ -46,7 +48,7 @@ class Replica:
         from ecar.serving.app import create_app
 
         # Ray sets x-request-id itself; two would be joined into one.
-        return create_app(self.engine, self.name, keys=read_keys(None), request_ids=False)
+        return create_app(self.engine, self.name, keys=self.keys, request_ids=False)
 
     def check_health(self) -> None:
         """Ray asks; RuntimeError makes it replace this replica."""
@@ -54,8 +56,9 @@ class Replica:
             raise RuntimeError("the engine failed too often")
 
 
-def build(arguments: dict[str, str]) -> serve.Application:
-    """The application for ``serve run`` or a Serve config file.
+def build(arguments: dict[str, Any]) -> serve.Application:
+    """The application for ``serve run`` or a Serve config file. API keys are those in ``ECAR_API_KEYS`` here, where it
+    is built: Ray does not hand the environment on to replicas.
 
     Args:
         arguments: model, device, dtype, threads as of ``ecar serve``; replicas (a number, or least-most: Ray then
@@ -69,10 +72,16 @@ def build(arguments: dict[str, str]) -> serve.Application:
     unknown = sorted(set(arguments) - ARGUMENTS)
     if unknown:
         raise ValueError(f"unknown arguments {', '.join(unknown)}; choose from {', '.join(sorted(ARGUMENTS))}")
+    arguments = {name: str(value) for name, value in arguments.items()}  # a config file has numbers
     dtype = arguments.get("dtype", "fp32")
     check_dtype(dtype)
     limits = Limits()
     least, _, most = arguments.get("replicas", "1").partition("-")
+    if not least.isdigit() or not (most or "1").isdigit() or not 1 <= int(least) <= int(most or least):
+        raise ValueError(f"replicas must be a number, at least 1, or two as in 1-4; got {arguments['replicas']!r}")
+    keys = read_keys(None)
+    if not keys:
+        print(f"{KEYS_VARIABLE} is empty: whoever reaches the server may use it", file=sys.stderr)
     options: dict[str, Any] = {
         # Above what the engine takes, so that its own 429 answers, in the envelope, and not Ray's.
         "max_ongoing_requests": 2 * (limits.max_queue + 2 * limits.max_batch),
@@ -88,5 +97,9 @@ def build(arguments: dict[str, str]) -> serve.Application:
         options["num_replicas"] = int(least)
     deployment = serve.deployment(name="ecar", **options)(Replica)
     return deployment.bind(
-        arguments.get("model", "fashion"), arguments.get("device", "auto"), dtype, int(arguments.get("threads", 0))
+        arguments.get("model", "fashion"),
+        arguments.get("device", "auto"),
+        dtype,
+        int(arguments.get("threads", 0)),
+        keys,
     )

@@ -191,7 +191,7 @@ def check_cache(path: str) -> dict[str, Any]:
         shards = record.get("shards", [])  # none: the layout of earlier versions, one file without a hash
         found = {"cache": path, "images": record["images"], "shards": len(shards), "skipped": len(record["skipped"])}
         damaged = damaged_shards(folder, shards)
-    except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+    except (OSError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
         raise ValueError(f"{folder}: damaged latent cache ({error}); {_AGAIN}") from None
     if not damaged:
         load_latents(path)  # all that training would ask

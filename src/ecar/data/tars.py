@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from ecar.data.files import write_atomically
-from ecar.data.rows import Opened, file_state, natural_key, printable
+from ecar.data.rows import IMAGE_SUFFIXES, Opened, file_state, natural_key, printable
 
-_IMAGES = {"jpg", "jpeg", "png", "webp"}
+_IMAGES = {suffix[1:] for suffix in IMAGE_SUFFIXES}
 _LABELS = {"cls", "json"}
 _MAX_LABEL_BYTES = 1 << 20
-_VERSION = 1
+_VERSION = 2
 _BLOCK = 512
 
 
@@ -106,7 +106,9 @@ def open_tars(files: list[Path]) -> Opened:
         tars += [file] * len(found)
         members += found
     if not members:
-        raise ValueError(f"{files[0]}: no images found in {len(files)} tar files (looked for {', '.join(_IMAGES)})")
+        raise ValueError(
+            f"{files[0]}: no images found in {len(files)} tar files (looked for {', '.join(sorted(_IMAGES))})"
+        )
     rows = TarRows(tuple(tars), tuple(members))
     bare = next((i for i, m in enumerate(members) if m.label is None), None)
     if bare is None:

@@ -31,6 +31,12 @@ HEADERS = {
 }
 
 
+def _route(scope: Scope) -> str:
+    """The path that the app routes by: under a prefix (Ray's ``--route-prefix``, a mount) ``path`` has that too."""
+    path, root = str(scope["path"]), str(scope.get("root_path", "")).rstrip("/")
+    return path[len(root) :] if path.startswith(f"{root}/") else path
+
+
 class Front:
     """Refuses what is too large, too slow or without a key; adds headers; logs method, route, status and time (of
     probes only at level DEBUG).
@@ -82,17 +88,18 @@ class Front:
         finally:
             self.metrics.responses.labels(str(status)).inc()
             took = (time.monotonic() - start) * 1000
-            level = logging.DEBUG if scope["path"] in PROBES else logging.INFO  # asked every second, for ever
+            level = logging.DEBUG if _route(scope) in PROBES else logging.INFO  # asked every second, for ever
             log.log(level, "%s %r %d %.0f ms %s", scope["method"], scope["path"][:200], status, took, name)
 
     def _check_crowd(self, scope: Scope) -> None:
-        if CROWDED in scope and scope["path"] not in PROBES:
+        if CROWDED in scope and _route(scope) not in PROBES:
             message = f"more than {self.limits.max_connections} connections are open"
             headers = {"retry-after": "1", "connection": "close"}
             raise ApiError(503, "too_many_connections", message, headers=headers)
 
     def _check_key(self, scope: Scope) -> None:
-        if not self._keys or not scope["path"].startswith("/v1/") or scope["path"].startswith(FILES):
+        path = _route(scope)
+        if not self._keys or not path.startswith("/v1/") or path.startswith(FILES):
             return
         given = dict(scope["headers"]).get(b"authorization", b"")
         kind, _, key = given.partition(b" ")

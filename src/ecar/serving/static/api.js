@@ -59,7 +59,7 @@ export function bodies(settings) {
     prompt: settings.names[id],
     n: settings.count,
     seed: settings.seed,
-    guidance_scale: settings.guidance,
+    ...(settings.guidance === null ? {} : { guidance_scale: settings.guidance }),
     num_inference_steps: settings.steps,
   }));
 }

@@ -36,7 +36,7 @@ async function begin() {
     return false;
   }
   state.model = description.model;
-  state.names = description.classes.map((one) => one.name);
+  state.names = description.classes.length ? description.classes.map((one) => one.name) : ["image"]; // a prompt is needed
   showModel();
   say("");
   return true;
@@ -46,7 +46,7 @@ function showModel() {
   const { id, size, stages, max_images: most } = state.model;
   $("about").textContent = `${id}: ${size}, ${stages.length} stages of ${stages.map((s) => s.side.join("x")).join(", ")}`;
   $("count").max = most;
-  $("guidance").value = stages[0].guidance;
+  $("guidance").placeholder = stages.map((stage) => stage.guidance).join(", ");
   $("steps").replaceChildren(...stages.map((stage, index) => element("label", { textContent: `Steps ${index + 1} ` }, [
     element("input", { type: "number", min: 1, max: state.model.max_steps, value: stage.steps, required: true }),
   ])));
@@ -63,7 +63,7 @@ function settings() {
     classes: [...$("classes").querySelectorAll(":checked")].map((box) => Number(box.value)),
     count: Number($("count").value),
     seed: Number($("seed").value),
-    guidance: Number($("guidance").value),
+    guidance: $("guidance").value === "" ? null : Number($("guidance").value), // null: the model's own, per stage
     steps: [...$("steps").querySelectorAll("input")].map((field) => Number(field.value)),
   };
 }
@@ -71,7 +71,7 @@ function settings() {
 function use(wanted) {
   $("count").value = wanted.count;
   $("seed").value = wanted.seed;
-  $("guidance").value = wanted.guidance;
+  $("guidance").value = wanted.guidance ?? "";
   $("steps").querySelectorAll("input").forEach((field, index) => { field.value = wanted.steps[index]; });
   $("classes").querySelectorAll("input").forEach((box) => { box.checked = wanted.classes.includes(Number(box.value)); });
 }
