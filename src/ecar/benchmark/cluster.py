@@ -47,14 +47,9 @@ class ClusterPlan:
 
 
 def cluster(
-    config: ModelConfig,
-    plan: ClusterPlan,
-    *,
-    parameters: int,
-    activations: int,
-    flops_per_image: int,
+    config: ModelConfig, plan: ClusterPlan, *, parameters: int, activations: int, flops_per_image: int,
     share: Sequence[float],
-) -> dict[str, object]:
+) -> dict[str, object]:  # fmt: skip
     """The record of a run; bytes, seconds, and per second.
 
     Args:
