@@ -105,14 +105,8 @@ def run(arguments: Sequence[str]) -> None:
     memory, parameters = record["training_memory_bytes"], record["parameters"]
     assert isinstance(training, int) and isinstance(sampling, dict)
     assert isinstance(memory, dict) and isinstance(parameters, dict)
-    run = cluster(
-        config,
-        plan,
-        parameters=parameters["total"],
-        activations=memory["saved for backward"],
-        flops_per_image=training,
-        share=share,
-    )
+    saved, total = memory["saved for backward"], parameters["total"]
+    run = cluster(config, plan, parameters=total, activations=saved, flops_per_image=training, share=share)
     record = {
         "model": options.model, "preset": options.preset, "resolution": options.resolution,
         "sides": [list(s) for s in config.stages.sides], "sampling": settings.to_json(), **record,
