@@ -142,17 +142,17 @@ def run(arguments: Sequence[str]) -> None:
 def _write(output: Output, files: _Files, options: SampleOptions, record: str, *, labelled: bool) -> None:
     """Write every file asked for; PNGs carry ``record``, from which they can be made again."""
     import numpy as np
+    import torch
 
+    from ecar.evaluation.samples import Samples, write_samples
     from ecar.sampling.pictures import grid, save_gif, save_png, strip
 
     count, metadata = len(output.images), {"ecar": record}
     columns = options.per_class if count > options.per_class else None  # one class: about square
     scale = options.scale or (3 if output.images[0].width < 64 else 1)
     if files.out.suffix.lower() == ".npz":
-        array = np.stack([np.asarray(image) for image in output.images])
-        arrays = {"arr_0": array, **({"labels": np.asarray(output.labels, np.int64)} if labelled else {})}
-        with open(files.out, "wb") as file:  # to a name, numpy would append .npz where it is not in lower case
-            np.savez(file, **arrays)  # type: ignore[arg-type]  # a key may be called allow_pickle
+        images = torch.from_numpy(np.stack([np.asarray(image) for image in output.images])).permute(0, 3, 1, 2)
+        write_samples(files.out, Samples(images, torch.tensor(output.labels) if labelled else None))
     else:
         save_png(grid(output.images, columns, scale=scale), files.out, metadata)
     if files.stages is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Self
@@ -111,8 +110,7 @@ def encode_source(
         if flip:
             mirrored.append(tokenizer.encode_raw(pixels.flip(-1)).float().cpu())
         labels.append(torch.from_numpy(batch_labels))
-    for line in report.skipped or []:
-        print(f"skipped {line}", file=sys.stderr)
+    report.name_skipped()
     if not tokenizer.measured:
         tokenizer.measure(raw[:: max(1, len(raw) // _MEASURE_BATCHES)])
     tokenizer.to("cpu")
@@ -123,6 +121,6 @@ def encode_source(
         class_names=source.class_names,
         image_side=side,
         tokenizer=tokenizer.fingerprint(),
-        skipped=tuple(report.skipped or ()),
+        skipped=tuple(report.skipped),
         content=report.content,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,6 +81,11 @@ class ImageReport:
         encoded = b"" if isinstance(data, BadImageError) else data
         self._digest.update(f"{label} {len(encoded)} ".encode())
         self._digest.update(encoded)
+
+    def name_skipped(self) -> None:
+        """A line on stderr for each skipped image."""
+        for line in self.skipped:
+            print(f"skipped {line}", file=sys.stderr)
 
     @property
     def content(self) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,8 +39,7 @@ def read_images(
     source = load_source(data, split=split, max_images=num)
     report = ImageReport()
     batches = list(iterate_images(source, height, width, batch_size=1000, report=report))
-    for line in report.skipped:
-        print(f"skipped {line}", file=sys.stderr)
+    report.name_skipped()
     images = torch.from_numpy(np.concatenate([b[0] for b in batches])).permute(0, 3, 1, 2).contiguous()
     return images, torch.from_numpy(np.concatenate([b[1] for b in batches])), source.class_names
 

@@ -62,6 +62,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        """What the schema refuses, as the API's own 400: of several faults the first."""
         first = error.errors()[0]
         place = [str(part) for part in first["loc"][1:]] if first["type"] != "json_invalid" else []
         if place and place[-1] in ("int", "float", "str", "list", "bool"):  # which branch of a union: no name of ours

@@ -42,7 +42,7 @@ from ecar.training.run import (
     save_batches,
     save_final,
     save_samples,
-)  # fmt: skip
+)
 from ecar.training.saving import Saver
 from ecar.training.sharded import restore_sharded
 from ecar.training.sharding import shard, whole

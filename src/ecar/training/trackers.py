@@ -138,6 +138,7 @@ class Mirror:
         started = threading.Event()
 
         def work() -> None:
+            """Start the tracker, then hand it what the queue holds until that ends."""
             try:
                 tracker = _KINDS[kind](run, step, _identity(run, kind, step), record)
                 started.set()
