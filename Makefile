@@ -24,7 +24,7 @@ demo: $(VENV)/run
 	@echo "look at demo/samples.png, demo/stages.png and demo/stages.gif"
 
 test: $(VENV)/dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 
 check: $(VENV)/dev
 	$(BIN)/ruff check .

@@ -15,8 +15,13 @@ from PIL import Image
 from ecar.config import ModelConfig, SamplingConfig, StageConfig
 from ecar.model import ECAR
 
-# On one core a second thread waits for the first by spinning: minutes instead of seconds.
-torch.set_num_threads(min(2, len(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else 2)
+# Threads beyond the cores wait for each other by spinning: minutes instead of seconds.
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
+else:
+    torch.set_num_threads(min(2, CORES))
 
 
 def tiny_config(**changes: object) -> ModelConfig:
