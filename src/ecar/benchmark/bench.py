@@ -40,9 +40,9 @@ class Side:
     run_settings: SamplingConfig
     scale: float
 
-    def optimize(self, quantize: str | None) -> None:
-        """Compile the blocks, and hold their weights packed or in int8."""
-        optimize(self.model, compile=True, quantize=quantize)
+    def optimize(self, quantize: str | None, cuda_graphs: bool) -> None:
+        """Compile the blocks, and hold their weights packed or in int8, or the head's passes as CUDA graphs."""
+        optimize(self.model, compile=True, quantize=quantize, cuda_graphs=cuda_graphs)
 
 
 def flops_per_image(config: ModelConfig, settings: SamplingConfig) -> dict[str, Any]:

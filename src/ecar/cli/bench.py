@@ -66,6 +66,8 @@ class BenchOptions:
     """Measurements of each side, in turns; the median counts. 0: FLOPs and parameters only, at once."""
     optimized: bool = False
     """Also measure both sides compiled, and compiled with int8 products (several minutes more; on CPU it needs g++)."""
+    cuda_graphs: bool = False
+    """Also measure both sides compiled and replaying CUDA graphs."""
     decoder: str = "none"
     """Also time an autoencoder's decoder on both sides' latents: none, kl (diffusers' AutoencoderKL in the sizes of
     Stable Diffusion's f8 and LDM's f16) or tiny (AutoencoderTiny)."""
@@ -93,6 +95,8 @@ def run(arguments: Sequence[str]) -> None:
     from ecar.devices import resolve_device
 
     device, dtype = resolve_device(options.device), torch_dtype(options.dtype)
+    if options.cuda_graphs and not device.startswith("cuda"):
+        raise ValueError(f"--cuda-graphs needs a CUDA device, and this runs on {device}")
     systems = {"ecar": lambda side: _ecar(options, side), "dit": lambda side: (_dit(options, side), _euler(options)[0])}
     by_resolution = cost_by_resolution(systems, options.resolution)  # first: it refuses what cannot be built
     record: dict[str, Any] = {
@@ -170,7 +174,7 @@ def _sides(options: BenchOptions, peer_settings: SamplingConfig, device: str) ->
             run_steps=options.peer_run_steps,
         )  # fmt: skip
         for side in (ours, peer) if variant else ():
-            side.optimize(quantize="int8" if variant == " int8" else None)
+            side.optimize(quantize="int8" if variant == " int8" else None, cuda_graphs=variant == " graphs")
         sides += [ours, peer]
         for name, other in _settings(options).items():
             if name != "ecar":
@@ -234,8 +238,9 @@ def cpu_name() -> str:
 
 
 def _variants(options: BenchOptions) -> tuple[str, ...]:
-    """What is behind the name of a side: as it is, compiled, compiled with int8 products."""
-    return ("", " compiled", " int8") if options.optimized else ("",)
+    """What is behind the name of a side: as it is, compiled, compiled with int8 products, compiled and recorded."""
+    optimized = ("", " compiled", " int8") if options.optimized else ("",)
+    return (*optimized, " graphs") if options.cuda_graphs else optimized
 
 
 def _steps(text: str, stages: int) -> tuple[int, ...]:

@@ -60,6 +60,8 @@ class SampleOptions:
     """Compile the model first: a minute (on CPU it needs g++), then faster; for many images."""
     quantize: str | None = None
     """int8: matrix products in int8; worth it with --compile."""
+    cuda_graphs: bool = False
+    """Record the head's passes as CUDA graphs and replay them: for few images on a GPU."""
     decoder: str | None = None
     """Another decoder: one trained by ecar tokenizer --freeze-encoder; or, of an AutoencoderKL, folder or Hub id of a
     tiny one (diffusers' AutoencoderTiny, such as TAESD)."""
@@ -94,14 +96,9 @@ def run(arguments: Sequence[str]) -> None:
     from ecar.weights import weights_fingerprint
 
     pipe = Pipeline.from_pretrained(
-        options.model,
-        device=options.device,
-        dtype=torch_dtype(options.dtype),
-        compile=options.compile,
-        quantize=options.quantize,
-        adapter=options.adapter,
-        decoder=options.decoder,
-    )
+        options.model, device=options.device, dtype=torch_dtype(options.dtype), compile=options.compile,
+        quantize=options.quantize, cuda_graphs=options.cuda_graphs, adapter=options.adapter, decoder=options.decoder,
+    )  # fmt: skip
     labels = [label for label in _classes(options.classes, pipe) for _ in range(options.per_class)]
     start = time.perf_counter()
     output = pipe(
@@ -132,6 +129,7 @@ def run(arguments: Sequence[str]) -> None:
         "dtype": options.dtype,
         "compile": options.compile,
         "quantize": options.quantize,
+        "cuda_graphs": options.cuda_graphs,
         "decoder": options.decoder,
         "out": str(files.out),
     }

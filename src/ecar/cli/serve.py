@@ -43,6 +43,8 @@ class ServeOptions:
     faster. Batches are filled up to 1, 2, 4, 8, 12, 16, 24, 32, ... rows."""
     quantize: str | None = None
     """int8: matrix products in int8; worth it with --compile."""
+    cuda_graphs: bool = False
+    """Record the head's passes as CUDA graphs and replay them: for few images on a GPU."""
     decoder: str | None = None
     """Another decoder: one trained by ecar tokenizer --freeze-encoder; or, of an AutoencoderKL, folder or Hub id of a
     tiny one (diffusers' AutoencoderTiny, such as TAESD)."""
@@ -80,7 +82,8 @@ def run(arguments: Sequence[str]) -> None:
     def load() -> Pipeline:
         return Pipeline.from_pretrained(
             options.model, device=options.device, dtype=torch_dtype(options.dtype), compile=options.compile,
-            quantize=options.quantize, adapter=options.adapter, decoder=options.decoder,
+            quantize=options.quantize, cuda_graphs=options.cuda_graphs, adapter=options.adapter,
+            decoder=options.decoder,
         )  # fmt: skip
 
     bound = bind(options.host, options.port)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Self, cast
+from typing import NamedTuple, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +17,7 @@ from ecar.transformer.positions import fourier_features, rotary_table, time_feat
 from ecar.transformer.windows import windows_of
 
 
-@dataclass(frozen=True)
-class Conditioning:
+class Conditioning(NamedTuple):
     """What time, class and stage do to the head, for B rows.
 
     Attributes:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ecar.model import StageModel
+from ecar.sampling.graphs import graph_head
 
 _ROWS = 256  # packing asks for a typical number of rows
 _MIN_WEIGHTS = 1 << 12  # smaller layers cost nothing
@@ -106,7 +107,9 @@ class Int8Linear(_FastLinear):
         return (y if self.bias is None else y + self.bias).to(x.dtype)
 
 
-def optimize(model: StageModel, *, compile: bool = False, quantize: str | None = None) -> None:
+def optimize(
+    model: StageModel, *, compile: bool = False, quantize: str | None = None, cuda_graphs: bool = False
+) -> None:
     """Make sampling with ``model`` faster, in place; its weights can then no longer be trained or saved.
 
     Args:
@@ -115,12 +118,16 @@ def optimize(model: StageModel, *, compile: bool = False, quantize: str | None =
             bfloat16 weights on CPU are packed too.
         quantize: "int8": the products of the blocks in int8; needs ``compile`` to be worth it. On CPU weights and
             inputs, through oneDNN; elsewhere weights only, through torchao.
+        cuda_graphs: the head's passes recorded and replayed, see ``ecar.sampling.graphs``; on CUDA only.
 
     Raises:
-        ValueError: unknown ``quantize``, a model whose weights are packed already, or no torchao where it is needed.
+        ValueError: unknown ``quantize``, a model whose weights are packed already, no torchao where it is needed, or
+            CUDA graphs elsewhere than on CUDA.
     """
     if quantize not in (None, "int8"):
         raise ValueError(f"quantize must be int8 or nothing, got {quantize!r}")
+    if cuda_graphs:
+        graph_head(model)  # its check comes first; nothing is recorded before the first pass
     blocks = [*model.transformer.blocks, *model.head.blocks]
     if quantize is not None and any(isinstance(m, _FastLinear) for block in blocks for m in block.modules()):
         raise ValueError("the weights are packed already; load the model again with compile and quantize together")

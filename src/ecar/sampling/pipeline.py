@@ -93,6 +93,7 @@ class Pipeline:
         dtype: torch.dtype = torch.float32,
         compile: bool = False,
         quantize: str | None = None,
+        cuda_graphs: bool = False,
         adapter: str | Path | None = None,
         decoder: str | Path | None = None,
     ) -> Self:
@@ -104,6 +105,7 @@ class Pipeline:
             dtype: of weights and activations.
             compile: compile the blocks: worth it for many images of one batch size (the first batch takes a minute).
             quantize: "int8", see ``ecar.sampling.optimize``.
+            cuda_graphs: replay the head's passes instead of launching their kernels, for few images on a GPU.
             adapter: folder of a LoRA adapter of this model (``ecar train --lora-rank``), merged into the weights.
             decoder: decode with another one than the model's tokenizer has: see ``ecar.tokenizers.load_decoder``.
 
@@ -121,13 +123,13 @@ class Pipeline:
         pipe = cls(model.to(device, dtype), tokenizer.to(device), str(name))
         if decoder is not None:
             pipe.decoder = load_decoder(decoder, tokenizer).to(device).eval()
-        pipe.optimize(compile=compile, quantize=quantize)
+        pipe.optimize(compile=compile, quantize=quantize, cuda_graphs=cuda_graphs)
         return pipe
 
-    def optimize(self, *, compile: bool = False, quantize: str | None = None) -> None:
+    def optimize(self, *, compile: bool = False, quantize: str | None = None, cuda_graphs: bool = False) -> None:
         """Make this pipeline faster, in place: see ``ecar.sampling.optimize``."""
-        optimize(self.model, compile=compile, quantize=quantize)
-        self.fixed_shapes |= compile
+        optimize(self.model, compile=compile, quantize=quantize, cuda_graphs=cuda_graphs)
+        self.fixed_shapes |= compile or cuda_graphs
 
     def push_to_hub(self, repo_id: str, *, private: bool = False, license: str | None = None) -> str:
         """Upload model, tokenizer, card and samples to ``OWNER/NAME``; `ecar push` says more in the card.
