@@ -261,8 +261,7 @@ def _read_images(config: TokenizerConfig) -> np.ndarray:
     report = ImageReport()
     side = config.resolution
     batches = [images for images, _ in iterate_images(source, side, side, batch_size=1000, report=report)]
-    for line in report.skipped or []:
-        print(f"skipped: {line}")
+    report.name_skipped()
     return np.concatenate(batches)
 
 
