@@ -158,7 +158,7 @@ def main() -> None:
     reference = reference_from_images(
         args.data, *read_images(args.data, "test", height, width, None), extractor, args.cache
     )
-    check_classes(pipe.model.config, reference)
+    check_classes(pipe.model.config, reference.name, reference.class_names)
     classifier = load_classifier(args.classifier, reference.class_names)
     judge = Judge(classifier, reference)
     about = {

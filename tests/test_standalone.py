@@ -38,6 +38,10 @@ def test_same_weights_same_noise_same_loss_and_latents(config: ModelConfig, tmp_
     ours = stage_losses(model, z, labels, Draws(es, contexts, times), (3, 3, 3))
     theirs = module.loss(other, z, labels, es, contexts, times)
     assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(ours, theirs, strict=True))
-    settings = SamplingConfig(steps=(3, 2, 1), guidance=(2.0, 1.0, 1.5), guidance_from=(0.5, 0.0, 0.0))
-    theirs = module.sample(other, labels, es, contexts, settings.steps, settings.guidance, settings.guidance_from)
-    assert torch.allclose(sample_latents(model, labels, noise, settings), theirs, atol=1e-4)
+    for solver in ("euler", "ab2"):
+        settings = SamplingConfig(
+            steps=(3, 2, 1), guidance=(2.0, 1.0, 1.5), guidance_from=(0.5, 0.0, 0.0), solver=solver
+        )
+        how = settings.steps, settings.guidance, settings.guidance_from, solver
+        theirs = module.sample(other, labels, es, contexts, *how)
+        assert torch.allclose(sample_latents(model, labels, noise, settings), theirs, atol=1e-4)

@@ -15,6 +15,7 @@ from ecar.cli.main import main
 from ecar.config import SamplingConfig, StageConfig
 from ecar.model import build_model
 from ecar.presets import preset_config
+from ecar.sampling.graphs import GraphedHead, graph_head
 
 TINY = ["--preset", "nano", "--resolution", "32", "--factor", "4", "--peer-factor", "4", "--peer-patch", "1"]
 TINY += ["--classes", "10", "--channels", "4", "--stages", "2", "--batch", "1,2", "--repeats", "1", "--device", "cpu"]
@@ -149,9 +150,29 @@ def test_clocks_come_off_and_zero_layers_are_filled() -> None:
     assert run_once(side, 1) > 0
 
 
+def test_clocks_leave_the_replay_of_graphs_in_place() -> None:
+    """They took it off: from the second batch size on, "graphs" was timed without any."""
+    settings = SamplingConfig(steps=(1, 1, 1), guidance=(1.0, 1.0, 1.0))
+    side = make_side("x", tiny_config(), settings, dtype=torch.float32, device="cpu")
+    graph_head(side.model, lambda run: (lambda: None, run()))
+    for batch in (1, 2):
+        compare([side], batch, 1)
+        assert isinstance(side.model.head.forward, GraphedHead)
+
+
+def test_a_single_stage_is_guided_as_dit_is(tmp_path: Path) -> None:
+    def head(*more: str) -> int:
+        command = ["bench", "--stages", "1", "--preset", "nano", "--resolution", "64", "--repeats", "0", *more]
+        assert main([*command, "--out", str(tmp_path / "bench.json")]) == 0
+        return int(sum(json.loads((tmp_path / "bench.json").read_text())["flops_per_image"]["ecar"]["head"]))
+
+    assert head() > 1.9 * head("--no-guidance")
+
+
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
+        (["--cuda-graphs", "--device", "cpu"], "needs a CUDA device"),
         (["--decoder", "vq"], "none, kl or tiny"),
         (["--batch", "0"], "at least 1"),
         (["--factor", "0"], "--factor"),

@@ -92,6 +92,14 @@ def test_npz_of_a_model_without_classes_has_no_labels_and_the_name_that_was_aske
     assert np.load(tmp_path / "X.NPZ").files == ["arr_0"]
 
 
+def test_npz_of_a_model_whose_classes_have_no_names_has_labels(tmp_path: Path) -> None:
+    from ecar.cli.main import main
+
+    save_model(tmp_path / "plain", random_model(tiny_config(class_names=())), PixelTokenizer(factor=1))
+    assert main(["sample", str(tmp_path / "plain"), "--per-class", "2", "--out", str(tmp_path / "x.npz")]) == 0
+    assert np.load(tmp_path / "x.npz")["labels"].tolist() == [0, 0, 1, 1, 2, 2]
+
+
 def wrong_inputs(model: Path, tmp: Path) -> list[tuple[list[object], str]]:
     empty = tmp / "empty"
     empty.mkdir()
@@ -105,6 +113,9 @@ def wrong_inputs(model: Path, tmp: Path) -> list[tuple[list[object], str]]:
         (["sample", model, "--classes", "dgo", *out], "did you mean dog"),
         (["sample", model, "--classes", "9", *out], "0..2"),
         (["sample", model, "--steps", "3,2", *out], "steps needs 3"),
+        (["sample", model, "--stages", tmp / "o.png", *out], "give each its own name"),
+        (["sample", model, "--scale", "20000", *out], "lower it"),
+        (["sample", model, "--cuda-graphs", "--device", "cpu", *out], "need a CUDA device"),
         (["sample", "no/such/model", *out], "no such folder"),
         (["sample", pickled, *out], "pickle"),
         (["sample", model, "--out", "/proc/nowhere/x.png"], "cannot write there"),

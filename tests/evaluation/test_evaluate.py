@@ -31,7 +31,7 @@ from ecar.evaluation.classifier import (
 from ecar.evaluation.evaluate import check_classes, check_count, measure
 from ecar.evaluation.extractors import Dinov2Extractor, EfficientNetExtractor, get_extractor
 from ecar.evaluation.metrics import Gaussian, frechet_distance
-from ecar.evaluation.reference import Reference, read_images, reference_from_images, reference_from_statistics
+from ecar.evaluation.reference import read_images, reference_from_images, reference_from_statistics
 from ecar.evaluation.samples import Samples, collect, make_samples, read_samples, write_samples
 from ecar.sampling.pipeline import Pipeline
 from ecar.training import loop
@@ -154,6 +154,8 @@ def test_samples_file_scores_as_the_model_it_came_from(trained: Path, digits_fol
         (["--model", "fashion", "--steps", "1,2,3"], "steps"),
         (["--samples", "x.npz", "--guidance", "3", "--decoder", "y"], "--guidance, --decoder would change nothing"),
         (["--model", "fashion", "--allow-small", "--reference-num", "1"], "--reference-num must be at least 2"),
+        (["--model", "fashion", "--seed", "-5", "--allow-small"], "--seed must be in 0.."),
+        (["--model", "fashion", "--cache", "/proc/nope/x", "--allow-small"], "--cache"),
         (["--model", "fashion"], "the number of images 120 is no more than the 1280 features"),
     ],
 )
@@ -177,6 +179,29 @@ def test_a_classifier_without_labels_on_either_side_is_refused_before_it_is_trai
         command = ["evaluate", "--samples", str(tmp_path / "samples.npz"), "--num", "12", "--allow-small"]
         command += ["--data", str(data), "--train-data", str(data), "--cache", str(tmp_path / "cache")]
         assert main([*command, "--classifier", str(tmp_path / "new.safetensors")]) == 2
+        assert word in capsys.readouterr().err
+
+
+def test_what_can_be_refused_is_refused_before_features_of_the_reference_are_computed(
+    trained: Path, digits_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("ecar.evaluation.reference.extract", lambda *_, **__: pytest.fail("features computed"))
+    judge, other = tmp_path / "judge.safetensors", tmp_path / "other.samples"
+    save_classifier(Classifier(3), judge, {"class_names": ["one", "seven", "zero"], "epochs": 8, "flip": False})
+    other.mkdir()
+    (other / "samples.json").write_text('{"weights": "x"}')
+    (tmp_path / "file.samples").write_text("")
+    classifier = ["--classifier", str(judge), "--train-data", str(digits_folder)]
+    for arguments, word in (
+        (["--train-data", str(tmp_path / "nope")], "no such file or folder"),
+        ([*classifier, "--classifier-epochs", "50"], "has epochs 8: leave --classifier-epochs out"),
+        (["--out", str(tmp_path / "other.json")], "holds other samples"),
+        (["--out", str(tmp_path / "file.json")], "no folder can be made there"),
+    ):
+        command = ["evaluate", "--model", str(trained), "--data", str(digits_folder), "--num", "12", "--allow-small"]
+        command += ["--cache", str(tmp_path / "cache"), "--device", "cpu", "--out", str(tmp_path / "eval.json")]
+        assert main([*command, *arguments]) == 2
         assert word in capsys.readouterr().err
 
 
@@ -448,27 +473,27 @@ def test_a_small_reference_is_as_biased_as_few_samples(tmp_path: Path) -> None:
 
 
 def test_class_ids_must_mean_the_same() -> None:
-    def reference(*names: str) -> Reference:
-        return Reference("real", Gaussian(torch.zeros(1), torch.eye(1)), class_names=names)
+    def real(*names: str) -> tuple[str, tuple[str, ...]]:
+        return "real", names
 
     def model(*names: str, count: int | None = None) -> ModelConfig:
         return tiny_config(class_names=names, num_classes=len(names) if count is None else count)
 
-    check_classes(model("a", "b"), reference("A", "b"))
-    check_classes(model("a", "b"), reference("0", "1"))
-    check_classes(model("0", "1"), reference("a", "b"))
-    check_classes(model(count=2), reference("a", "b"))
+    check_classes(model("a", "b"), *real("A", "b"))
+    check_classes(model("a", "b"), *real("0", "1"))
+    check_classes(model("0", "1"), *real("a", "b"))
+    check_classes(model(count=2), *real("a", "b"))
     for ours, theirs, word in (
-        (model("3", "7"), reference("0", "1"), None),  # the reference has bare ids
-        (model("3", "7"), reference("7", "3"), "same order"),
-        (model("a", "b", "c"), reference("0", "1"), "3 classes"),
-        (model(), reference("a", "b"), "no classes"),
+        (model("3", "7"), real("0", "1"), None),  # the reference has bare ids
+        (model("3", "7"), real("7", "3"), "same order"),
+        (model("a", "b", "c"), real("0", "1"), "3 classes"),
+        (model(), real("a", "b"), "no classes"),
     ):
         if word is None:
-            check_classes(ours, theirs)
+            check_classes(ours, *theirs)
             continue
         with pytest.raises(ValueError, match=word):
-            check_classes(ours, theirs)
+            check_classes(ours, *theirs)
 
 
 def test_a_judge_of_other_classes_is_refused(tmp_path: Path) -> None:

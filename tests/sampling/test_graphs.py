@@ -15,6 +15,7 @@ from ecar.model import ECAR
 from ecar.sampling.graphs import CudaRecorder, GraphedHead, graph_head
 from ecar.sampling.loop import sample_latents
 from ecar.sampling.noise import draw_noise
+from ecar.tokenizers import PixelTokenizer
 
 
 class SameMemory:
@@ -60,6 +61,16 @@ def test_a_velocity_that_a_solver_remembers_is_not_written_over(model: ECAR) -> 
         before = first.clone()
         head(stage, torch.randn(1, 3, 2, 3), conditioning, embedded)
     assert torch.equal(first, before)
+
+
+def test_previews_of_padded_batches_meet_recorded_sizes_only() -> None:
+    """The velocity of a preview was computed for the unpadded rows: a recording, or a compilation, for each count."""
+    pipe, record = Pipeline(random_model(tiny_config()), PixelTokenizer(factor=1), "tiny"), SameMemory()
+    graph_head(pipe.model, record)
+    pipe.fixed_shapes = True
+    stages = [pipe([0] * count, return_stages=True).stages for count in (5, 6, 7, 8)]
+    assert [[len(previews) for previews in one] for one in stages] == [[n] * 3 for n in (5, 6, 7, 8)]
+    assert record.recorded == 3  # eight rows in each stage
 
 
 def test_with_gradients_nothing_is_recorded(model: ECAR) -> None:

@@ -10,8 +10,11 @@ from fastapi.testclient import TestClient
 
 from conftest import random_model, tiny_config
 from ecar.config import SamplingConfig
-from ecar.sampling.pipeline import Pipeline
+from ecar.sampling.pipeline import AmbiguousClass, Pipeline
 from ecar.serving.app import create_app
+from ecar.serving.config import Limits
+from ecar.serving.engine import Engine
+from ecar.serving.metrics import Metrics
 from ecar.tokenizers import PixelTokenizer
 from served import make_engine
 
@@ -194,6 +197,47 @@ def test_stream_has_no_fields_that_the_official_client_cannot_read(api: TestClie
     assert sorted((b["image_index"], b.get("partial_image_index", 9)) for b in bodies) == [
         (i, j) for i in (0, 1) for j in (0, 1, 9)
     ]
+
+
+def test_of_a_list_the_message_says_what_is_wrong_with_the_list(api: TestClient) -> None:
+    """It said that a list is no number, whatever was wrong in it."""
+    for change, words in (
+        ({"num_inference_steps": [0, 2, 2]}, "greater than or equal to 1"),
+        ({"num_inference_steps": []}, "at least 1 item"),
+        ({"guidance_scale": [200, 1, 1]}, "less than or equal to 100"),
+        ({"num_inference_steps": "x"}, "valid integer"),
+    ):
+        assert words in api.post(GENERATE, json={"prompt": "cat", **change}).json()["error"]["message"]
+
+
+def test_a_body_without_its_content_type_is_told_to_have_one(api: TestClient) -> None:
+    answer = api.post(GENERATE, content=b'{"prompt": "cat"}', headers={"content-type": "text/plain"})
+    assert answer.status_code == 400 and "Content-Type: application/json" in answer.json()["error"]["message"]
+
+
+def test_too_many_steps_by_quality_blame_the_quality() -> None:
+    pipe = Pipeline(random_model(tiny_config()), PixelTokenizer(factor=1))
+    engine = Engine(lambda: pipe, Limits(max_steps=7), Metrics())
+    with TestClient(create_app(engine, "tiny")) as client:
+        while client.get("/ready").status_code != 200:
+            pass
+        error = client.post(GENERATE, json={"prompt": "cat", "quality": "max"}).json()["error"]
+        assert (error["code"], error["param"]) == ("too_many_steps", "quality")
+
+
+def test_usage_of_events_adds_up_to_that_of_the_request(api: TestClient) -> None:
+    """Each of n events carried the usage of all n images."""
+    request = {"prompt": "cat", "n": 3, "seed": 0}
+    whole = api.post(GENERATE, json=request).json()["usage"]["output_tokens"]
+    lines = api.post(GENERATE, json={**request, "stream": True}).text.splitlines()
+    events = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: ")]
+    assert sum(event["usage"]["output_tokens"] for event in events) == whole
+
+
+def test_a_name_that_two_classes_have_is_ambiguous_and_not_the_first() -> None:
+    pipe = Pipeline(random_model(tiny_config(class_names=("crane", "dog", "crane"))), PixelTokenizer(factor=1))
+    with pytest.raises(AmbiguousClass, match="id 2"):
+        pipe.class_id("crane")
 
 
 def test_class_names_with_synonyms_and_ambiguous_ones() -> None:

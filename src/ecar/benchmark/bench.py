@@ -234,16 +234,18 @@ def _timed(model: StageModel, seconds: dict[str, float]) -> Iterator[None]:
 
         return wrapped
 
-    transformer, head = model.transformer, model.head
-    transformer.step = clocked(transformer.step, "trunk")
-    for name in _HEAD_CALLS:  # an ECAR's modulation is computed for all steps at once, a DiT's inside its blocks
-        setattr(head, name, clocked(getattr(head, name), "head"))
+    # An ECAR's modulation is computed for all steps at once, a DiT's inside its blocks.
+    places = [(model.transformer, "step", "trunk"), *((model.head, name, "head") for name in _HEAD_CALLS)]
+    before = [(part, name, part.__dict__.get(name)) for part, name, _ in places]
+    for part, name, shown in places:
+        setattr(part, name, clocked(getattr(part, name), shown))
     try:
         yield
     finally:
-        del transformer.step
-        for name in _HEAD_CALLS:
-            delattr(head, name)
+        for part, name, own in before:
+            delattr(part, name)
+            if own is not None:  # what replays CUDA graphs
+                setattr(part, name, own)
 
 
 def _synchronize(device: torch.device) -> None:

@@ -134,7 +134,7 @@ def _measure(options: BenchOptions, record: dict[str, Any], device: str) -> None
     flops |= {f"dit {n} steps": flops_per_image(peer, settings) for n, settings in peer_settings.items()}
     record |= {
         "parameters": count_parameters(ours, peer),
-        "guided": "all channels on both sides (the published DiT guides three of four)",
+        "guided": "all channels on both sides (the published DiT guides three of four)" if options.guidance else None,
         "sampling_memory_bytes": {
             "ecar": sampling_memory(ours, _settings(options)["ecar"], options.batch, torch_dtype(options.dtype)),
             "dit": sampling_memory(peer, _euler(options)[0], options.batch, torch_dtype(options.dtype)),
@@ -293,6 +293,7 @@ def _check(options: BenchOptions) -> None:
 def _ecar(options: BenchOptions, resolution: int) -> tuple[ModelConfig, SamplingConfig]:
     """ECAR at ``resolution``: each doubling adds a finer stage."""
     from ecar.config import SamplingConfig
+    from ecar.flow.guidance import coarse_guidance
     from ecar.presets import default_steps, preset_config
     from ecar.sampling.loop import check_settings
 
@@ -308,7 +309,7 @@ def _ecar(options: BenchOptions, resolution: int) -> tuple[ModelConfig, Sampling
     steps = options.steps or default_steps(options.stages)
     steps = steps * stages if len(steps) == 1 else steps + steps[-1:] * (stages - options.stages)
     scale = 1.5 if options.guidance and not options.distilled else 1.0
-    guidance = (scale,) * (stages - 1) + (scale if options.guide_last else 1.0,)
+    guidance = (scale,) * stages if options.guide_last else coarse_guidance(scale, stages)
     settings = SamplingConfig(steps=steps, guidance=guidance, solver="ab2")
     check_settings(settings, stages)
     return config, settings

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ecar.config import SamplingConfig
     from ecar.evaluation.classifier import Classifier
     from ecar.evaluation.extractors import Extractor
-    from ecar.evaluation.reference import Reference
+    from ecar.evaluation.reference import RealImages, Reference
     from ecar.evaluation.samples import Samples
 
 # What decides the images that a model makes.
@@ -97,8 +97,9 @@ def run(arguments: Sequence[str]) -> None:
     from ecar import __version__
     from ecar.devices import resolve_device
     from ecar.evaluation.classifier import classifier_fingerprint
-    from ecar.evaluation.evaluate import Judge, check_classes, check_count, check_labels, measure
+    from ecar.evaluation.evaluate import Judge, check_count, measure
     from ecar.evaluation.extractors import get_extractor
+    from ecar.evaluation.samples import check_folder
 
     device = resolve_device(options.device)
     extractor = get_extractor(options.extractor, weights=options.weights, device=device)
@@ -109,16 +110,19 @@ def run(arguments: Sequence[str]) -> None:
     pipe = _pipeline(options, device)
     samples = _read(options) if pipe is None else None
     height, width = pipe.model.config.image_side if pipe else _side(samples)
-    reference = _reference(options, extractor, height, width)
-    if options.classifier is not None:
-        check_labels(reference, samples)
-        if pipe is not None:
-            check_classes(pipe.model.config, reference)
-    train = _train_images(options, reference, height, width)
-    classifier = _classifier(options, reference, train)
+    real = _real_images(options, extractor, height, width)
+    train = _train_images(options, real, height, width)
+    classifier = _given_classifier(options, real, pipe, samples)
+    if pipe is not None:  # the last of what may be refused: from here on there is work to lose
+        about, folder, settings = _about(options, pipe), out.with_suffix(".samples"), _settings(options, pipe)
+        check_folder(folder, about, seed=options.seed, settings=settings)
+    reference = _reference(options, extractor, real)
+    if options.classifier is not None and classifier is None:
+        assert train is not None
+        classifier = _new_classifier(options, reference, train)
     if pipe is not None:
-        samples, about = _sample(options, pipe, out)
-        record |= about
+        samples, made = _sample(options, pipe, folder, settings, about)
+        record |= made
     assert samples is not None
     record["samples"] = {"fingerprint": samples.fingerprint(), "file": options.samples}
     record["reference"] = {"name": reference.name, "num": reference.count, "fingerprint": reference.fingerprint}
@@ -147,6 +151,11 @@ def _check(options: EvaluateOptions) -> None:
     check_quantize(options.quantize)
     if options.batch_size < 1 or options.classifier_epochs < 1:
         raise ValueError("--batch-size and --classifier-epochs must be at least 1")
+    if options.data.endswith(".npz"):
+        if options.reference_num is not None:
+            raise ValueError("--reference-num would change nothing: --data is a file of statistics; leave it out")
+    else:
+        output_file(str(Path(options.cache) / "probe.safetensors"), (".safetensors",), "--cache")
     if options.classifier is not None:
         if not Path(options.classifier).expanduser().exists():
             output_file(options.classifier, (".safetensors",), "--classifier")
@@ -154,6 +163,10 @@ def _check(options: EvaluateOptions) -> None:
                 raise ValueError(f"--classifier {options.classifier} does not exist: give --train-data to train it")
         if options.data.endswith(".npz"):
             raise ValueError("--classifier needs a labelled data set as --data, not statistics")
+    from ecar.sampling.noise import MAX_SEED
+
+    if not 0 <= options.seed <= MAX_SEED - options.num + 1:
+        raise ValueError(f"--seed must be in 0..{MAX_SEED - options.num + 1} with --num {options.num}")
 
 
 def _changed(options: EvaluateOptions, names: Sequence[str]) -> list[str]:
@@ -197,21 +210,16 @@ def _side(samples: Samples | None) -> tuple[int, int]:
     return samples.images.shape[2], samples.images.shape[3]
 
 
-def _sample(options: EvaluateOptions, pipe: Pipeline, out: Path) -> tuple[Samples, dict[str, object]]:
-    from ecar.benchmark.flops import sampling_flops
-    from ecar.evaluation.samples import make_samples, write_samples
-    from ecar.hub import training_record
-    from ecar.weights import resolve_model, weights_fingerprint
+def _about(options: EvaluateOptions, pipe: Pipeline) -> dict[str, object]:
+    """Beside seed and settings, all that decides what the images are."""
+    from ecar.weights import weights_fingerprint
 
     assert options.model is not None
-    settings = _settings(options, pipe)
-    plain = _pipeline(replace(options, compile=False, quantize=None), "cpu") if _fast(options) else pipe
-    assert plain is not None  # what is compiled or in int8 does as much, but not in kernels that the counter knows
-    about: dict[str, object] = {
+    return {
         "model": options.model,
         "weights": weights_fingerprint(options.model),
         "kind": pipe.model.config.kind,
-        "parameters": plain.model.num_parameters(),
+        "parameters": _plain(options, pipe).model.num_parameters(),
         "configuration": _configuration(pipe),
         "device": pipe.model.device.type,
         "dtype": options.dtype,
@@ -219,15 +227,33 @@ def _sample(options: EvaluateOptions, pipe: Pipeline, out: Path) -> tuple[Sample
         "quantize": options.quantize,
         "decoder": options.decoder,
     }
-    folder = out.with_suffix(".samples")
+
+
+def _plain(options: EvaluateOptions, pipe: Pipeline) -> Pipeline:
+    """``pipe`` as it was before it was made faster: what is compiled or in int8 does as much, but not in weights and
+    kernels that can be counted."""
+    plain = _pipeline(replace(options, compile=False, quantize=None), "cpu") if _fast(options) else pipe
+    assert plain is not None
+    return plain
+
+
+def _sample(
+    options: EvaluateOptions, pipe: Pipeline, folder: Path, settings: SamplingConfig, about: dict[str, object]
+) -> tuple[Samples, dict[str, object]]:
+    from ecar.benchmark.flops import sampling_flops
+    from ecar.evaluation.samples import make_samples, write_samples
+    from ecar.hub import training_record
+    from ecar.weights import resolve_model
+
+    assert options.model is not None
     samples = make_samples(
         pipe, options.num, seed=options.seed, settings=settings, folder=folder, record=about, batch=options.batch_size
     )
     write_samples(folder / "samples.npz", samples)
-    about |= {"settings": settings.to_json(), "seed": options.seed, "seconds": round(samples.seconds, 2)}
+    about = about | {"settings": settings.to_json(), "seed": options.seed, "seconds": round(samples.seconds, 2)}
     about["ema"] = training_record(resolve_model(options.model)).get("ema")  # whose decay the averaged weights have
     about["seconds_per_image"] = round(samples.seconds / options.num, 6)
-    return samples, about | {"flops_per_image": sampling_flops(plain, settings)}
+    return samples, about | {"flops_per_image": sampling_flops(_plain(options, pipe), settings)}
 
 
 def _configuration(pipe: Pipeline) -> str:
@@ -236,46 +262,74 @@ def _configuration(pipe: Pipeline) -> str:
     return hashlib.sha256(" ".join((*parts, pipe.decoder.fingerprint())).encode()).hexdigest()[:16]
 
 
-def _reference(options: EvaluateOptions, extractor: Extractor, height: int, width: int) -> Reference:
+def _real_images(options: EvaluateOptions, extractor: Extractor, height: int, width: int) -> RealImages | None:
+    """The images of --data; None where it is a file of statistics."""
     from ecar.evaluation.evaluate import check_count
-    from ecar.evaluation.reference import read_images, reference_from_images, reference_from_statistics
+    from ecar.evaluation.reference import read_images
 
     if options.data.endswith(".npz"):
+        return None
+    real = read_images(options.data, options.split, height, width, options.reference_num)
+    check_count(len(real.images), extractor, options.allow_small, f"--data {options.data}: the number of images")
+    return real
+
+
+def _reference(options: EvaluateOptions, extractor: Extractor, real: RealImages | None) -> Reference:
+    from ecar.evaluation.reference import reference_from_images, reference_from_statistics
+
+    if real is None:
         return reference_from_statistics(Path(options.data).expanduser(), extractor)
-    images, labels, names = read_images(options.data, options.split, height, width, options.reference_num)
-    check_count(len(images), extractor, options.allow_small, f"--data {options.data}: the number of images")
-    return reference_from_images(options.data, images, labels, names, extractor, Path(options.cache).expanduser())
+    return reference_from_images(options.data, *real, extractor, Path(options.cache).expanduser())
 
 
 def _train_images(
-    options: EvaluateOptions, reference: Reference, height: int, width: int
+    options: EvaluateOptions, real: RealImages | None, height: int, width: int
 ) -> tuple[torch.Tensor, torch.Tensor] | None:
     if options.train_data is None:
         return None
     from ecar.evaluation.reference import read_images
 
     images, labels, names = read_images(options.train_data, "train", height, width, None)
-    if reference.class_names and names != reference.class_names:
-        raise ValueError(
-            f"--train-data {options.train_data} has classes {names[:5]}, --data {reference.class_names[:5]}"
-        )
+    if real is not None and real.class_names and names != real.class_names:
+        raise ValueError(f"--train-data {options.train_data} has classes {names[:5]}, --data {real.class_names[:5]}")
     return images, labels
 
 
-def _classifier(
-    options: EvaluateOptions, reference: Reference, train: tuple[torch.Tensor, torch.Tensor] | None
+def _given_classifier(
+    options: EvaluateOptions, real: RealImages | None, pipe: Pipeline | None, samples: Samples | None
 ) -> Classifier | None:
+    """The classifier in the file of --classifier; None where there is none yet. ValueError: it could judge nothing."""
     if options.classifier is None:
         return None
-    from ecar.evaluation.classifier import load_classifier, save_classifier, train_classifier
+    from ecar.evaluation.classifier import load_classifier
+    from ecar.evaluation.evaluate import check_classes, check_labels
 
-    path, classes = Path(options.classifier).expanduser(), len(reference.class_names)
-    if path.exists():
-        return load_classifier(path, reference.class_names)
-    assert train is not None
+    assert real is not None
+    check_labels(options.data, real.class_names, samples)
+    if pipe is not None:
+        check_classes(pipe.model.config, options.data, real.class_names)
+    path = Path(options.classifier).expanduser()
+    if not path.exists():
+        return None
+    classifier = load_classifier(path, real.class_names)
+    for flag in _changed(options, ("classifier_epochs", "classifier_flip")):
+        key = flag.removeprefix("--classifier-")
+        if key in classifier.made and classifier.made[key] != getattr(options, f"classifier_{key}"):
+            raise ValueError(
+                f"--classifier {path} has {key} {classifier.made[key]}: leave {flag} out, or name another file"
+            )
+    return classifier
+
+
+def _new_classifier(
+    options: EvaluateOptions, reference: Reference, train: tuple[torch.Tensor, torch.Tensor]
+) -> Classifier:
+    from ecar.evaluation.classifier import save_classifier, train_classifier
+
+    assert options.classifier is not None
     epochs, flip = options.classifier_epochs, options.classifier_flip
-    model = train_classifier(*train, classes, epochs=epochs, flip=flip)
-    save_classifier(model, path, {
+    model = train_classifier(*train, len(reference.class_names), epochs=epochs, flip=flip)
+    save_classifier(model, Path(options.classifier).expanduser(), {
         "train_data": options.train_data, "class_names": reference.class_names, "epochs": epochs, "flip": flip
     })  # fmt: skip
     return model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from ecar.cli.options import check_dtype, check_quantize, one_or_all, output_fil
 if TYPE_CHECKING:
     from ecar import Pipeline
     from ecar.sampling.pipeline import Output
+
+MOST_PIXELS = 1 << 28  # of a sheet: more than that takes gigabytes, and few programs open it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,15 +81,23 @@ class _Files:
     gif: Path | None
     """The growing grid, if asked for."""
 
+    @classmethod
+    def of(cls, options: SampleOptions) -> _Files:
+        """ValueError unless each can be written, and none over another."""
+        files = cls(
+            output_file(options.out, (".png", ".npz")),
+            output_file(options.stages, (".png",), "--stages") if options.stages else None,
+            output_file(options.gif, (".gif",), "--gif") if options.gif else None,
+        )
+        if files.stages is not None and files.stages.resolve() == files.out.resolve():
+            raise ValueError(f"--out and --stages are both {files.out}: give each its own name")
+        return files
+
 
 def run(arguments: Sequence[str]) -> None:
     """Parse, check every path, sample, write; prints one JSON object as the last line."""
     options = parse(SampleOptions, arguments, "sample")
-    files = _Files(
-        output_file(options.out, (".png", ".npz")),
-        output_file(options.stages, (".png",), "--stages") if options.stages else None,
-        output_file(options.gif, (".gif",), "--gif") if options.gif else None,
-    )
+    files = _Files.of(options)
     if options.per_class < 1 or options.scale < 0:
         raise ValueError("--per-class must be at least 1 and --scale at least 0")
     check_dtype(options.dtype)
@@ -100,6 +111,9 @@ def run(arguments: Sequence[str]) -> None:
         quantize=options.quantize, cuda_graphs=options.cuda_graphs, adapter=options.adapter, decoder=options.decoder,
     )  # fmt: skip
     labels = [label for label in _classes(options.classes, pipe) for _ in range(options.per_class)]
+    pixels = len(labels) * math.prod(pipe.model.config.image_side) * options.scale**2
+    if pixels > MOST_PIXELS:
+        raise ValueError(f"--scale {options.scale} would make {pixels:,} pixels of {len(labels)} images: lower it")
     start = time.perf_counter()
     output = pipe(
         labels,
@@ -133,7 +147,7 @@ def run(arguments: Sequence[str]) -> None:
         "decoder": options.decoder,
         "out": str(files.out),
     }
-    _write(output, files, options, json.dumps(record), labelled=bool(pipe.class_names))
+    _write(output, files, options, json.dumps(record), labelled=pipe.model.config.num_classes > 0)
     print(json.dumps(record))
 
 

@@ -80,11 +80,14 @@ def run(arguments: Sequence[str]) -> None:
         torch.set_num_threads(options.threads)
 
     def load() -> Pipeline:
-        return Pipeline.from_pretrained(
+        pipe = Pipeline.from_pretrained(
             options.model, device=options.device, dtype=torch_dtype(options.dtype), compile=options.compile,
             quantize=options.quantize, cuda_graphs=options.cuda_graphs, adapter=options.adapter,
             decoder=options.decoder,
         )  # fmt: skip
+        if (own := sum(pipe.settings().steps)) > options.limits.max_steps:
+            raise ValueError(f"--limits.max-steps {options.limits.max_steps}: {options.model} itself takes {own} steps")
+        return pipe
 
     bound = bind(options.host, options.port)
     engine = Engine(load, options.limits, Metrics())
@@ -111,7 +114,7 @@ def read_keys(file: str | None) -> list[str]:
     keys = [key.strip() for key in os.environ.get(KEYS_VARIABLE, "").split(",") if key.strip()]
     if file is not None:
         try:
-            lines = [line.strip() for line in Path(file).expanduser().read_text().splitlines()]
+            lines = [line.strip() for line in Path(file).expanduser().read_text(encoding="utf-8-sig").splitlines()]
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(f"--keys-file {file}: cannot be read ({type(error).__name__})") from None
         found = [line for line in lines if line and not line.startswith("#")]

@@ -58,43 +58,43 @@ def measure(samples: Samples, reference: Reference, extractor: Extractor) -> dic
     return record
 
 
-def check_classes(model: ModelConfig, reference: Reference) -> None:
-    """Class ids mean the same on both sides.
+def check_classes(model: ModelConfig, data: str, names: tuple[str, ...]) -> None:
+    """Class ids of the model and of ``data``, whose classes have these names, mean the same. Cheap.
 
     Raises:
         ValueError: a model without classes, or with another number of them; both have names (not just the ids), and
             not the same in the same order.
     """
-    names, ours = reference.class_names, model.class_names
+    ours = model.class_names
     if model.num_classes == 0:
         raise ValueError("the model has no classes to be recognised: it was trained without labels; no --classifier")
     if model.num_classes != len(names):
-        raise ValueError(f"the model has {model.num_classes} classes, {reference.name} has {len(names)}")
+        raise ValueError(f"the model has {model.num_classes} classes, {data} has {len(names)}")
     ids = tuple(str(number) for number in range(len(names)))
     if ids in (ours, names) or not ours:
         return
     if [plain_name(name) for name in ours] != [plain_name(name) for name in names]:
         raise ValueError(
-            f"{reference.name} has the classes {', '.join(names[:5])}, ..., the model {', '.join(ours[:5])}, ...: "
+            f"{data} has the classes {', '.join(names[:5])}, ..., the model {', '.join(ours[:5])}, ...: "
             f"not the same in the same order; rename or reorder them, or leave out --classifier"
         )
 
 
-def check_labels(reference: Reference, samples: Samples | None = None) -> None:
-    """What a classifier's figures need. Cheap.
+def check_labels(data: str, names: tuple[str, ...], samples: Samples | None = None) -> None:
+    """What a classifier's figures need of ``data``, whose classes have these names. Cheap.
 
     Raises:
         ValueError: a reference that is no labelled data set; samples without labels, or with labels that it does not
             have.
     """
-    if reference.images is None or reference.labels is None or not reference.class_names:
-        raise ValueError(f"classifier accuracy needs a labelled data set as --data; {reference.name} has no classes")
+    if not names:
+        raise ValueError(f"classifier accuracy needs a labelled data set as --data; {data} has no classes")
     if samples is None:
         return
     if samples.labels is None:
         raise ValueError("classifier accuracy needs to know which class was asked for: the samples have no labels")
-    if int(samples.labels.min()) < 0 or int(samples.labels.max()) >= len(reference.class_names):
-        raise ValueError(f"the samples have labels outside the {len(reference.class_names)} classes of the reference")
+    if int(samples.labels.min()) < 0 or int(samples.labels.max()) >= len(names):
+        raise ValueError(f"the samples have labels outside the {len(names)} classes of the reference")
 
 
 class Judge:
@@ -105,7 +105,7 @@ class Judge:
     """
 
     def __init__(self, classifier: Classifier, reference: Reference) -> None:
-        check_labels(reference)
+        check_labels(reference.name, reference.class_names)
         assert reference.images is not None and reference.labels is not None
         self.classifier, self.reference, self.names = classifier, reference, reference.class_names
         found, features = predict(classifier, reference.images)
@@ -117,7 +117,7 @@ class Judge:
         Raises:
             ValueError: samples without labels, or with labels that the reference does not have.
         """
-        check_labels(self.reference, samples)
+        check_labels(self.reference.name, self.names, samples)
         assert samples.labels is not None
         found, features = predict(self.classifier, samples.images)
         overall, each = accuracy(found, samples.labels, len(self.names))

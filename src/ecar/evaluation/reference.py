@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -32,16 +33,22 @@ class Reference:
     fingerprint: str = ""
 
 
-def read_images(
-    data: str, split: str, height: int, width: int, num: int | None
-) -> tuple[Tensor, Tensor, tuple[str, ...]]:
-    """Images (N, 3, H, W) uint8, labels (N,) and class names of a data set; ``num`` takes a seeded choice."""
+class RealImages(NamedTuple):
+    """Images (N, 3, H, W) uint8, labels (N,) and class names of a data set."""
+
+    images: Tensor
+    labels: Tensor
+    class_names: tuple[str, ...]
+
+
+def read_images(data: str, split: str, height: int, width: int, num: int | None) -> RealImages:
+    """The images of a data set; ``num`` takes a seeded choice."""
     source = load_source(data, split=split, max_images=num)
     report = ImageReport()
     batches = list(iterate_images(source, height, width, batch_size=1000, report=report))
     report.name_skipped()
     images = torch.from_numpy(np.concatenate([b[0] for b in batches])).permute(0, 3, 1, 2).contiguous()
-    return images, torch.from_numpy(np.concatenate([b[1] for b in batches])), source.class_names
+    return RealImages(images, torch.from_numpy(np.concatenate([b[1] for b in batches])), source.class_names)
 
 
 def reference_from_images(

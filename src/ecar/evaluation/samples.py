@@ -11,6 +11,7 @@ import json
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,17 +60,10 @@ def make_samples(
     Raises:
         ValueError: the folder holds other samples, or its files have images missing, doubled or damaged.
     """
-    record = json.loads(json.dumps({**record, "seed": seed, "settings": settings.to_json()}))
-    folder.mkdir(parents=True, exist_ok=True)
+    check_folder(folder, record, seed=seed, settings=settings)
     path = folder / "samples.json"
-    if path.exists():
-        before = _read_json(path)
-        if changed := differences(before, record):
-            raise ValueError(f"{folder} holds other samples ({changed}); delete it or choose another --out")
-    elif any(folder.glob("ids_*.npz")):
-        raise ValueError(f"{folder} holds samples without samples.json; delete it or choose another --out")
-    else:
-        _write_text(path, json.dumps(record, indent=2) + "\n")
+    if not path.exists():
+        _write_text(path, json.dumps(_whole(record, seed, settings), indent=2) + "\n")
     classes = max(1, pipe.model.config.num_classes)
     there = {int(i) for file in folder.glob("ids_*.npz") for i in _read_part(file)["ids"]}
     missing = [i for i in range(num) if i not in there]
@@ -87,6 +81,29 @@ def make_samples(
         _write_npz(file, images=images, labels=np.asarray(output.labels), ids=np.asarray(ids), seconds=seconds)
     samples = collect(folder, num)
     return samples if pipe.model.config.num_classes else replace(samples, labels=None)
+
+
+def check_folder(folder: Path, record: dict[str, object], *, seed: int, settings: SamplingConfig) -> None:
+    """Whether ``make_samples`` with these can write into ``folder``, which is made where there is none. Cheap.
+
+    Raises:
+        ValueError: it cannot be made, or holds other samples.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{folder}: no folder can be made there ({error.strerror}); choose another --out") from None
+    path = folder / "samples.json"
+    if path.exists():
+        if changed := differences(_read_json(path), _whole(record, seed, settings)):
+            raise ValueError(f"{folder} holds other samples ({changed}); delete it or choose another --out")
+    elif any(folder.glob("ids_*.npz")):
+        raise ValueError(f"{folder} holds samples without samples.json; delete it or choose another --out")
+
+
+def _whole(record: dict[str, object], seed: int, settings: SamplingConfig) -> dict[str, Any]:
+    """All that decides what the images are, as JSON gives it back."""
+    return dict(json.loads(json.dumps({**record, "seed": seed, "settings": settings.to_json()})))
 
 
 def collect(folder: Path, num: int) -> Samples:

@@ -83,6 +83,9 @@ class Pipeline:
         self.model, self.tokenizer, self.name = model.eval(), tokenizer.to(model.device).eval(), name
         self.decoder = self.tokenizer
         self.fixed_shapes = False
+        # Once: a data set may have thousands of names, and a server looks one up for each request.
+        self._names = [plain_name(name) for name in model.config.class_names]
+        self._synonyms = [{plain_name(p) for p in name.split(",")} - {""} for name in model.config.class_names]
 
     @classmethod
     def from_pretrained(
@@ -170,13 +173,12 @@ class Pipeline:
             return config.null_class
         if not isinstance(label, str):
             return self._checked_id(operator.index(label))
-        if label in config.class_names:
-            return config.class_names.index(label)
-        names = [plain_name(name) for name in config.class_names]
-        fitting = [index for index, name in enumerate(names) if name and name == plain_name(label)]
+        fitting = [index for index, name in enumerate(config.class_names) if name == label]  # some data have it twice
+        plain = plain_name(label)
         if not fitting:
-            synonyms = [{plain_name(part) for part in name.split(",")} - {""} for name in config.class_names]
-            fitting = [index for index, known in enumerate(synonyms) if plain_name(label) in known]
+            fitting = [index for index, name in enumerate(self._names) if name and name == plain]
+        if not fitting:
+            fitting = [index for index, known in enumerate(self._synonyms) if plain in known]
         if len(fitting) == 1:
             return fitting[0]
         if fitting:
@@ -184,7 +186,8 @@ class Pipeline:
             raise AmbiguousClass(f"class {label!r} fits {listed}; spell it exactly or give the id")
         if label.strip().isdecimal() and len(label) < 20:
             return self._checked_id(int(label))
-        near = [config.class_names[names.index(n)] for n in difflib.get_close_matches(plain_name(label), names, 3, 0.4)]
+        close = difflib.get_close_matches(plain[:40], self._names, 3, 0.4)
+        near = [config.class_names[self._names.index(name)] for name in close]
         hint = f"did you mean {', '.join(near)}?" if near else f"classes: {_listed(config.class_names)}"
         raise UnknownClass(f"unknown class {label!r}; {hint}")
 
@@ -218,9 +221,8 @@ class Pipeline:
         base = self.model.config.sampling or SamplingConfig(steps=(8,) * stages, guidance=(1.0,) * stages)
         changes: dict[str, object] = {}
         if steps is not None:
-            changes["steps"] = (
-                tuple(map(int, steps)) if isinstance(steps, Sequence) else (operator.index(steps),) * stages
-            )
+            several = steps if isinstance(steps, Sequence) else (steps,) * stages
+            changes["steps"] = tuple(operator.index(s) for s in several)
         if guidance is not None:
             if isinstance(guidance, Sequence):
                 changes["guidance"] = tuple(float(g) for g in guidance)
@@ -233,8 +235,8 @@ class Pipeline:
             if guidance_on == "tokens":  # there, guidance acts once a stage: the default times of velocities fall away
                 changes["guidance_from"] = ()
         if guidance_from is not None:
-            several = guidance_from if isinstance(guidance_from, Sequence) else (guidance_from,) * stages
-            changes["guidance_from"] = tuple(float(t) for t in several)
+            starts = guidance_from if isinstance(guidance_from, Sequence) else (guidance_from,) * stages
+            changes["guidance_from"] = tuple(float(t) for t in starts)
         result = dataclasses.replace(base, **changes)  # type: ignore[arg-type]
         check_settings(result, stages)
         if base.fixed_steps and (result.steps, result.solver) != (base.steps, base.solver):
@@ -282,10 +284,12 @@ class Pipeline:
             ValueError: unknown class, wrong counts or settings.
         """
         settings = self.settings(steps, guidance, solver, guidance_on, guidance_from)
+        if isinstance(labels, str):
+            raise ValueError(f"labels takes a list: [{labels!r}]")
         if labels is None:
             labels = [None] * (len(seeds) if seeds is not None else 1)
         ids = [self.class_id(label) for label in labels]
-        seeds = list(seeds) if seeds is not None else list(range(len(ids)))
+        seeds = [operator.index(seed) for seed in seeds] if seeds is not None else list(range(len(ids)))
         if len(seeds) != len(ids):
             raise ValueError(f"{len(ids)} labels but {len(seeds)} seeds; give one seed per image")
         if len(ids) == 0:
@@ -314,7 +318,8 @@ class Pipeline:
         noise = draw_noise(seeds, model.plan, model.config.channels)
 
         def preview(result: StageResult) -> None:
-            pictures = to_pil(self.decoder.decode(result.data(range(count))))
+            z = result.data(range(len(result.y)))[:count]  # all rows: compiled code is of one size
+            pictures = to_pil(self.decoder.decode(z))
             if stages:
                 stages[result.stage.index].extend(pictures)
             if on_stage is not None:

@@ -105,6 +105,7 @@ async def event_stream(job: Job) -> AsyncIterator[str]:
         "size": order.size_text, "quality": order.quality, "background": "opaque", "output_format": order.format,
         "num_stages": order.stages,
     }  # fmt: skip
+    usage = order.image_usage.model_dump()
     try:
         async for found in job.events(PING_SECONDS):
             if found is None:
@@ -119,7 +120,7 @@ async def event_stream(job: Job) -> AsyncIterator[str]:
                 yield _event("image_generation.partial_image", body)
             else:
                 data = await asyncio.to_thread(encode, event.image, order, seed=seed)
-                body.update(b64_json=data, stage=order.stages, usage=order.usage.model_dump())
+                body.update(b64_json=data, stage=order.stages, usage=usage)
                 yield _event("image_generation.completed", body)
     except ApiError as error:
         yield f"event: error\ndata: {json.dumps(error.body())}\n\n"

@@ -61,15 +61,18 @@ def install(app: FastAPI) -> None:
         return error.response()
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         """What the schema refuses, as the API's own 400: of several faults the first."""
-        first = error.errors()[0]
+        first, *others = error.errors()
+        same = [fault for fault in others if fault["loc"][:2] == first["loc"][:2]]
+        if isinstance(first.get("input"), list) and same:
+            first = same[0]  # one number or a list: of a list, what is wrong with the list
         place = [str(part) for part in first["loc"][1:]] if first["type"] != "json_invalid" else []
-        if place and place[-1] in ("int", "float", "str", "list", "bool"):  # which branch of a union: no name of ours
-            place = place[:-1]
         code = _CODES.get(first["type"], "invalid_value")
         param = place[0] if place else None
         message = f"{param}: {first['msg']}" if param else f"the body is not as expected: {first['msg']}"
+        if param is None and "json" not in request.headers.get("content-type", ""):
+            message = "the body is not read as JSON: send it with Content-Type: application/json"
         if code == "unknown_parameter":
             message = f"unknown parameter {param!r}"
         return ApiError(400, code, message, param).response()

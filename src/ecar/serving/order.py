@@ -46,6 +46,12 @@ class Order:
     usage: Usage
 
     @property
+    def image_usage(self) -> Usage:
+        """Of each image, for events: added up, they are that of the request (but each image reads the prompt)."""
+        tokens = self.usage.output_tokens // len(self.seeds)
+        return self.usage.model_copy(update={"output_tokens": tokens, "total_tokens": 1 + tokens})
+
+    @property
     def size_text(self) -> str:
         """As the API writes it."""
         return f"{self.size[0]}x{self.size[1]}"
@@ -134,7 +140,8 @@ def _settings(request: GenerateRequest, pipe: Pipeline, factor: float, limits: L
         raise ApiError(400, "invalid_value", str(error), "num_inference_steps") from None
     if sum(settings.steps) > limits.max_steps:
         message = f"{sum(settings.steps)} steps in all stages together; this server allows {limits.max_steps}"
-        raise ApiError(400, "too_many_steps", message, "num_inference_steps")
+        param = "quality" if request.num_inference_steps is None else "num_inference_steps"
+        raise ApiError(400, "too_many_steps", message, param)
     try:
         return pipe.settings(steps=settings.steps, guidance=request.guidance_scale, solver=request.solver)
     except ValueError as error:
