@@ -16,7 +16,7 @@ from conftest import random_model, tiny_config
 from ecar import Pipeline, weights
 from ecar.cli.main import main
 from ecar.config import CardOptions
-from ecar.hub import push_folder, write_folder
+from ecar.hub import push_folder, training_record, write_folder
 from ecar.tokenizers import PixelTokenizer
 from ecar.weights import resolve_model, save_model, weights_fingerprint
 
@@ -83,6 +83,15 @@ def test_a_dry_run_that_fails_leaves_no_folder_in_the_way_of_the_next(
     other = evaluation(run_folder, tmp_path / "eval.json", weights="0" * 16)
     assert main([*command, "--evaluation", str(other)]) == 2 and "not these" in capsys.readouterr().err
     assert main(command) == 0
+
+
+def test_relative_paths_of_the_machine_are_not_published_from_wherever(tmp_path: Path) -> None:
+    """They were cut only where they existed from the folder that push ran in."""
+    source = tmp_path / "final"
+    source.mkdir()
+    options = {"data": "client/photos", "init_from": "owner/model", "local_paths": ["data"]}
+    (source / "training.json").write_text(json.dumps(options))
+    assert training_record(source) == {"data": "photos", "init_from": "owner/model"}
 
 
 def test_an_evaluation_of_other_weights_is_refused(run_folder: Path, tmp_path: Path) -> None:

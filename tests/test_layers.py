@@ -15,13 +15,14 @@ FILES = sorted(SOURCE.rglob("*.py"))
 # What each part may import; verbs (training, cli, ...) stand on top.
 ALLOWED = {
     "stages": {"config", "stages"},
-    "tokenizers": {"remote", "tokenizers", "weights"},
+    "tokenizers": {"remote", "tensors", "tokenizers", "weights"},
     "transformer": {"config", "stages", "transformer"},
     "flow": {"config", "stages", "transformer", "flow"},
     "model.py": {"config", "stages", "transformer", "flow", "baselines"},
     "baselines": {"config", "stages", "transformer", "model"},
     "remote.py": set(),
-    "weights.py": {"config", "model", "remote", "tokenizers"},
+    "tensors.py": set(),
+    "weights.py": {"config", "model", "remote", "tensors", "tokenizers"},
     "sampling": {
         "config",
         "devices",
@@ -36,7 +37,7 @@ ALLOWED = {
         "hub",
     },
     "transfer.py": {"config", "model", "stages"},
-    "adapters.py": {"config", "model", "transfer"},
+    "adapters.py": {"config", "model", "tensors", "transfer"},
     "data": {"config", "remote", "tokenizers", "data"},
     "benchmark": {
         "baselines",
@@ -51,7 +52,7 @@ ALLOWED = {
         "benchmark",
     },
     "serving": {"config", "stages", "sampling", "serving"},
-    "evaluation": {"config", "data", "features", "sampling", "evaluation"},
+    "evaluation": {"config", "data", "features", "sampling", "tensors", "evaluation"},
 }
 
 

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ecar.config import JsonConfig, ModelConfig
 from ecar.model import StageModel, build_model
+from ecar.tensors import write_tensors
 from ecar.transfer import transfer
 
 # Attention. ECAR projects q, k and v by one matrix: an adapter of it is one adapter with a shared input matrix.
@@ -114,10 +115,7 @@ def save_adapter(
         fingerprint: of that model's weights.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {_PREFIX + n.replace(".default.", "."): t.detach().contiguous().cpu() for n, t in weights.items()}
-    temporary = folder / "adapter.tmp"
-    save_file(tensors, temporary)
-    temporary.replace(folder / _WEIGHTS)
+    write_tensors(folder / _WEIGHTS, {_PREFIX + n.replace(".default.", "."): t for n, t in weights.items()})
     adapter.peft_config(base).save_pretrained(str(folder))
     record = {
         "format": 1, "library": "ecar", "base": base, "base_weights": fingerprint, "model": model.to_json(),

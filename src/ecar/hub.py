@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image
 
-from ecar.config import CardOptions
+from ecar.config import PATHS, CardOptions
 from ecar.model import build_model
 from ecar.remote import check_repo_id, hub_reason
 from ecar.sampling.pictures import grid
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from ecar.sampling.pipeline import Pipeline
 
 _PRIVATE = ("out", "device", "trackers")  # of training.json: where it ran, not how
-_PATHS = ("data", "tokenizer", "init_from", "distill_guide")
 _NOT_METRICS = {"num", "against", "biased_small_sample"}
 
 
@@ -130,11 +129,17 @@ def training_record(source: Path | None) -> dict[str, Any]:
     path = source / "training.json" if source else None
     if path is None or not path.exists():
         return {}
-    record = {k: v for k, v in json.loads(path.read_text()).items() if k not in _PRIVATE}
-    for part, name in [(record, name) for name in _PATHS] + [(record.get("source", {}), "name")]:
-        value = part.get(name)
-        if isinstance(value, str) and (value.startswith(("/", ".", "~")) or Path(value).exists()):
-            part[name] = Path(value).name
+    try:
+        everything = dict(json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: cannot be read ({error}); delete it, and the card leaves the training out") from None
+    record = {k: v for k, v in everything.items() if k not in _PRIVATE}
+    local = record.pop("local_paths", [])
+    places = [(record, name, name) for name in PATHS] + [(record.get("source", {}), "name", "init_from")]
+    for part, key, option in places:
+        value = part.get(key)
+        if isinstance(value, str) and (option in local or value.startswith(("/", ".", "~")) or Path(value).exists()):
+            part[key] = Path(value).name
     return record
 
 

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from ecar.config import ModelConfig
 from ecar.model import StageModel, build_model
 from ecar.remote import check_repo_id, hub_reason
+from ecar.tensors import write_tensors
 from ecar.tokenizers import Tokenizer, load_tokenizer
 
 BUNDLED = Path(__file__).parent / "bundled"
@@ -72,10 +73,7 @@ def _download(text: str) -> Path:
 def save_model(folder: Path, model: StageModel, tokenizer: Tokenizer, dtype: torch.dtype = torch.float32) -> None:
     """Write a model folder; ``dtype`` is that of the stored weights."""
     tokenizer.save(folder / "tokenizer", dtype)  # first: it may refuse
-    weights = {name: t.detach().to(dtype).contiguous().cpu() for name, t in model.state_dict().items()}
-    temporary = folder / "model.safetensors.tmp"
-    save_file(weights, temporary)
-    temporary.replace(folder / "model.safetensors")
+    write_tensors(folder / "model.safetensors", {name: t.detach().to(dtype) for name, t in model.state_dict().items()})
     record = {"format": _FORMAT, "library": "ecar", "model": model.config.to_json()}
     (folder / "config.json").write_text(json.dumps(record, indent=2) + "\n")
 

@@ -105,6 +105,27 @@ def test_links_that_loop_end_and_every_image_is_read_once(folder: Path) -> None:
     assert len(load_source(str(folder))) == before
 
 
+def test_images_belong_to_the_folder_where_they_are_not_to_a_link_before_it(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All of b became a: its folder was read through the link first, and then "without images"."""
+    before = [load_source(str(folder)).path(i) for i in range(len(load_source(str(folder))))]
+    (folder / "a" / "more").symlink_to(folder / "b", target_is_directory=True)
+    source = load_source(str(folder))
+    assert [source.path(i) for i in range(len(source))] == before and source.class_names == ("a", "b")
+    assert "more: the same folder as" in capsys.readouterr().err
+
+
+def test_a_link_to_an_image_that_is_not_there_is_a_bad_image(folder: Path, tmp_path: Path) -> None:
+    """As a checkout of git-annex or DVC has them: they were left out without a word, and their class with them."""
+    (folder / "c").mkdir()
+    (folder / "c" / "0.png").symlink_to(tmp_path / "nowhere.png")
+    source = load_source(str(folder))
+    assert source.class_names == ("a", "b", "c")
+    found = check_images(source, 32, 32)
+    assert any("c/0.png" in line for line in found.findings["broken"])
+
+
 def test_names_that_are_not_utf8_can_be_read_and_printed(folder: Path) -> None:
     data = (folder / "a" / "0.png").read_bytes()
     with open(os.path.join(os.fsencode(folder), b"a", b"caf\xe9.png"), "wb") as file:

@@ -77,6 +77,34 @@ def test_a_stream_gives_the_cache_that_random_access_gives(kind: str, tmp_path: 
     assert len(a.skipped) == len(b.skipped) == (0 if kind == "tars" else 1)
 
 
+def test_a_cut_tar_is_refused_in_a_stream_too(tmp_path: Path) -> None:
+    """The cache of what was left of it was complete, with exit code 0."""
+    data = tars(tmp_path / "data")
+    whole = (data / "train-1.tar").read_bytes()
+    (data / "train-1.tar").write_bytes(whole[: len(whole) // 4])
+    with pytest.raises(ValueError, match=r"train-1\.tar: damaged or cut off at offset \d+"):
+        run(data, tmp_path / "cache", "--streaming")
+
+
+@pytest.mark.parametrize("first", ["png", "bmp"])
+def test_tars_of_several_formats_are_streamed_whole(first: str, tmp_path: Path) -> None:
+    """Images of all formats but one were "empty"."""
+    (tmp_path / "data").mkdir()
+    with tarfile.open(tmp_path / "data" / "a.tar", "w") as archive:
+        for i in range(12):
+            file = io.BytesIO()
+            suffix = first if i < 9 else {"png": "bmp", "bmp": "png"}[first]
+            Image.new("RGB", (9, 10), (20 * i, 0, 0)).save(file, suffix)
+            info = tarfile.TarInfo(f"{i:02d}.{suffix}")
+            info.size = len(file.getvalue())
+            archive.addfile(info, io.BytesIO(file.getvalue()))
+    run(tmp_path / "data", tmp_path / "stream", "--streaming")
+    run(tmp_path / "data", tmp_path / "random")
+    (a, _), (b, _) = load_latents(str(tmp_path / "stream")), load_latents(str(tmp_path / "random"))
+    rows = torch.arange(12)
+    assert len(a) == len(b) == 12 and torch.equal(a.batch(0 * rows, rows), b.batch(0 * rows, rows))
+
+
 def test_an_interrupted_stream_goes_on_to_the_same_bytes_and_refuses_changed_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -110,7 +138,7 @@ def test_a_streamed_row_that_names_a_file_is_read_from_it(tmp_path: Path) -> Non
     cells = [{"bytes": None, "path": str(tmp_path / "0.png")}, {"bytes": None, "path": str(tmp_path / "1.png")}]
     features = datasets.Features({"image": datasets.Image(decode=False)})
     table = datasets.Dataset.from_dict({"image": [*cells, None]}, features=features).to_iterable_dataset()
-    samples = list(StreamFeed("a/b", table, "image", "0", None).samples(0))
+    samples = list(StreamFeed("a/b", table, ("image",), "0", None).samples(0))
     assert samples[0].data == png(0)
     assert "No such file" in str(samples[1].data) and str(samples[2].data) == "is empty"
 

@@ -58,6 +58,12 @@ def test_class_names_in_the_samples_are_classes(tmp_path: Path) -> None:
     assert source.class_names == ("cat", "dog") and source.labels.tolist() == [1, 0, 1]
 
 
+def test_numbers_with_zeros_before_them_stay_names(tmp_path: Path) -> None:
+    """ "01" and "1" became one class."""
+    source = load_source(str(shard(tmp_path / "a.tar", [1, 2, 3], ["01", "1", "002"], "json")))
+    assert len(source.class_names) == 3 and len(set(source.labels.tolist())) == 3
+
+
 def test_unlabelled_tars_have_no_classes_and_half_labelled_ones_are_refused(tmp_path: Path) -> None:
     assert load_source(str(shard(tmp_path / "a.tar", [1, 2]))).class_names == ()
     write_tar(tmp_path / "b.tar", {"0.png": picture(1), "0.cls": b"3", "1.png": picture(2)})

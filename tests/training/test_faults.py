@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,14 +15,18 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from test_recovery import arguments
 from test_training import lines, options, weights
 from test_watchdog import alive, command, processes
 from worker import TORCHRUN
 
+from conftest import tiny_config
+from ecar import tensors
 from ecar.cli.main import main
 from ecar.data.shards import load_latents
+from ecar.model import build_model
 from ecar.tokenizers import PixelTokenizer
 from ecar.training import build, checkpoint, loop
 from ecar.training import log as log_module
@@ -30,6 +35,7 @@ from ecar.training.checkpoint import load_checkpoint
 from ecar.training.config import TokenizerConfig
 from ecar.training.curves import LossCurves
 from ecar.training.signals import Stopped
+from ecar.weights import save_model
 
 SECOND = """
 import os, signal, sys
@@ -119,6 +125,33 @@ def test_a_stopped_tokenizer_resumes_where_it_was_and_two_do_not_share_a_folder(
     assert [line["step"] for line in lines(tmp_path / "part")] == [6]
 
 
+def test_a_tokenizer_is_not_trained_further_on_other_images(
+    digits_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same command made another tokenizer under the same name: models and latents of the first no longer fitted."""
+    data = tmp_path / "data"
+    shutil.copytree(digits_folder, data)
+    command = ["tokenizer", "--data", str(data), "--resolution", "8", "--factor", "2", "--widths", "8", "8"]
+    command += ["--depth", "1", "--batch-size", "8", "--perceptual", "0", "--max-steps", "1", "--device", "cpu"]
+    command += ["--out", str(tmp_path / "run")]
+    assert main(command) == 0 == main(command)
+    shutil.copy(data / "one" / "0.png", data / "one" / "1.png")
+    before = (tmp_path / "run" / "tokenizer.safetensors").read_bytes()
+    assert main(command) == 2 and "the data changed since the checkpoint" in capsys.readouterr().err
+    assert (tmp_path / "run" / "tokenizer.safetensors").read_bytes() == before
+
+
+def test_a_full_disk_under_the_final_model_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """safetensors has an error of its own for it, that nobody caught."""
+
+    def full(*_: object) -> None:
+        raise SafetensorError("No space left on device")
+
+    monkeypatch.setattr(tensors, "save_file", full)
+    with pytest.raises(OSError, match=r"tokenizer\.safetensors: No space left"):
+        save_model(tmp_path / "model", build_model(tiny_config()), PixelTokenizer(factor=1))
+
+
 def test_a_second_signal_in_a_save_ends_at_once_and_damages_nothing(digits_folder: Path, tmp_path: Path) -> None:
     flags = arguments(digits_folder, tmp_path, 9)[3:]
     run = [sys.executable, "-c", SECOND, *flags, "--save-every", "3"]
@@ -177,7 +210,7 @@ def test_a_disk_that_is_full_for_everything_ends_a_run_only_with_the_third_faile
     monkeypatch.setattr(log_module, "open", guarded(open), raising=False)
     monkeypatch.setattr(LossCurves, "save", guarded(LossCurves.save))
     monkeypatch.setattr(loop, "save_samples", guarded(loop.save_samples))
-    monkeypatch.setattr(checkpoint, "save_file", guarded(checkpoint.save_file))
+    monkeypatch.setattr(checkpoint, "write_tensors", guarded(checkpoint.write_tensors))
     loop.train(options(digits_folder, tmp_path, save_every=1, sample_every=1))
     found = [line["step"] for line in lines(tmp_path) if "loss" in line]
     assert found == [1, 2, 3, 4, 5, 6]  # the lines of the time without room came later

@@ -50,7 +50,7 @@ def crash_at(call: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         return run
 
-    monkeypatch.setattr(checkpoint, "save_file", guarded("save_file", checkpoint.save_file))
+    monkeypatch.setattr(checkpoint, "write_tensors", guarded("write_tensors", checkpoint.write_tensors))
     monkeypatch.setattr(checkpoint.shutil, "rmtree", guarded("rmtree", checkpoint.shutil.rmtree))
     monkeypatch.setattr(checkpoint.os, "fsync", guarded("fsync", os.fsync))
     for name in ("mkdir", "rename", "write_text"):
@@ -98,7 +98,7 @@ def test_a_crash_at_any_operation_of_a_save_leaves_a_loadable_checkpoint(
         if not crashed:
             break
     files = {"write_text", "fsync", "rename", "rmtree", "mkdir"}
-    assert step == 4 and files | (set() if sharded else {"save_file"}) <= set(operations)
+    assert step == 4 and files | (set() if sharded else {"write_tensors"}) <= set(operations)
 
 
 @pytest.mark.usefixtures("group")

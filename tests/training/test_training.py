@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -323,6 +324,12 @@ def test_times_of_each_stage_follow_its_own_location_and_its_uniform_share() -> 
         ({"uniform_t": 5.0}, "uniform_t"),
         ({"ema": 1.0}, "ema"),
         ({"resolution": (8, 8, 8)}, "resolution"),
+        ({"lr": math.inf}, "lr"),
+        ({"weight_decay": math.nan}, "weight_decay"),
+        ({"warmup": -5}, "warmup"),
+        ({"stages": 2, "stage_weight": (-1.0, 1.0)}, "stage_weight"),
+        ({"stages": 2, "t_mean": (math.nan, 0.0)}, "t_mean"),
+        ({"distill_guide_scale": (3.0,)}, "needs distill_guide"),
     ],
 )
 def test_wrong_options_are_refused(changes: dict[str, Any], word: str) -> None:

@@ -21,5 +21,6 @@ def run(arguments: Sequence[str]) -> None:
 
     with exit_when_stopped():
         final = train(config)
-    last = (final.parent / "log.jsonl").read_text().splitlines()[-1:]
-    print(json.dumps({"model": str(final), **(json.loads(last[0]) if last else {})}))
+    lines = map(json.loads, (final.parent / "log.jsonl").read_text().splitlines())
+    last = [line for line in lines if "loss" in line][-1:]  # a run that was finished already only starts
+    print(json.dumps({"model": str(final), **(last[0] if last else {})}))

@@ -130,8 +130,9 @@ def _plan_record(feed: Feed, tokenizer: Tokenizer, plan: EncodePlan) -> dict[str
 def _resume(out: Path, plan: dict[str, Any], command: str) -> Progress | None:
     """Where to go on; None where the cache is complete. ValueError: it is another one."""
     found = next((path for name in (CACHE, PROGRESS) if (path := out / name).exists()), None)
-    for left in out.glob("*.tmp"):
-        left.unlink()
+    for name in (CACHE, PROGRESS, "shard_*.safetensors"):  # what a kill left; other files of that ending are not ours
+        for left in out.glob(f"{name}.*.tmp"):
+            left.unlink()
     if found is None:
         progress = Progress(plan=plan, command=command)
         _save_progress(out, progress)

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ecar.data.images import BadImageError
-from ecar.data.rows import LABEL_COLUMNS, cell_bytes, file_state, printable
+from ecar.data.rows import IMAGE_SUFFIXES, LABEL_COLUMNS, cell_bytes, file_state, printable
 from ecar.data.source import ImageSource, find_files, hub_error, load_source
-from ecar.data.tars import find_tars
+from ecar.data.tars import as_id, check_end, find_tars
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,14 +91,14 @@ class StreamFeed:
     Attributes:
         name: what the user asked for.
         table: the data set, images not decoded.
-        column: its image column.
+        columns: its image columns: of an example the first that holds something.
         version: fingerprint of the files, or the revision on the Hub.
         limit: number of rows to use; None: all.
     """
 
     name: str
     table: Any
-    column: str
+    columns: tuple[str, ...]
     version: str
     limit: int | None
 
@@ -116,9 +116,8 @@ class StreamFeed:
     def samples(self, start: int) -> Iterator[Sample]:
         table = self.table if self.limit is None else self.table.take(self.limit)
         for row, example in enumerate(table.skip(start), start):
-            yield Sample(
-                row=row, id=_example_id(example, row), label=_example_label(example), data=_bytes(example[self.column])
-            )
+            cell = next((example[c] for c in self.columns if example.get(c) is not None), None)
+            yield Sample(row=row, id=_example_id(example, row), label=_example_label(example), data=_bytes(cell))
 
     def where(self, sample: Sample) -> str:
         return f"{self.name}: {sample.id}"
@@ -135,12 +134,14 @@ def open_stream(data: str, *, split: str = "train", max_images: int | None = Non
     Raises:
         ValueError: none of these, or no image column.
     """
-    from datasets import Image
+    from datasets import Features, Image
 
     path = Path(data).expanduser()
     kind, files = "parquet", find_files(path, ".parquet", split)
     if not files:
         kind, files = "webdataset", find_files(path, ".tar", split) or find_tars(data)
+    for tar in files if kind == "webdataset" else ():
+        check_end(tar)  # what reads a stream takes a cut tar for a whole one
     if files:
         table = _stream(data, kind, data_files=[str(f) for f in files], split="train")
         version = _digest([f"{f.name} {file_state(f)}" for f in files])
@@ -153,10 +154,17 @@ def open_stream(data: str, *, split: str = "train", max_images: int | None = Non
         table = _stream(data, data, split=split, revision=version)
     if table.features is None:  # not declared: from the first examples
         table = table._resolve_features()
+    if files and kind == "webdataset":  # declared by the first examples too: later ones of another format were empty
+        formats = {suffix[1:]: Image() for suffix in IMAGE_SUFFIXES}
+        features = Features({**formats, **table.features})
+        table = _stream(data, kind, data_files=[str(f) for f in files], split="train", features=features)
     images = [c for c, f in (table.features or {}).items() if isinstance(f, Image)]
+    images = images if kind == "webdataset" else images[:1]  # a second column may be masks, or depth
     if not images:
         raise ValueError(f"{data}: no image column among {list(table.features or {})}")
-    return StreamFeed(data, table.cast_column(images[0], Image(decode=False)), images[0], version, max_images)
+    for column in images:
+        table = table.cast_column(column, Image(decode=False))
+    return StreamFeed(data, table, tuple(images), version, max_images)
 
 
 def _stream(data: str, *arguments: Any, **options: Any) -> Any:
@@ -203,7 +211,7 @@ def _example_label(example: dict[str, Any]) -> int | str | None:
         label = example["json"].get("label")
     if isinstance(label, bytes):
         label = label.decode("utf-8").strip()
-    return int(label) if isinstance(label, str) and label.isdecimal() else label
+    return as_id(label)
 
 
 def _digest(parts: list[str], data: bytes = b"") -> str:

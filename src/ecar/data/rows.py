@@ -179,21 +179,28 @@ def image_files(root: Path) -> list[Path]:
 def _walk(root: Path) -> tuple[list[Path], set[str]]:
     """Image files under ``root`` in natural order, and the names of its subfolders; hidden names are left out.
 
-    Links to folders are followed, but every real folder is read once: a loop of links ends.
+    Links to folders are followed, but every real folder is read once, where it is if that is under ``root``: a loop of
+    links ends. Links to files that are not there are images that cannot be read.
     """
     files: list[Path] = []
     tops: set[str] = set()
-    seen: set[tuple[int, int]] = set()
-    for folder, subfolders, names in os.walk(root, followlinks=True):
-        status = os.stat(folder)
-        if (status.st_dev, status.st_ino) in seen:
-            subfolders.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        tops |= set(subfolders) if Path(folder) == root else set()
-        found = (Path(folder, n) for n in names if not n.startswith(".") and Path(n).suffix.lower() in IMAGE_SUFFIXES)
-        files += [file for file in found if file.is_file()]
+    seen: dict[tuple[int, int], str] = {}
+    places = [root]  # and then links to folders, after all that is no link
+    for place in places:
+        for folder, subfolders, names in os.walk(place):
+            status = os.stat(folder)
+            before = seen.setdefault((status.st_dev, status.st_ino), folder)
+            if before != folder:
+                print(f"{printable(folder)}: the same folder as {printable(before)}, read once", file=sys.stderr)
+                subfolders.clear()
+                continue
+            subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+            places += [path for name in subfolders if (path := Path(folder, name)).is_symlink()]
+            tops |= set(subfolders) if Path(folder) == root else set()
+            found = (
+                Path(folder, n) for n in names if not n.startswith(".") and Path(n).suffix.lower() in IMAGE_SUFFIXES
+            )
+            files += [file for file in found if file.is_file() or file.is_symlink()]
     return sorted(files, key=lambda file: natural_key(str(file.relative_to(root)))), tops
 
 

@@ -244,7 +244,8 @@ def find_files(path: Path, suffix: str, split: str) -> list[Path]:
     """The files of a kind and a split in a folder, or the one that ``path`` is; none where there are none."""
     if path.is_file():
         return [path] if path.suffix == suffix else []
-    files = sorted(path.rglob(f"*{suffix}"), key=lambda file: natural_key(str(file)))
+    found = (f for f in path.rglob(f"*{suffix}") if f.is_file() and not f.name.startswith("."))  # ._a: macOS's own
+    files = sorted(found, key=lambda file: natural_key(str(file)))
     return of_split(files, path, split) if files else []
 
 

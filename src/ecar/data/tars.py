@@ -189,4 +189,18 @@ def _label(data: bytes, suffix: str, where: str) -> int | str | None:
         value = value.get("label") if isinstance(value, dict) else None
     if value is not None and (isinstance(value, bool) or not isinstance(value, int | str)):
         raise ValueError(f"{where}: the label is {value!r}, not a class id or name")
-    return int(value) if isinstance(value, str) and value.isdecimal() else value
+    return as_id(value)
+
+
+def as_id(label: int | str | None) -> int | str | None:
+    """A label that is a number written out as that number: "7", but not "07", which may be a name beside "7"."""
+    return int(label) if isinstance(label, str) and label.isdecimal() and str(int(label)) == label else label
+
+
+def check_end(tar: Path) -> None:
+    """ValueError unless the file ends as a tar does, with a block of zeros. Cheap."""
+    size = tar.stat().st_size
+    with open(tar, "rb") as file:
+        file.seek(max(0, size - _BLOCK))
+        if file.read(_BLOCK) != bytes(_BLOCK):
+            raise ValueError(f"{tar}: damaged or cut off at offset {size} (no end mark); copy it again")

@@ -8,11 +8,12 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ecar.evaluation.extractors import state_fingerprint
+from ecar.tensors import write_tensors
 
 
 class Classifier(nn.Module):
@@ -104,9 +105,7 @@ def accuracy(predicted: Tensor, labels: Tensor, num_classes: int) -> tuple[float
 def save_classifier(model: Classifier, path: Path, record: dict[str, object]) -> None:
     """Weights and how they were made, as safetensors."""
     model.made = record
-    temporary = path.with_name(path.name + ".tmp")
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, temporary, {"ecar": json.dumps(record)})
-    temporary.replace(path)
+    write_tensors(path, model.state_dict(), {"ecar": json.dumps(record)})
 
 
 def load_classifier(path: Path, class_names: tuple[str, ...]) -> Classifier:

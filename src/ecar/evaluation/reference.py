@@ -10,13 +10,14 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ecar.data.source import ImageReport, iterate_images, load_source
 from ecar.evaluation.extractors import Extractor, extract
 from ecar.evaluation.metrics import Gaussian
 from ecar.evaluation.samples import read_npz
+from ecar.tensors import write_tensors
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,7 @@ def reference_from_images(
     if features is None or features.shape != (len(images), extractor.num_features):
         features = extract(extractor, images)[0]
         cache.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".tmp")
-        save_file({"features": features.contiguous()}, temporary)
-        temporary.replace(path)
+        write_tensors(path, {"features": features})
     return Reference(name, Gaussian.of(features), len(images), features, images, labels, class_names, fingerprint)
 
 

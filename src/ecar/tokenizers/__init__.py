@@ -27,7 +27,7 @@ def load_tokenizer(name: str | Path) -> Tokenizer:
     text = str(name)
     if text == "pixels" or text.startswith("pixels:"):
         factor = text.partition(":")[2] or "4"
-        if not factor.isdigit():
+        if not factor.isdecimal():
             raise ValueError(f"tokenizer {text!r}: the factor must be a whole number, as in pixels:4")
         return PixelTokenizer(factor=int(factor))
     folder = Path(text).expanduser()

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ecar.tensors import write_tensors
+
 
 class Tokenizer(nn.Module):
     """Base class. A pooled latent (half the side, a quarter...) must decode to a smaller image: the previews of the
@@ -110,7 +112,7 @@ class Tokenizer(nn.Module):
         """Set ``mean`` and ``std`` from raw latents (each (B, C, h, w)), so that ``encode`` returns unit scale."""
         rows = torch.cat([b.double().transpose(0, 1).flatten(1) for b in raw_batches], dim=1)
         self.mean.copy_(rows.mean(1))
-        self.std.copy_(rows.std(1).clamp_min(1e-6))
+        self.std.copy_(rows.std(1, correction=int(rows.shape[1] > 1)).clamp_min(1e-6))
         self.measured = True
 
     def save(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
@@ -119,14 +121,12 @@ class Tokenizer(nn.Module):
         Raises:
             ValueError: the weights are not exact in ``dtype``: what is loaded would be another tokenizer.
         """
-        from safetensors.torch import save_file
-
         folder = Path(folder)
         weights = {name: t.detach().contiguous().cpu() for name, t in self.state_dict().items()}
         stored = {name: t.to(dtype) for name, t in weights.items()}
         if any(not torch.equal(stored[name].to(t.dtype), t) for name, t in weights.items()):
             raise ValueError(f"the weights are not exact in {dtype}; round them before (module.to({dtype}).float())")
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(stored, folder / "tokenizer.safetensors")
+        write_tensors(folder / "tokenizer.safetensors", stored)
         record = {"kind": self.kind, **self.config(), "fingerprint": self.fingerprint()}
         (folder / "config.json").write_text(json.dumps(record, indent=2) + "\n")

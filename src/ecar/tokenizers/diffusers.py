@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ecar.remote import hub_reason
+from ecar.tensors import write_tensors
 from ecar.tokenizers.base import Tokenizer
 
 CLASSES = ("AutoencoderKL", "AutoencoderTiny", "AutoencoderDC", "AutoencoderKLFlux2")
@@ -104,13 +105,10 @@ class DiffusersTokenizer(Tokenizer):
 
     def save(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:  # noqa: ARG002
         """As ``Tokenizer.save``, with the autoencoder in diffusers' own layout and type under ``autoencoder/``."""
-        from safetensors.torch import save_file
-
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.autoencoder.save_pretrained(folder / "autoencoder")
-        weights = {name: t.contiguous().cpu() for name, t in self.statistics().state_dict().items()}
-        save_file(weights, folder / "tokenizer.safetensors")
+        write_tensors(folder / "tokenizer.safetensors", self.statistics().state_dict())
         record = {"kind": self.kind, **self.config(), "fingerprint": self.fingerprint()}
         (folder / "config.json").write_text(json.dumps(record, indent=2) + "\n")
 

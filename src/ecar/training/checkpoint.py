@@ -15,9 +15,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ecar.tensors import write_tensors
 from ecar.training.ema import EMA
 
 _MANIFEST, _STATE = "manifest.json", "state.safetensors"
@@ -30,10 +31,7 @@ def save_checkpoint(run: Path, step: int, tensors: dict[str, Tensor], record: di
         OSError: it cannot be written; what was there before is untouched.
     """
     folder = prepare(run, step)
-    try:
-        save_file({n: t.detach().contiguous().cpu() for n, t in tensors.items()}, folder / _STATE)
-    except SafetensorError as error:  # wraps errors of the disk
-        raise OSError(str(error)) from error
+    write_tensors(folder / _STATE, tensors)
     return commit(folder, step, record, keep)
 
 

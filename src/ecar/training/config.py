@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from ecar.config import MODEL_KINDS, JsonConfig, Side
@@ -194,6 +195,21 @@ class TrainConfig(JsonConfig):
             raise ValueError(f"ema takes different decays in [0, 1), got {self.ema}")
         if not 0 <= self.label_dropout < 1:
             raise ValueError(f"label_dropout must be in [0, 1), got {self.label_dropout}")
+        self._check_finetuning()
+        for name in ("on_policy", "on_policy_after", "on_policy_from"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+        if not 0 <= self.uniform_t <= 1 or not 0 <= self.decay <= 1:
+            raise ValueError(f"uniform_t and decay must be in [0, 1], got {self.uniform_t} and {self.decay}")
+        if not (0 < self.lr < math.inf and self.clip > 0):
+            raise ValueError(f"lr and clip must be positive, got {self.lr} and {self.clip}")
+        if not 0 <= self.weight_decay < math.inf or min(self.warmup, self.sample_every) < 0:
+            raise ValueError("weight_decay, warmup and sample_every must not be negative")
+        if not 0 <= self.seed < 2**53:
+            raise ValueError(f"seed must be in 0..2^53-1, got {self.seed}")
+
+    def _check_finetuning(self) -> None:
+        """Check the options of LoRA and distillation."""
         if (self.lora_alpha is not None or self.lora_targets) and self.lora_rank is None:
             raise ValueError("lora_alpha and lora_targets need lora_rank")
         if self.lora_rank is not None:
@@ -204,17 +220,10 @@ class TrainConfig(JsonConfig):
         if self.distill and (self.init_from is None or self.on_policy):
             raise ValueError("distill needs init_from, the teacher, and does not go together with on_policy")
         options = self.distill_guidance, self.distill_guidance_from, self.distill_steps, self.distill_guide
+        if self.distill_guide is None and self.distill_guide_scale != TrainConfig.distill_guide_scale:
+            raise ValueError("distill_guide_scale needs distill_guide, the model that it leads away from")
         if not self.distill and any(options):
             raise ValueError("distill_guidance, distill_guidance_from, distill_guide and distill_steps need --distill")
-        for name in ("on_policy", "on_policy_after", "on_policy_from"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
-        if not 0 <= self.uniform_t <= 1 or not 0 <= self.decay <= 1:
-            raise ValueError(f"uniform_t and decay must be in [0, 1], got {self.uniform_t} and {self.decay}")
-        if not (self.lr > 0 and self.clip > 0):
-            raise ValueError(f"lr and clip must be positive, got {self.lr} and {self.clip}")
-        if not 0 <= self.seed < 2**53:
-            raise ValueError(f"seed must be in 0..2^53-1, got {self.seed}")
 
     def _check_stages(self, stages: int) -> None:
         """Check the options that have one entry per stage, and fill in their defaults."""
@@ -231,6 +240,8 @@ class TrainConfig(JsonConfig):
         t_mean = self.t_mean or (0.0,) * stages
         if any(len(entries) != stages for entries in (weight, t_mean)):
             raise ValueError(f"stage_weight and t_mean need one entry per stage ({stages})")
+        if not all(0 <= w < math.inf for w in weight) or sum(weight) == 0 or not all(map(math.isfinite, t_mean)):
+            raise ValueError(f"stage_weight must not be negative, nor all zero, and t_mean finite: {weight}, {t_mean}")
         object.__setattr__(self, "stage_share", share)
         object.__setattr__(self, "stage_weight", weight)
         object.__setattr__(self, "t_mean", t_mean)
@@ -317,12 +328,23 @@ class TokenizerConfig:
             raise ValueError(f"factor must be a power of two of at least 2, got {self.factor}")
         if len(self.widths) != self.factor.bit_length():
             raise ValueError(f"widths needs {self.factor.bit_length()} entries for factor {self.factor}: {self.widths}")
-        if self.scale_levels < 0 or self.scale_consistency < 0 or self.perceptual < 0 or self.lr <= 0:
-            raise ValueError("scale_levels, scale_consistency and perceptual must not be negative, lr must be positive")
+        if min(self.widths) < 1 or self.depth < 1:
+            raise ValueError(f"widths and depth must be at least 1, got {self.widths} and {self.depth}")
+        weights = self.scale_levels, self.scale_consistency, self.perceptual, self.latent_noise
+        if not (all(0 <= w < math.inf for w in weights) and 0 < self.lr < math.inf):
+            raise ValueError(
+                "scale_levels, scale_consistency, perceptual and latent_noise must not be negative, lr must be positive"
+            )
         if self.freeze_encoder and self.init_from is None:
             raise ValueError("freeze_encoder needs init_from, the tokenizer whose latents stay")
         if not 0 <= self.seed < 2**40:
             raise ValueError(f"seed must be in 0..2^40-1, got {self.seed}")
+        if self.init_from is None:
+            self.check_resolution()
+
+    def check_resolution(self) -> None:
+        """ValueError unless the latents of the images pool as often as asked for. With ``init_from`` the trainer calls
+        it, when ``factor`` is that of the tokenizer there."""
         smallest = self.factor * 2 ** (self.scale_levels if self.scale_consistency else 0)
         if self.resolution % smallest:
             raise ValueError(f"resolution {self.resolution} does not divide by {smallest} (factor and pooling levels)")

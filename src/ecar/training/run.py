@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ecar import __version__
-from ecar.config import ModelConfig, differences
+from ecar.config import PATHS, ModelConfig, differences
 from ecar.data.latents import LatentTable
 from ecar.data.order import batch_indices
 from ecar.model import StageModel
@@ -148,7 +148,9 @@ def save_final(
     folder, with a card of how they were made."""
     final = out / ("final" if decay == config.ema[0] else f"final_ema_{decay}")
     save_model(final, model, tokenizer, torch.float32)
-    record = {"ecar": __version__, "torch": torch.__version__, **dataclasses.asdict(config), "ema": decay}
+    options = dataclasses.asdict(config)
+    local = [n for n in PATHS if isinstance(options[n], str) and Path(options[n]).expanduser().exists()]
+    record = {"ecar": __version__, "torch": torch.__version__, **options, "ema": decay, "local_paths": local}
     if source is not None:
         record["source"] = source.record()
     (final / "training.json").write_text(json.dumps(record, indent=2) + "\n")

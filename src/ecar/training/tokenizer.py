@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from ecar.config import differences
 from ecar.data.images import to_signed
 from ecar.data.source import ImageReport, iterate_images, load_source
 from ecar.devices import resolve_device
@@ -103,10 +104,11 @@ def _train(config: TokenizerConfig, out: Path, stop: StopRequest) -> ConvTokeniz
     given = _given(config)
     if given is not None:
         config = replace(config, channels=given.channels, factor=given.factor, widths=given.widths, depth=given.depth)
+        config.check_resolution()
     free = ("out", "device", "save_every", "log_every")
     options = {**asdict(config), "init_from": given.fingerprint() if given else None}
     check_same_options(out / "train.json", {k: v for k, v in options.items() if k not in free})
-    images = _read_images(config)
+    images, content = _read_images(config)
     grey = bool((images == images[..., :1]).all())
     if given is not None and given.image_channels == 1 and not grey:
         raise ValueError(f"--init-from {config.init_from} is for grey images, and those of {config.data} are coloured")
@@ -120,7 +122,7 @@ def _train(config: TokenizerConfig, out: Path, stop: StopRequest) -> ConvTokeniz
     )
     tokenizer.encoder.requires_grad_(not config.freeze_encoder)
     _channels_last(tokenizer, config.device)
-    run = _Run(config, tokenizer, images, out)
+    run = _Run(config, tokenizer, images, content, out)
     record = run_record(config, images=len(images), parameters=sum(p.numel() for p in tokenizer.parameters()))
     with RunLog(out, step=run.step, trackers=("tensorboard",), record=record) as log:
         log.begin(run.step * config.batch_size)
@@ -157,14 +159,22 @@ def _given(config: TokenizerConfig) -> ConvTokenizer | None:
 class _Run:
     """State of a run: tokenizer, average, optimizer, step."""
 
-    def __init__(self, config: TokenizerConfig, tokenizer: ConvTokenizer, images: np.ndarray, out: Path) -> None:
+    def __init__(
+        self, config: TokenizerConfig, tokenizer: ConvTokenizer, images: np.ndarray, content: str, out: Path
+    ) -> None:
         self.config, self.tokenizer, self.images, self.out = config, tokenizer, images, out
+        self.data = {"images": len(images), "content": content}
         self.loss, self.ema = TokenizerLoss(tokenizer, config), EMA(tokenizer, 0.999)
         trained = [p for p in tokenizer.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=config.lr, betas=(0.9, 0.95), weight_decay=0.01)
         self.step = 0
         found = load_checkpoint(out)
         if found is not None:
+            before = {key: found[1].get(key, value) for key, value in self.data.items()}  # older checkpoints: unknown
+            if changed := differences(before, self.data):
+                raise ValueError(
+                    f"the data changed since the checkpoint in {out} ({changed}); restore them, or choose another --out"
+                )
             restore_training(found[0], tokenizer, self.ema, [self.optimizer])
             self.step = self.ema.updates = int(found[1]["step"])
 
@@ -185,7 +195,7 @@ class _Run:
                 sums, steps = {}, 0
             code = stop.code
             if now % config.save_every == 0 or now == config.max_steps or code:
-                save_checkpoint(self.out, now, training_tensors(self.tokenizer, self.ema, [self.optimizer]), {})
+                save_checkpoint(self.out, now, training_tensors(self.tokenizer, self.ema, [self.optimizer]), self.data)
             if code and now < config.max_steps:
                 raise Stopped(now, code)
 
@@ -256,13 +266,14 @@ def _measure(tokenizer: ConvTokenizer, images: np.ndarray, config: TokenizerConf
     tokenizer.measure(raw)
 
 
-def _read_images(config: TokenizerConfig) -> np.ndarray:
+def _read_images(config: TokenizerConfig) -> tuple[np.ndarray, str]:
+    """The images (N, H, W, 3) uint8, and a fingerprint of what was read."""
     source = load_source(config.data, max_images=config.max_images)
     report = ImageReport()
     side = config.resolution
     batches = [images for images, _ in iterate_images(source, side, side, batch_size=1000, report=report)]
     report.name_skipped()
-    return np.concatenate(batches)
+    return np.concatenate(batches), report.content
 
 
 def _save_reconstructions(tokenizer: ConvTokenizer, images: np.ndarray, path: Path, device: str) -> None:
