@@ -121,6 +121,8 @@ def wrong_inputs(model: Path, tmp: Path) -> list[tuple[list[object], str]]:
         (["sample", model, "--out", "/proc/nowhere/x.png"], "cannot write there"),
         (["sample", model, "--out", tmp / "x.jpeg"], "must end in"),
         ([*train, "--data", empty], "no images found"),
+        ([*train, "--data", tmp], "lies inside --data"),
+        (["train", "--data", "", "--out", ""], "one of them is empty"),
         ([*train, "--data", tmp / "missing"], "no such file or folder"),
         ([*train, "--data", empty, "--resolution", "30"], "does not divide"),
         ([*train, "--data", empty, "--preset", "huge"], "unknown preset 'huge'"),

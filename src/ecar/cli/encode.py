@@ -74,7 +74,7 @@ def run(arguments: Sequence[str]) -> None:
         batch_size=options.batch_size,
     )
     bad = BadImages(stop=options.bad_images == "stop", max_share=options.max_bad_share)
-    out, device = make_out(options.out), resolve_device(options.device)
+    out, device = make_out(options.out, options.data, pictures=False), resolve_device(options.device)
     tokenizer = load_tokenizer(options.tokenizer)
     tokenizer.latent_side(*plan.side)
     opened = open_stream if options.streaming else open_source

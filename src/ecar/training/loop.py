@@ -66,7 +66,7 @@ def train(config: TrainConfig) -> Path:
         Stopped: a signal came; the checkpoint is written.
         OSError: several saves in a row failed, or the last one.
     """
-    out, device = make_out(config.out), resolve_device(config.device)
+    out, device = make_out(config.out, config.data), resolve_device(config.device)
     world = World.start(device, config.stall_timeout)
     config = dataclasses.replace(config, device=world.local_device(device))
     with run_lock(out) if world.rank == 0 else nullcontext(), StopRequest() as stop:

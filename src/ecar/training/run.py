@@ -31,9 +31,14 @@ _FREE |= {"allow_change"}
 _FREE |= {"accumulate", "activation_checkpointing", "parallel", "async_save", "stall_timeout"}
 
 
-def make_out(out: str) -> Path:
-    """The output folder, made and proven writable; ValueError otherwise."""
+def make_out(out: str, data: str, *, pictures: bool = True) -> Path:
+    """The output folder, made and proven writable; ValueError otherwise, and where ``pictures`` would be written into
+    the folder of the data: they would be images of the next run."""
+    if not out or not data:
+        raise ValueError("--out and --data take a name, and one of them is empty")
     folder = Path(out).expanduser()
+    if pictures and folder.resolve().is_relative_to(Path(data).expanduser().resolve()):
+        raise ValueError(f"--out {out} lies inside --data {data}: choose a folder beside it")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

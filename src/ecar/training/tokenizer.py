@@ -95,7 +95,7 @@ def train_tokenizer(config: TokenizerConfig) -> ConvTokenizer:
         Stopped: a signal came; the checkpoint is written.
     """
     config = replace(config, device=resolve_device(config.device))
-    out = make_out(config.out)
+    out = make_out(config.out, config.data)
     with run_lock(out), StopRequest() as stop:
         return _train(replace(config, out=str(out)), out, stop)
 
