@@ -99,12 +99,16 @@ def test_a_signal_while_images_are_read_does_not_wait_for_the_first_step(
     assert loop.train(options(digits_folder, tmp_path, max_steps=1, sample_every=0)).exists()  # the lock is free
 
 
+@pytest.mark.parametrize("adversarial", ["0", "0.5"])
 def test_a_stopped_tokenizer_resumes_where_it_was_and_two_do_not_share_a_folder(
-    digits_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+    adversarial: str, digits_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     """A signal cost all steps since the last checkpoint, and a second run wrote into the folder of the first."""
     command = ["tokenizer", "--data", str(digits_folder), "--resolution", "8", "--factor", "2", "--widths", "8", "8"]
     command += ["--depth", "1", "--batch-size", "8", "--perceptual", "0", "--max-steps", "6", "--device", "cpu"]
+    command += ["--adversarial", adversarial]
+    monkeypatch.setattr("ecar.training.adversary._WARM_UP", 2)
     assert main([*command, "--out", str(tmp_path / "whole")]) == 0
     draw, part, codes = tokenizer_module._draw, str(tmp_path / "part"), []
 

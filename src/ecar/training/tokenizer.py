@@ -6,6 +6,7 @@ Loss, on images x with latents z (unit scale by running statistics):
     perceptual          EfficientNet-Lite0 features of the first strides, channel-normalised as in LPIPS (1801.03924)
     scale consistency   the same two between dec(D z + noise) and D x, for 2x2 pooling D and its powers
                         (EQ-VAE 2502.09509, 2502.14831): every coarse stage of ECAR lives on pooled latents
+    adversarial         off unless asked for: what a network that tells dec(z + noise) from x makes of it (VQGAN)
 
 The noise keeps neighbouring latents decodable, so that small errors of the sampler stay small in the image. With a
 frozen encoder only the decoder is trained, and models of its latents stay good.
@@ -33,6 +34,7 @@ from ecar.features import EfficientNetLite0
 from ecar.tokenizers import load_tokenizer
 from ecar.tokenizers.conv import ConvTokenizer
 from ecar.training.about import run_record
+from ecar.training.adversary import Adversary
 from ecar.training.checkpoint import load_checkpoint, restore_training, save_checkpoint, training_tensors
 from ecar.training.config import TokenizerConfig
 from ecar.training.ema import EMA
@@ -44,6 +46,7 @@ from ecar.training.signals import Stopped, StopRequest
 Network = TypeVar("Network", bound=nn.Module)
 _PERCEPTUAL_BLOCKS = (0, 2, 4)  # EfficientNet-Lite0 blocks at strides 2, 4 and 8
 _STATISTICS_MOMENTUM = 0.02
+_EMA = 0.995
 
 
 class TokenizerLoss:
@@ -52,6 +55,8 @@ class TokenizerLoss:
     def __init__(self, tokenizer: ConvTokenizer, config: TokenizerConfig) -> None:
         self.tokenizer, self.config = tokenizer, config
         self.features = _channels_last(EfficientNetLite0(), config.device) if config.perceptual else None
+        self.adversary = Adversary(config.adversarial, config.device, config.seed) if config.adversarial else None
+        self.decoded: Tensor | None = None
 
     def __call__(self, images: Tensor, noise: list[Tensor]) -> tuple[dict[str, Tensor], Tensor]:
         """Images (B, 3, H, W) in [-1, 1], one noise map per level -> named terms (unweighted), raw latents."""
@@ -64,6 +69,9 @@ class TokenizerLoss:
             if level:
                 latents, images = F.avg_pool2d(latents, 2), F.avg_pool2d(images, 2)
             decoded = tok.decode_raw(tok.denormalize(latents + cfg.latent_noise * noise[level])).float()
+            if self.adversary is not None and not level:
+                self.adversary.oppose(decoded)
+                self.decoded = decoded
             error = decoded - images
             terms[f"reconstruction_{level}"] = error.abs().mean() + error.square().mean()
             if self.features is not None:
@@ -164,9 +172,12 @@ class _Run:
     ) -> None:
         self.config, self.tokenizer, self.images, self.out = config, tokenizer, images, out
         self.data = {"images": len(images), "content": content}
-        self.loss, self.ema = TokenizerLoss(tokenizer, config), EMA(tokenizer, 0.999)
+        self.loss, self.ema = TokenizerLoss(tokenizer, config), EMA(tokenizer, _EMA)
         trained = [p for p in tokenizer.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(trained, lr=config.lr, betas=(0.9, 0.95), weight_decay=0.01)
+        self.optimizers: list[torch.optim.Optimizer] = [
+            torch.optim.AdamW(trained, lr=config.lr, betas=(0.9, 0.95), weight_decay=0.01)
+        ]
+        self.optimizers += [self.loss.adversary.optimizer] if self.loss.adversary else []
         self.step = 0
         found = load_checkpoint(out)
         if found is not None:
@@ -175,8 +186,10 @@ class _Run:
                 raise ValueError(
                     f"the data changed since the checkpoint in {out} ({changed}); restore them, or choose another --out"
                 )
-            restore_training(found[0], tokenizer, self.ema, [self.optimizer])
+            restore_training(found[0], tokenizer, self.ema, self.optimizers)
             self.step = self.ema.updates = int(found[1]["step"])
+            if self.loss.adversary is not None:
+                self.loss.adversary.restore(found[0], self.step)
 
     def run(self, log: RunLog, stop: StopRequest) -> None:
         """From the step that the checkpoint left to ``max_steps``."""
@@ -195,13 +208,17 @@ class _Run:
                 sums, steps = {}, 0
             code = stop.code
             if now % config.save_every == 0 or now == config.max_steps or code:
-                save_checkpoint(self.out, now, training_tensors(self.tokenizer, self.ema, [self.optimizer]), self.data)
+                save_checkpoint(self.out, now, self._tensors(), self.data)
             if code and now < config.max_steps:
                 raise Stopped(now, code)
 
+    def _tensors(self) -> dict[str, Tensor]:
+        adversary = self.loss.adversary.tensors() if self.loss.adversary else {}
+        return {**training_tensors(self.tokenizer, self.ema, self.optimizers), **adversary}
+
     def _train_step(self, now: int) -> dict[str, Tensor]:
         """One update; the terms of the loss."""
-        config, tokenizer, optimizer = self.config, self.tokenizer, self.optimizer
+        config, tokenizer, optimizer = self.config, self.tokenizer, self.optimizers[0]
         lr = config.lr * _cosine(now, config.max_steps)
         for group in optimizer.param_groups:
             group["lr"] = lr
@@ -217,6 +234,9 @@ class _Run:
         self.ema.update(tokenizer)
         if not config.freeze_encoder:
             _update_statistics(tokenizer, raw.detach().float(), 1.0 if now == 1 else _STATISTICS_MOMENTUM)
+        if self.loss.adversary is not None:
+            assert self.loss.decoded is not None
+            terms["adversary"] = self.loss.adversary.learn(batch, self.loss.decoded)
         return terms
 
 
