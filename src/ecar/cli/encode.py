@@ -35,7 +35,7 @@ class EncodeOptions:
     split: str = "train"
     """Split of a data set that has several."""
     max_images: int | None = None
-    """Use only so many images: spread over the data, or the first ones of a stream."""
+    """Use only so many images: a random choice, or the first ones of a stream."""
     streaming: bool = False
     """Read parquet, tars or a Hub data set in order, without a local copy or an index."""
     bad_images: str = "skip"
