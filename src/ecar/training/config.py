@@ -220,7 +220,7 @@ class TrainConfig(JsonConfig):
         if self.distill and (self.init_from is None or self.on_policy):
             raise ValueError("distill needs init_from, the teacher, and does not go together with on_policy")
         options = self.distill_guidance, self.distill_guidance_from, self.distill_steps, self.distill_guide
-        if self.distill_guide is None and self.distill_guide_scale != TrainConfig.distill_guide_scale:
+        if self.distill_guide is None and tuple(self.distill_guide_scale) != TrainConfig.distill_guide_scale:
             raise ValueError("distill_guide_scale needs distill_guide, the model that it leads away from")
         if not self.distill and any(options):
             raise ValueError("distill_guidance, distill_guidance_from, distill_guide and distill_steps need --distill")
