@@ -63,7 +63,7 @@ class BenchOptions:
     batch: tuple[int, ...] = (1, 4)
     """Batch sizes."""
     repeats: int = 3
-    """Measurements of each side, in turns; the median counts. 0: FLOPs, parameters and memory only, in half a minute."""
+    """Measurements of each side, in turns; the median counts. 0: FLOPs, parameters and memory only (half a minute)."""
     optimized: bool = False
     """Also measure both sides compiled, and compiled with int8 products (several minutes more; on CPU it needs g++)."""
     cuda_graphs: bool = False
