@@ -238,6 +238,7 @@ def test_keys_are_asked_for_compared_and_never_logged(start: Start, tmp_path: Pa
         (["--host", "0.0.0.0"], "--no-auth"),
         (["--keys-file", "/nowhere"], "cannot be read"),
         (["--max-queue", "1"], "--max-queue"),
+        (["--max-steps", "3"], "--max-steps 3: the model itself takes 8 steps"),
         (["--deadline", "nan"], "--deadline"),
         (["--host", "256.0.0.1", "--no-auth"], "cannot listen"),
         (["--port", "99999"], "--port"),

@@ -95,6 +95,7 @@ def run(arguments: Sequence[str]) -> None:
     out = output_file(options.out, (".json",))
     _check(options)
     from ecar import __version__
+    from ecar.benchmark.flops import sampling_flops
     from ecar.devices import resolve_device
     from ecar.evaluation.classifier import classifier_fingerprint
     from ecar.evaluation.evaluate import Judge, check_count, measure
@@ -114,7 +115,8 @@ def run(arguments: Sequence[str]) -> None:
     train = _train_images(options, real, height, width)
     classifier = _given_classifier(options, real, pipe, samples)
     if pipe is not None:  # the last of what may be refused: from here on there is work to lose
-        about, folder, settings = _about(options, pipe), out.with_suffix(".samples"), _settings(options, pipe)
+        plain, folder, settings = _plain(options, pipe), out.with_suffix(".samples"), _settings(options, pipe)
+        about = _about(options, pipe, parameters=plain.model.num_parameters())
         check_folder(folder, about, seed=options.seed, settings=settings)
     reference = _reference(options, extractor, real)
     if options.classifier is not None and classifier is None:
@@ -122,7 +124,7 @@ def run(arguments: Sequence[str]) -> None:
         classifier = _new_classifier(options, reference, train)
     if pipe is not None:
         samples, made = _sample(options, pipe, folder, settings, about)
-        record |= made
+        record |= made | {"flops_per_image": sampling_flops(plain, settings)}
     assert samples is not None
     record["samples"] = {"fingerprint": samples.fingerprint(), "file": options.samples}
     record["reference"] = {"name": reference.name, "num": reference.count, "fingerprint": reference.fingerprint}
@@ -210,7 +212,7 @@ def _side(samples: Samples | None) -> tuple[int, int]:
     return samples.images.shape[2], samples.images.shape[3]
 
 
-def _about(options: EvaluateOptions, pipe: Pipeline) -> dict[str, object]:
+def _about(options: EvaluateOptions, pipe: Pipeline, *, parameters: int) -> dict[str, object]:
     """Beside seed and settings, all that decides what the images are."""
     from ecar.weights import weights_fingerprint
 
@@ -219,7 +221,7 @@ def _about(options: EvaluateOptions, pipe: Pipeline) -> dict[str, object]:
         "model": options.model,
         "weights": weights_fingerprint(options.model),
         "kind": pipe.model.config.kind,
-        "parameters": _plain(options, pipe).model.num_parameters(),
+        "parameters": parameters,
         "configuration": _configuration(pipe),
         "device": pipe.model.device.type,
         "dtype": options.dtype,
@@ -240,7 +242,6 @@ def _plain(options: EvaluateOptions, pipe: Pipeline) -> Pipeline:
 def _sample(
     options: EvaluateOptions, pipe: Pipeline, folder: Path, settings: SamplingConfig, about: dict[str, object]
 ) -> tuple[Samples, dict[str, object]]:
-    from ecar.benchmark.flops import sampling_flops
     from ecar.evaluation.samples import make_samples, write_samples
     from ecar.hub import training_record
     from ecar.weights import resolve_model
@@ -253,7 +254,7 @@ def _sample(
     about = about | {"settings": settings.to_json(), "seed": options.seed, "seconds": round(samples.seconds, 2)}
     about["ema"] = training_record(resolve_model(options.model)).get("ema")  # whose decay the averaged weights have
     about["seconds_per_image"] = round(samples.seconds / options.num, 6)
-    return samples, about | {"flops_per_image": sampling_flops(_plain(options, pipe), settings)}
+    return samples, about
 
 
 def _configuration(pipe: Pipeline) -> str:

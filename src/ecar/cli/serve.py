@@ -80,14 +80,11 @@ def run(arguments: Sequence[str]) -> None:
         torch.set_num_threads(options.threads)
 
     def load() -> Pipeline:
-        pipe = Pipeline.from_pretrained(
+        return Pipeline.from_pretrained(
             options.model, device=options.device, dtype=torch_dtype(options.dtype), compile=options.compile,
             quantize=options.quantize, cuda_graphs=options.cuda_graphs, adapter=options.adapter,
             decoder=options.decoder,
         )  # fmt: skip
-        if (own := sum(pipe.settings().steps)) > options.limits.max_steps:
-            raise ValueError(f"--limits.max-steps {options.limits.max_steps}: {options.model} itself takes {own} steps")
-        return pipe
 
     bound = bind(options.host, options.port)
     engine = Engine(load, options.limits, Metrics())

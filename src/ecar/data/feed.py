@@ -137,11 +137,11 @@ def open_stream(data: str, *, split: str = "train", max_images: int | None = Non
     from datasets import Features, Image
 
     path = Path(data).expanduser()
-    kind, files = "parquet", find_files(path, ".parquet", split)
-    if not files:
-        kind, files = "webdataset", find_files(path, ".tar", split) or find_tars(data)
-    for tar in files if kind == "webdataset" else ():
+    parquet = find_files(path, ".parquet", split)
+    tars = [] if parquet else find_files(path, ".tar", split) or find_tars(data)
+    for tar in tars:
         check_end(tar)  # what reads a stream takes a cut tar for a whole one
+    kind, files = "webdataset" if tars else "parquet", tars or parquet
     if files:
         table = _stream(data, kind, data_files=[str(f) for f in files], split="train")
         version = _digest([f"{f.name} {file_state(f)}" for f in files])
@@ -154,12 +154,12 @@ def open_stream(data: str, *, split: str = "train", max_images: int | None = Non
         table = _stream(data, data, split=split, revision=version)
     if table.features is None:  # not declared: from the first examples
         table = table._resolve_features()
-    if files and kind == "webdataset":  # declared by the first examples too: later ones of another format were empty
+    if tars:  # declared by the first examples too: later ones of another format were empty
         formats = {suffix[1:]: Image() for suffix in IMAGE_SUFFIXES}
         features = Features({**formats, **table.features})
         table = _stream(data, kind, data_files=[str(f) for f in files], split="train", features=features)
     images = [c for c, f in (table.features or {}).items() if isinstance(f, Image)]
-    images = images if kind == "webdataset" else images[:1]  # a second column may be masks, or depth
+    images = images if tars else images[:1]  # a second column may be masks, or depth
     if not images:
         raise ValueError(f"{data}: no image column among {list(table.features or {})}")
     for column in images:

@@ -197,10 +197,9 @@ def _walk(root: Path) -> tuple[list[Path], set[str]]:
             subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
             places += [path for name in subfolders if (path := Path(folder, name)).is_symlink()]
             tops |= set(subfolders) if Path(folder) == root else set()
-            found = (
-                Path(folder, n) for n in names if not n.startswith(".") and Path(n).suffix.lower() in IMAGE_SUFFIXES
-            )
-            files += [file for file in found if file.is_file() or file.is_symlink()]
+            shown = (Path(folder, name) for name in names if not name.startswith("."))
+            images = (file for file in shown if file.suffix.lower() in IMAGE_SUFFIXES)
+            files += [file for file in images if file.is_file() or file.is_symlink()]
     return sorted(files, key=lambda file: natural_key(str(file.relative_to(root)))), tops
 
 

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ecar.config import SamplingConfig
 
 MAX_IMAGES = 10  # per request, as in the OpenAI API
 
@@ -38,6 +42,11 @@ class Limits:
     """Bytes of all images that are kept; the oldest go first."""
     drain_seconds: float = 30.0
     """After SIGTERM: seconds for finishing what was accepted."""
+
+    def check_model(self, settings: SamplingConfig) -> None:
+        """ValueError, naming the flag, where the model's own settings would be refused in every request."""
+        if sum(settings.steps) > self.max_steps:
+            raise ValueError(f"--max-steps {self.max_steps}: the model itself takes {sum(settings.steps)} steps")
 
     def check(self) -> None:
         """ValueError, naming the flag, unless the values are usable. (The command line's parser would wrap one raised

@@ -116,6 +116,7 @@ class Engine:
         """Compute until stopped; after a crash load the model again."""
         try:
             self.pipe = self._load()
+            self.limits.check_model(self.pipe.settings())
         except BaseException as error:
             self._loaded.set_exception(error)
             return
