@@ -48,13 +48,13 @@ SLEEPS = """
 import sys, time
 import torch
 from ecar.cli.main import main
-from ecar.training import loop
-draw = loop.draw_batch
+from ecar.training import draws
+draw = draws.draw_batch
 def stalls(config, table, plan, null_class, step):
     if step == 3 and torch.distributed.get_rank() == 1:
         time.sleep(1000)
     return draw(config, table, plan, null_class, step)
-loop.draw_batch = stalls
+draws.draw_batch = stalls
 sys.exit(main(sys.argv[1:]))
 """
 

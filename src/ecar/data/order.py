@@ -16,8 +16,12 @@ def epoch_order(size: int, seed: int, epoch: int) -> Tensor:
 
 def batch_indices(size: int, batch_size: int, seed: int, step: int) -> Tensor:
     """Rows (batch_size,) of step 0, 1, 2, ...: consecutive places of the endless concatenation of epochs."""
-    places = range(step * batch_size, (step + 1) * batch_size)
-    return torch.stack([epoch_order(size, seed, p // size)[p % size] for p in places])
+    parts, place, end = [], step * batch_size, (step + 1) * batch_size
+    while place < end:
+        epoch, start = divmod(place, size)
+        parts.append(epoch_order(size, seed, epoch)[start : start + end - place])
+        place += len(parts[-1])
+    return torch.cat(parts)
 
 
 def derive_seed(*parts: int) -> int:

@@ -15,20 +15,22 @@ BINS = 25
 class LossCurves:
     """Mean loss of each stage in bins of t, since the last ``reset``."""
 
-    def __init__(self, stages: int) -> None:
-        self.sums, self.counts = torch.zeros(stages, BINS), torch.zeros(stages, BINS)
+    def __init__(self, stages: int, device: str = "cpu") -> None:
+        # On the device: to fetch losses would wait for it in every step.
+        self.sums, self.counts = (torch.zeros(stages, BINS, device=device) for _ in range(2))
 
     def add(self, stage: int, times: Tensor, losses: Tensor) -> None:
         """Times and losses, both (B,), of one stage."""
-        bins = (times.detach().cpu() * BINS).long().clamp_max(BINS - 1)
-        self.sums[stage].index_add_(0, bins, losses.detach().float().cpu())
-        self.counts[stage].index_add_(0, bins, torch.ones(len(bins)))
+        bins = (times.detach() * BINS).long().clamp_max(BINS - 1)
+        self.sums[stage].index_add_(0, bins, losses.detach().float())
+        self.counts[stage].index_add_(0, bins, torch.ones_like(losses, dtype=torch.float32))
 
     def save(self, run: Path, step: int) -> None:
         """Write ``loss_vs_t.json`` and, where matplotlib is installed, ``loss_vs_t.png``; then start again."""
-        means = self.sums / self.counts.clamp_min(1)
+        counts = self.counts.cpu()
+        means = self.sums.cpu() / counts.clamp_min(1)
         centres = [(i + 0.5) / BINS for i in range(BINS)]
-        record = {"step": step, "t": centres, "loss": means.tolist(), "count": self.counts.tolist()}
+        record = {"step": step, "t": centres, "loss": means.tolist(), "count": counts.tolist()}
         (run / "loss_vs_t.json").write_text(json.dumps(record) + "\n")
         self.sums.zero_()
         self.counts.zero_()

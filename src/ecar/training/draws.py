@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -52,3 +54,37 @@ def draw_batch(
         starts = config.on_policy_from + (1 - config.on_policy_from) * starts
         draws = dataclasses.replace(draws, on_policy=chosen.to(to), starts=starts.to(to))
     return latents.to(to), labels.to(to), draws
+
+
+class BatchesAhead:
+    """``draw_batch`` of the steps in turn, one step ahead on a thread: a GPU would wait for it. A context manager: the
+    thread ends with it.
+
+    Args:
+        config, table, plan, null_class: as in ``draw_batch``.
+        ahead: whether there is a thread; on CPU it would take a core from the step.
+    """
+
+    def __init__(
+        self, config: TrainConfig, table: LatentTable, plan: tuple[Stage, ...], null_class: int, *, ahead: bool
+    ) -> None:
+        self._arguments, self._last = (config, table, plan, null_class), config.max_steps
+        self._pool = ThreadPoolExecutor(1, "draws") if ahead else None
+        self._next: tuple[int, Future[tuple[Tensor, Tensor, Draws]]] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def __call__(self, step: int) -> tuple[Tensor, Tensor, Draws]:
+        """Of ``step``, from 1; other steps than the next one are drawn on the spot."""
+        if self._pool is None:
+            return draw_batch(*self._arguments, step)
+        ahead, self._next = self._next, None
+        batch = ahead[1].result() if ahead is not None and ahead[0] == step else draw_batch(*self._arguments, step)
+        if step < self._last:
+            self._next = step + 1, self._pool.submit(draw_batch, *self._arguments, step + 1)
+        return batch

@@ -26,7 +26,7 @@ from ecar.training.config import TrainConfig
 from ecar.training.curves import LossCurves
 from ecar.training.distill import Teacher
 from ecar.training.distributed import Part, World, check_divides, no_sync, parallel
-from ecar.training.draws import draw_batch
+from ecar.training.draws import BatchesAhead
 from ecar.training.ema import EMA
 from ecar.training.finetune import Source
 from ecar.training.lock import run_lock
@@ -143,7 +143,9 @@ class Trainer:
             shard(self.losses, config.device, world.size)
         self.ema, self.optimizers = EMA(model, config.ema), make_optimizers(model, config)
         self.rows = rows_per_stage(config)
-        self.curves = LossCurves(len(model.plan))
+        self.curves = LossCurves(len(model.plan), config.device)
+        ahead = config.device.startswith("cuda")
+        self.batches = BatchesAhead(config, table, model.plan, model.config.null_class, ahead=ahead)
         self.step = self.skipped = 0
         folder = world.from_first(lambda: find_checkpoint(out))
         if folder is not None:
@@ -172,6 +174,7 @@ class Trainer:
             log = stack.enter_context(self._open_log()) if self.world.rank == 0 else None
             stack.enter_context(self.watchdog)
             saver = stack.enter_context(Saver(self.out, self.world, log, **how, saved=self.step))
+            stack.enter_context(self.batches)
             if not self.sharded:
                 stack.enter_context(self._parallel())
             self._steps(log, saver)
@@ -263,7 +266,7 @@ class Trainer:
         """One update; per-stage mean losses (S,), or None where the loss or gradient was not finite (no update)."""
         config = self.config
         self.watchdog.at(self.step, READ)
-        batch = draw_batch(config, self.table, self.model.plan, self.model.config.null_class, self.step)
+        batch = self.batches(self.step)
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         means = torch.zeros(len(self.rows), device=config.device)
@@ -275,9 +278,9 @@ class Trainer:
             curves.append((times, losses))
         self.watchdog.at(self.step, UPDATE)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip, foreach=True)
-        means = self.world.mean(means)
-        # The same numbers, so the same answer, on every rank.
-        if not math.isfinite(float(whole(norm)) + float(means.sum())):
+        # One wait for the device. The same numbers, so the same answer, on every rank.
+        *values, total = torch.cat([self.world.mean(means), whole(norm).float().view(1)]).tolist()
+        if not math.isfinite(sum(values) + total):
             return None
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
@@ -287,7 +290,7 @@ class Trainer:
         for times, losses in curves:
             for k, loss in enumerate(losses):
                 self.curves.add(k, times[k, : len(loss)], loss)
-        return means.cpu()
+        return torch.tensor(values)
 
     def _backward(self, part: Part, z: Tensor, labels: Tensor, draws: Draws) -> tuple[Tensor, list[Tensor]]:
         """Add the gradient of a micro-batch; returns its times (S, b) and losses (rows of the stage,)."""

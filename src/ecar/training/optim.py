@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ecar.training.config import TrainConfig
 
 
 def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
-    """AdamW for everything, or Muon (torch's own) for the matrices of the blocks and AdamW for the rest.
+    """AdamW for everything, or Muon for the matrices of the blocks and AdamW for the rest.
 
     Weight decay acts on matrices only. Frozen parameters are left out.
     """
@@ -33,11 +35,51 @@ def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.O
     ]
     if muon_matrices:
         optimizers.append(
-            torch.optim.Muon(
-                muon_matrices, lr=config.lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
-            )
+            BatchedMuon(muon_matrices, lr=config.lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw")
         )
     return optimizers
+
+
+class BatchedMuon(torch.optim.Muon):
+    """torch's Muon, the matrices of one shape in one batch: a fraction of the kernels, which is what a small model's
+    step on a GPU waits for. Same options, state and numbers (up to rounding); nesterov momentum and
+    ``match_rms_adamw`` only."""
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One update of every matrix that has a gradient."""
+        assert closure is None
+        for group in self.param_groups:
+            alike: dict[torch.Size, list[Tensor]] = defaultdict(list)
+            for matrix in group["params"]:
+                if matrix.grad is not None:
+                    alike[matrix.shape].append(matrix)
+            for shape, matrices in alike.items():
+                grads = [m.grad for m in matrices if m.grad is not None]
+                for matrix in matrices:
+                    if "momentum_buffer" not in self.state[matrix]:
+                        self.state[matrix]["momentum_buffer"] = torch.zeros_like(matrix)
+                buffers = [self.state[m]["momentum_buffer"] for m in matrices]
+                torch._foreach_lerp_(buffers, grads, 1 - group["momentum"])
+                updates = torch.stack(torch._foreach_lerp(grads, buffers, group["momentum"]))
+                updates = orthogonal(updates, group["ns_coefficients"], group["ns_steps"], group["eps"])
+                torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
+                rate = group["lr"] * 0.2 * max(shape) ** 0.5
+                torch._foreach_add_(matrices, list(updates.to(matrices[0].dtype).unbind()), alpha=-rate)
+
+
+def orthogonal(matrices: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
+    """Matrices (K, m, n) with their singular values brought near 1: Newton-Schulz steps in bfloat16, as in
+    ``torch.optim.Muon``."""
+    a, b, c = coefficients
+    x = matrices.bfloat16()
+    tall = x.shape[1] > x.shape[2]
+    x = x.mT if tall else x
+    x = x / torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True).clamp(min=eps)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
