@@ -32,6 +32,10 @@ OPTIONS: dict[str, dict[str, object]] = {
     "bf16 compiled": {"dtype": torch.bfloat16, "compile": True},
     "bf16 compiled int8": {"dtype": torch.bfloat16, "compile": True, "quantize": "int8"},
 }
+GRAPHS: dict[str, dict[str, object]] = {
+    "bf16 graphs": {"dtype": torch.bfloat16, "cuda_graphs": True},
+    "bf16 compiled graphs": {"dtype": torch.bfloat16, "compile": True, "cuda_graphs": True},
+}
 
 
 def draw(pipe: Pipeline, batch: int) -> tuple[float, np.ndarray]:
@@ -67,15 +71,18 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--options", nargs="+", choices=OPTIONS, default=list(OPTIONS))
+    parser.add_argument("--options", nargs="+", choices=[*OPTIONS, *GRAPHS], help="default: all that the device has")
     parser.add_argument("--data", help="real images: also measure what each option costs in quality")
     parser.add_argument("--num", type=int, default=2000, help="samples of each option for that")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    options = OPTIONS | GRAPHS if args.device.startswith("cuda") else OPTIONS
+    if missing := [name for name in args.options or () if name not in options]:
+        parser.error(f"--options {missing[0]}: CUDA graphs need --device cuda")
     pipes = {
-        name: Pipeline.from_pretrained(args.model, device=args.device, **OPTIONS[name])  # type: ignore[arg-type]
-        for name in args.options
+        name: Pipeline.from_pretrained(args.model, device=args.device, **options[name])  # type: ignore[arg-type]
+        for name in args.options or options
     }
     first: dict[str, float] = {}
     images: dict[str, np.ndarray] = {}
@@ -103,7 +110,7 @@ def main() -> None:
             **scores.get(name, {}),
         })  # fmt: skip
         print(rows[-1], flush=True)
-    settings = pipes[args.options[0]].settings().to_json()
+    settings = next(iter(pipes.values())).settings().to_json()
     record = {
         "model": args.model, "threads": args.threads, "device": args.device, "batch": args.batch,
         "torch": torch.__version__, "settings": settings, "rows": rows,

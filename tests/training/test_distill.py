@@ -115,6 +115,24 @@ def test_of_a_teacher_that_takes_euler_steps_two_are_learned_as_one() -> None:
     assert torch.allclose(target[:2], (first + second)[:2] / 2, atol=1e-5) and torch.allclose(target[2], first[2])
 
 
+def test_several_midpoint_steps_of_the_teacher_are_crossed_in_one_of_the_student() -> None:
+    theirs, stage = random_model(tiny_config()), random_model(tiny_config()).plan[1]
+    teacher = Teacher(theirs, (1.0,) * 3, (0.0,) * 3, steps=(2, 2, 2), substeps=3)
+    start, labels = torch.randn(3, 3, 4, 6, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2])
+    tokens, t = theirs.transformer([torch.randn(3, 3, 2, 3)], labels)[1], torch.tensor([0.0, 0.5, 1.0])
+    with torch.no_grad():
+        embedded, x = theirs.head.embed_tokens(stage, tokens), start
+        for step in range(3):
+            now = t + step / 6
+            v = theirs.velocity(stage, x, now, embedded, labels)
+            x = x + theirs.velocity(stage, x + v / 12, now + 1 / 12, embedded, labels) / 6
+        target = teacher.target(stage, start, t, labels, tokens, tokens, tokens)
+        own = theirs.velocity(stage, start, t, embedded, labels)
+    assert torch.allclose(start[:2] + target[:2] / 2, x[:2], atol=1e-5)
+    assert not torch.allclose(target[:2], own[:2], atol=1e-3)
+    assert torch.allclose(target[2], own[2], atol=1e-5)  # what previews ask for, at t = 1
+
+
 def test_grid_times_are_those_of_euler_steps_and_the_end_of_a_stage_that_has_previews() -> None:
     plan = random_model(tiny_config()).plan
     times = grid_times((3, 2, 4), plan, 500, torch.Generator().manual_seed(0))
@@ -259,6 +277,8 @@ def test_one_number_guides_every_stage_but_the_last_as_everywhere() -> None:
         ({"distill": False, "distill_guide": "fashion"}, "need --distill"),
         ({"on_policy": 0.5}, "on_policy"),
         ({"distill": False, "distill_steps": (2,)}, "need --distill"),
+        ({"distill_substeps": 2}, "more with distill_steps"),
+        ({"distill_steps": (2,), "distill_substeps": 0}, "at least 1"),
         ({"init_from": None, "resolution": (8,), "tokenizer": "pixels:2"}, "init_from"),
     ],
 )

@@ -57,6 +57,8 @@ class TrainConfig(JsonConfig):
     distill_steps: tuple[int, ...] = ()
     """Also take fewer steps: Euler steps per stage, each of which learns what the teacher does in a midpoint step (two
     velocities). The model is then for these steps only."""
+    distill_substeps: int = 1
+    """Midpoint steps of the teacher in each of these: more are nearer to what it does at any number of steps."""
     model: str | None = None
     """ecar (default), or dit: the baseline (diffusers' DiT under single-scale flow matching, trunk + head blocks
     deep)."""
@@ -224,6 +226,8 @@ class TrainConfig(JsonConfig):
             raise ValueError("distill_guide_scale needs distill_guide, the model that it leads away from")
         if not self.distill and any(options):
             raise ValueError("distill_guidance, distill_guidance_from, distill_guide and distill_steps need --distill")
+        if self.distill_substeps < 1 or (self.distill_substeps > 1 and not self.distill_steps):
+            raise ValueError(f"distill_substeps is at least 1, more with distill_steps; got {self.distill_substeps}")
 
     def _check_stages(self, stages: int) -> None:
         """Check the options that have one entry per stage, and fill in their defaults."""

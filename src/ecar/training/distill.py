@@ -4,9 +4,9 @@ Both kinds replace the target v_k of the loss, at the same points x_k^t of the p
 
     guidance   v = uncond + s (cond - uncond), of the teacher: one head pass then does what two did (2210.03142); with
                a weaker model as a guide, + (g - 1) (cond - weak): autoguidance (2406.02507)
-    steps      with ``steps`` N_k: at t = i / N_k the mean velocity of the teacher's midpoint step over [t, t + 1/N_k],
-               which an Euler step of the model then takes; of a teacher that takes Euler steps of 1/(2 N_k) itself,
-               that of two of them (2202.00512)
+    steps      with ``steps`` N_k: at t = i / N_k the mean velocity of the teacher over [t, t + 1/N_k], which it crosses
+               in one midpoint step or several (``substeps``), and the model then in one of Euler's; of a teacher that
+               takes Euler steps of 1/(2 N_k) itself, that of two of them (2202.00512)
 
 Where a stage ends before the data, its previews ask for the velocity at t = 1: that one stays the teacher's own.
 """
@@ -44,6 +44,7 @@ class Teacher:
         halving: the teacher takes Euler steps too, twice as many.
         guide: a weaker model, from whose velocities the teacher's are led away; None: there is none.
         guide_scale: by how much, per stage; 1 is off.
+        substeps: midpoint steps that it takes in each of the student's steps.
     """
 
     model: StageModel
@@ -53,6 +54,7 @@ class Teacher:
     halving: bool = False
     guide: StageModel | None = None
     guide_scale: tuple[float, ...] = ()
+    substeps: int = 1
 
     @classmethod
     def load(cls, config: TrainConfig, source: Source, student: ModelConfig) -> Teacher:
@@ -76,7 +78,7 @@ class Teacher:
         if config.distill_guide is not None:
             guide = _frozen("--distill-guide", config.distill_guide, source.guide, student).to(config.device)
             away = _per_stage(tuple(config.distill_guide_scale), len(scales))
-        return cls(model.to(config.device), scales, starts, steps, halving, guide, away)
+        return cls(model.to(config.device), scales, starts, steps, halving, guide, away, config.distill_substeps)
 
     def sampling(self) -> SamplingConfig:
         """Default settings of the student: no guidance, and its own steps."""
@@ -110,9 +112,15 @@ class Teacher:
         v = self.velocity(stage, x, t, labels, tokens, null, weak)
         if not self.steps:
             return v
-        half = torch.where(t < 1, 0.5 / self.steps[stage.index], 0.0)
-        middle = self.velocity(stage, x + half.view(-1, 1, 1, 1) * v, t + half, labels, tokens, null, weak)
-        return (v + middle) / 2 if self.halving else middle
+        half = torch.where(t < 1, 0.5 / (self.substeps * self.steps[stage.index]), 0.0)
+        far, mean = half.view(-1, 1, 1, 1), torch.zeros_like(v)
+        for step in range(self.substeps):
+            if step:
+                v = self.velocity(stage, x, t, labels, tokens, null, weak)
+            middle = self.velocity(stage, x + far * v, t + half, labels, tokens, null, weak)
+            mean += ((v + middle) / 2 if self.halving else middle) / self.substeps
+            x, t = x + 2 * far * middle, t + 2 * half
+        return mean
 
     def velocity(
         self, stage: Stage, x: Tensor, t: Tensor, labels: Tensor, tokens: Tensor, null: Tensor, weak: Tensor
@@ -168,6 +176,8 @@ def check_distill(
         )
     if scales != plain and not teacher.num_classes:
         raise ValueError("--distill: guidance needs classes, and the teacher was trained without labels")
+    if config.distill_substeps > 1 and own is not None and own.fixed_steps:
+        raise ValueError("--distill-substeps: the teacher was itself distilled for Euler steps; leave it out")
     if own is not None and own.fixed_steps and (own.steps != tuple(2 * n for n in steps) or guided):
         raise ValueError(
             f"--distill: the teacher was itself distilled for {own.steps} steps; it can only teach half as many "
