@@ -277,7 +277,7 @@ def test_one_number_guides_every_stage_but_the_last_as_everywhere() -> None:
         ({"distill": False, "distill_guide": "fashion"}, "need --distill"),
         ({"on_policy": 0.5}, "on_policy"),
         ({"distill": False, "distill_steps": (2,)}, "need --distill"),
-        ({"distill_substeps": 2}, "more with distill_steps"),
+        ({"distill_substeps": 2}, "1 without distill_steps"),
         ({"distill_steps": (2,), "distill_substeps": 0}, "at least 1"),
         ({"init_from": None, "resolution": (8,), "tokenizer": "pixels:2"}, "init_from"),
     ],

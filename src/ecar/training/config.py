@@ -227,7 +227,7 @@ class TrainConfig(JsonConfig):
         if not self.distill and any(options):
             raise ValueError("distill_guidance, distill_guidance_from, distill_guide and distill_steps need --distill")
         if self.distill_substeps < 1 or (self.distill_substeps > 1 and not self.distill_steps):
-            raise ValueError(f"distill_substeps is at least 1, more with distill_steps; got {self.distill_substeps}")
+            raise ValueError(f"distill_substeps is at least 1, and 1 without distill_steps: {self.distill_substeps}")
 
     def _check_stages(self, stages: int) -> None:
         """Check the options that have one entry per stage, and fill in their defaults."""
