@@ -13,7 +13,7 @@ BINS = 25
 
 
 class LossCurves:
-    """Mean loss of each stage in bins of t, since the last ``reset``."""
+    """Mean loss of each stage in bins of t, since the last ``save``."""
 
     def __init__(self, stages: int, device: str = "cpu") -> None:
         # On the device: to fetch losses would wait for it in every step.

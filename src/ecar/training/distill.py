@@ -109,14 +109,12 @@ class Teacher:
         Returns:
             (B, C, h_k, w_k), float32.
         """
-        v = self.velocity(stage, x, t, labels, tokens, null, weak)
         if not self.steps:
-            return v
+            return self.velocity(stage, x, t, labels, tokens, null, weak)
         half = torch.where(t < 1, 0.5 / (self.substeps * self.steps[stage.index]), 0.0)
-        far, mean = half.view(-1, 1, 1, 1), torch.zeros_like(v)
-        for step in range(self.substeps):
-            if step:
-                v = self.velocity(stage, x, t, labels, tokens, null, weak)
+        far, mean = half.view(-1, 1, 1, 1), torch.zeros_like(x)
+        for _ in range(self.substeps):
+            v = self.velocity(stage, x, t, labels, tokens, null, weak)
             middle = self.velocity(stage, x + far * v, t + half, labels, tokens, null, weak)
             mean += ((v + middle) / 2 if self.halving else middle) / self.substeps
             x, t = x + 2 * far * middle, t + 2 * half
