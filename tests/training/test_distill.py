@@ -153,7 +153,7 @@ def test_a_students_unguided_images_come_near_its_teachers_guided_ones(
     data: Path, tmp_path: Path, source: Path
 ) -> None:
     """Distilled from random weights: what they draw does not matter, who draws like whom does."""
-    final = loop.train(student(data, tmp_path / "run", source, max_steps=100, lr=3e-3, batch_size=32, ema=(0.95,)))
+    final = loop.train(student(data, tmp_path / "run", source, max_steps=60, lr=3e-3, batch_size=32, ema=(0.9,)))
     made = Pipeline.from_pretrained(final).model.config.sampling
     assert made == SamplingConfig(steps=(3, 2), guidance=(1.0, 1.0), solver="ab2")
     wanted, plain, learned = pictures(source), pictures(source, guidance=1.0), pictures(final)
@@ -167,10 +167,10 @@ def test_a_students_few_euler_steps_come_near_its_teachers_many(data: Path, tmp_
         data,
         tmp_path / "run",
         source,
-        max_steps=100,
+        max_steps=60,
         lr=3e-3,
         batch_size=32,
-        ema=(0.95,),
+        ema=(0.9,),
         distill_steps=(2, 1),
         distill_guidance=(1.0,),
     )

@@ -266,6 +266,8 @@ def test_a_signal_saves_exits_with_its_code_and_is_where_an_undisturbed_run_is(
     assert process.returncode == code and "the same command resumes" in error
     stopped = load_checkpoint(tmp_path / "parts")
     assert stopped is not None
+    if number != signal.SIGTERM:  # what is saved does not depend on the signal
+        return
     step = int(stopped[1]["step"])
     # The run left alone is asked for two steps more: the learning rate falls in the last one.
     whole = [*arguments(digits_folder, tmp_path / "whole", step + 2), "--save-every", str(step)]
@@ -303,7 +305,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_data_are_read(tmp_pat
 
 def test_random_kills_of_two_processes_change_nothing(digits_folder: Path) -> None:
     command = [sys.executable, str(SCRIPTS / "kill_training.py"), "--data", str(digits_folder), "--kills", "3"]
-    result = subprocess.run([*command, "--steps", "100"], capture_output=True, text=True, timeout=400)
+    result = subprocess.run([*command, "--steps", "60"], capture_output=True, text=True, timeout=400)
     assert result.returncode == 0 and '"same": true' in result.stdout, result.stdout + result.stderr
 
 

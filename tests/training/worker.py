@@ -125,6 +125,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     jobs = json.loads(Path(sys.argv[1]).read_text())
     import matplotlib.figure  # noqa: F401  (once, instead of in every fork)
+    import torch._dynamo  # (the first step of an optimizer does)
 
     if any(job["model"] == "dit" for job in jobs):
         from diffusers import DiTTransformer2DModel  # noqa: F401
