@@ -36,6 +36,7 @@ from ecar.evaluation.samples import Samples, collect, make_samples, read_samples
 from ecar.sampling.pipeline import Pipeline
 from ecar.training import loop
 from ecar.training.config import TrainConfig
+from ecar.training.lock import run_lock
 from ecar.weights import load_model, save_model, weights_fingerprint
 
 
@@ -80,6 +81,8 @@ def test_command_writes_named_figures_with_their_settings_and_resumes(
         assert file["arr_0"].shape == (24, 8, 8, 3) and file["arr_0"].dtype == np.uint8
         assert np.bincount(file["labels"]).tolist() == [8, 8, 8]
     (tmp_path / "eval.samples" / "ids_00000009.npz").unlink()
+    with run_lock(tmp_path / "eval.samples"):  # another command at work there: both would make the images
+        assert main(command) == 2 and "a run is active there" in capsys.readouterr().err
     assert main(command) == 0
     second = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert second["metrics"] == first["metrics"] and second["samples"] == first["samples"]

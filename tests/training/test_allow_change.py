@@ -77,3 +77,22 @@ def test_a_save_that_was_killed_is_no_run_yet(digits_folder: Path, tmp_path: Pat
     (tmp_path / "run" / "checkpoints" / "step_00000004.tmp").mkdir(parents=True)
     (tmp_path / "run" / "train.json").write_text('{"batch_size": 2}')
     assert loop.train(options(digits_folder, tmp_path / "run", max_steps=1)).exists()
+
+
+def test_fewer_steps_than_were_taken_are_refused(digits_folder: Path, tmp_path: Path) -> None:
+    """The final model was written again, with a record of a training that is shorter than it was."""
+    loop.train(options(digits_folder, tmp_path / "run"))
+    before = (tmp_path / "run" / "final" / "training.json").read_bytes()
+    with pytest.raises(ValueError, match="has taken 6 steps already, more than --max-steps 4"):
+        loop.train(options(digits_folder, tmp_path / "run", max_steps=4))
+    assert (tmp_path / "run" / "final" / "training.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("content", ['{"batch', "[1]"])
+def test_damaged_options_of_a_run_are_an_error_that_names_the_file(
+    content: str, digits_folder: Path, tmp_path: Path
+) -> None:
+    loop.train(options(digits_folder, tmp_path / "run", max_steps=1))
+    (tmp_path / "run" / "train.json").write_text(content)
+    with pytest.raises(ValueError, match=r"train\.json: .*choose another --out"):
+        loop.train(options(digits_folder, tmp_path / "run", max_steps=2))

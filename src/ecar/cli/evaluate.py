@@ -244,12 +244,13 @@ def _sample(
 ) -> tuple[Samples, dict[str, object]]:
     from ecar.evaluation.samples import make_samples, write_samples
     from ecar.hub import training_record
+    from ecar.training.lock import run_lock
     from ecar.weights import resolve_model
 
     assert options.model is not None
-    samples = make_samples(
-        pipe, options.num, seed=options.seed, settings=settings, folder=folder, record=about, batch=options.batch_size
-    )
+    how: dict[str, Any] = {"seed": options.seed, "settings": settings, "record": about, "batch": options.batch_size}
+    with run_lock(folder):  # two commands would both make what is missing
+        samples = make_samples(pipe, options.num, folder=folder, **how)
     write_samples(folder / "samples.npz", samples)
     about = about | {"settings": settings.to_json(), "seed": options.seed, "seconds": round(samples.seconds, 2)}
     about["ema"] = training_record(resolve_model(options.model)).get("ema")  # whose decay the averaged weights have

@@ -16,11 +16,12 @@ def run(arguments: Sequence[str]) -> None:
     """
     older = {"--no-tensorboard": ["--trackers"], "--tensorboard": ["--trackers", "tensorboard"]}
     config = parse(TrainConfig, [new for a in arguments for new in older.get(a, [a])], "train")
+    from ecar.training.log import read_log
     from ecar.training.loop import train
     from ecar.training.signals import exit_when_stopped
 
     with exit_when_stopped():
         final = train(config)
-    lines = map(json.loads, (final.parent / "log.jsonl").read_text().splitlines())
-    last = [line for line in lines if "loss" in line][-1:]  # a run that was finished already only starts
+    # A run that was finished already has only a start in its log.
+    last = [line for line in read_log(final.parent) if "loss" in line][-1:]
     print(json.dumps({"model": str(final), **(last[0] if last else {})}))

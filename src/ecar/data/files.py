@@ -1,9 +1,11 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and JSON that says where it is damaged."""
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -19,3 +21,14 @@ def write_atomically(path: Path, data: bytes) -> None:
         os.fsync(folder)  # the rename itself
     finally:
         os.close(folder)
+
+
+def read_json(path: Path, remedy: str) -> dict[str, Any]:
+    """The object in a file of JSON; ValueError with the file's name and the ``remedy`` where there is none."""
+    try:
+        record = json.loads(path.read_text())
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{path}: cannot be read ({error}); {remedy}") from None
+    if not isinstance(record, dict):
+        raise ValueError(f"{path}: holds no record; {remedy}")
+    return record

@@ -19,6 +19,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ecar.config import SamplingConfig, differences
+from ecar.data.files import read_json
 from ecar.evaluation.metrics import chosen
 from ecar.sampling.pictures import to_uint8
 from ecar.sampling.pipeline import Pipeline
@@ -95,7 +96,8 @@ def check_folder(folder: Path, record: dict[str, object], *, seed: int, settings
         raise ValueError(f"{folder}: no folder can be made there ({error.strerror}); choose another --out") from None
     path = folder / "samples.json"
     if path.exists():
-        if changed := differences(_read_json(path), _whole(record, seed, settings)):
+        there = read_json(path, "delete the folder, or choose another --out")
+        if changed := differences(there, _whole(record, seed, settings)):
             raise ValueError(f"{folder} holds other samples ({changed}); delete it or choose another --out")
     elif any(folder.glob("ids_*.npz")):
         raise ValueError(f"{folder} holds samples without samples.json; delete it or choose another --out")
@@ -205,16 +207,6 @@ def _read_part(path: Path) -> dict[str, np.ndarray]:
     if not len(part["images"]) == len(part["labels"]) == part["ids"].size > 0:
         raise ValueError(f"{path}: damaged; delete the file, its images are made again")
     return part
-
-
-def _read_json(path: Path) -> dict[str, object]:
-    try:
-        record = json.loads(path.read_text())
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{path}: cannot be read ({error}); delete the folder, or choose another --out") from None
-    if not isinstance(record, dict):
-        raise ValueError(f"{path}: holds no record of samples; delete the folder, or choose another --out")
-    return record
 
 
 def _write_npz(path: Path, **arrays: object) -> None:

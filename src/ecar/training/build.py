@@ -29,6 +29,8 @@ def load_table(config: TrainConfig, source: Source | None = None) -> tuple[Laten
     if is_cache(config.data):
         table, tokenizer = load_latents(config.data)
         _check_model(config, tokenizer, source)
+        if source is not None:
+            source.check_classes(config, table.class_names)
         known = (table.tokenizer, table.encoder)
         if config.tokenizer is not None and load_tokenizer(config.tokenizer).fingerprint() not in known:
             raise ValueError(
@@ -45,6 +47,8 @@ def load_table(config: TrainConfig, source: Source | None = None) -> tuple[Laten
     images = load_source(config.data, max_images=config.max_images)
     if config.model == "dit" and not images.class_names:
         raise ValueError(f"--model dit needs classes; {config.data} has no labels")
+    if source is not None:
+        source.check_classes(config, images.class_names)
     return encode_source(images, tokenizer, config.image_side, flip=config.flip, device=config.device), tokenizer
 
 

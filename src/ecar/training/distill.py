@@ -25,7 +25,7 @@ from ecar.model import StageModel, build_model
 from ecar.sampling.loop import check_settings
 from ecar.stages import Stage
 from ecar.training.config import TrainConfig
-from ecar.transfer import transfer
+from ecar.transfer import class_rows, transfer
 from ecar.weights import load_config, load_model, resolve_model, weights_fingerprint
 
 if TYPE_CHECKING:
@@ -183,6 +183,17 @@ def check_distill(
         )
     check_settings(SamplingConfig(steps=steps or (1,) * stages, guidance=scales, guidance_from=starts), stages)
     return scales, starts, steps
+
+
+def check_classes(name: str, teacher: ModelConfig, names: tuple[str, ...]) -> None:
+    """ValueError where the data have classes that the teacher ``name`` was not trained on."""
+    student = teacher.replace(num_classes=len(names), class_names=names)
+    known = class_rows(teacher, student)
+    if missing := [repr(label) for row, label in enumerate(names) if row not in known]:
+        some = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+        raise ValueError(
+            f"--distill: {name} does not have all classes of the data ({len(missing)} of {len(names)}: {some})"
+        )
 
 
 def _check_guide(name: str, scales: tuple[float, ...], teacher: ModelConfig) -> None:

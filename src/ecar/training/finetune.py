@@ -18,13 +18,13 @@ from torch import Tensor
 
 from ecar.adapters import Adapter, merged, save_adapter
 from ecar.config import ModelConfig
-from ecar.data.files import write_atomically
+from ecar.data.files import read_json, write_atomically
 from ecar.data.shards import is_cache
 from ecar.model import StageModel, build_model
 from ecar.tokenizers import Tokenizer, load_tokenizer
 from ecar.training.checkpoint import has_checkpoint
 from ecar.training.config import TrainConfig
-from ecar.training.distill import check_distill
+from ecar.training.distill import check_classes, check_distill
 from ecar.transfer import check_fits, transfer
 from ecar.weights import load_model, weights_fingerprint
 
@@ -66,7 +66,7 @@ class Source:
             return None
         kept = out / "init"
         if has_checkpoint(out) and (kept / "source.json").exists():
-            record = json.loads((kept / "source.json").read_text())
+            record = read_json(kept / "source.json", "restore it, or choose another --out")
             tokenizer = load_tokenizer(kept / "tokenizer") if (kept / "tokenizer").exists() else None
             before = ModelConfig.from_json(record["model"])
             fresh, notes = tuple(record["fresh"]), tuple(record["notes"])
@@ -138,6 +138,11 @@ class Source:
         if config.lora_rank is not None:
             with torch.device("meta"):
                 self._make_adapter(config, build_model(model.replace(num_classes=1)))  # the data are not read yet
+
+    def check_classes(self, config: TrainConfig, names: tuple[str, ...]) -> None:
+        """ValueError where it is to teach classes of the data that it does not know."""
+        if config.distill:
+            check_classes(self.name, self.config, names)
 
     def build(self, config: TrainConfig, model: ModelConfig) -> StageModel:
         """The model that is trained, filled from the source; with LoRA matrices where these are asked for. A resumed

@@ -31,7 +31,7 @@ class RunLog:
         self, run: Path, *, step: int = 0, trackers: Sequence[str] = (), record: dict[str, Any] | None = None
     ) -> None:
         self.path = run / "log.jsonl"
-        records = [r for r in _read(self.path) if r.get("step", 0) <= step] if step else []
+        records = [r for r in read_log(run) if r.get("step", 0) <= step] if step else []
         temporary = self.path.with_suffix(".tmp")
         temporary.write_text("".join(json.dumps(r) + "\n" for r in records))
         temporary.replace(self.path)
@@ -100,9 +100,9 @@ def by_the_way(what: str) -> Iterator[None]:
         print(f"WARNING: {what} is not written ({error}); training goes on", file=sys.stderr, flush=True)
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
-    """The lines of a log; one torn by a crash is left out."""
-    records = []
+def read_log(run: Path) -> list[dict[str, Any]]:
+    """The lines of ``run/log.jsonl``; one torn by a crash is left out."""
+    path, records = run / "log.jsonl", []
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
             records.append(json.loads(line))

@@ -35,6 +35,7 @@ from ecar.training.loss import Draws, StageLoss
 from ecar.training.memory import checkpoint_activations, memory_advice
 from ecar.training.optim import learning_rate, make_optimizers
 from ecar.training.run import (
+    check_max_steps,
     check_out,
     check_same_data,
     keep_options,
@@ -164,6 +165,7 @@ class Trainer:
         else:
             restore_training(read_tensors(folder), self.model, self.ema, self.optimizers)
         self.step, self.skipped = int(record["step"]), int(record["skipped"])
+        check_max_steps(self.config.max_steps, self.step, self.out)
         self.ema.updates = int(record["ema_updates"])
 
     def run(self) -> None:

@@ -12,6 +12,7 @@ import torch
 
 from ecar import __version__
 from ecar.config import PATHS, ModelConfig, differences
+from ecar.data.files import read_json
 from ecar.data.latents import LatentTable
 from ecar.data.order import batch_indices
 from ecar.model import StageModel
@@ -23,6 +24,7 @@ from ecar.training.config import TrainConfig
 from ecar.training.finetune import Source
 from ecar.weights import save_model
 
+_UNREADABLE = "restore it, or choose another --out"
 # Options that may change when a run is resumed.
 _FREE = {"out", "device", "compile", "log_every", "sample_every", "save_every", "trackers", "max_steps"}
 _FREE |= {"lr", "clip", "dtype"}  # what a diverged run needs to change
@@ -74,7 +76,7 @@ def check_same_options(
     """
     now, changed = json.loads(json.dumps(options)), ""
     if path.exists() and has_checkpoint(path.parent):
-        before = {**json.loads(json.dumps(defaults or {})), **json.loads(path.read_text())}
+        before = {**json.loads(json.dumps(defaults or {})), **read_json(path, _UNREADABLE)}
         single = {k for k, v in before.items() if isinstance(now.get(k), list) and isinstance(v, int | float)}
         before |= {k: [before[k]] for k in single}  # options that became lists
         changed = differences(before, now)
@@ -108,6 +110,15 @@ def check_same_data(
     if refused := differences(before, {k: v for k, v in now.items() if k not in free}):
         raise ValueError(f"the data changed since the checkpoint ({refused}); restore them, or choose another --out")
     return differences(before, now)
+
+
+def check_max_steps(asked: int, taken: int, out: Path) -> None:
+    """ValueError where a run has taken more steps than are asked for: its record would name a number that is none."""
+    if taken > asked:
+        raise ValueError(
+            f"{out} has taken {taken} steps already, more than --max-steps {asked}; ask for {taken} or more, or choose "
+            f"another --out"
+        )
 
 
 def check_out(config: TrainConfig, out: Path) -> str:

@@ -40,7 +40,7 @@ from ecar.training.config import TokenizerConfig
 from ecar.training.ema import EMA
 from ecar.training.lock import run_lock
 from ecar.training.log import RunLog
-from ecar.training.run import check_same_options, make_out
+from ecar.training.run import check_max_steps, check_same_options, make_out
 from ecar.training.signals import Stopped, StopRequest
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -188,6 +188,7 @@ class _Run:
                 )
             restore_training(found[0], tokenizer, self.ema, self.optimizers)
             self.step = self.ema.updates = int(found[1]["step"])
+            check_max_steps(config.max_steps, self.step, out)
             if self.loss.adversary is not None:
                 self.loss.adversary.restore(found[0], self.step)
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from ecar.data.files import write_atomically
+from ecar.data.files import read_json, write_atomically
 
 TRACKERS = ("tensorboard", "wandb", "trackio")
 _BACKLOG = 1000  # actions that may wait for a slow tracker
@@ -190,11 +190,14 @@ def _identity(run: Path, kind: str, step: int) -> str:
     starts from step 0 (``log.jsonl`` does too) gets a new one."""
     path = run / "trackers.json"
     with _FILE_LOCK:
-        known: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
+        try:
+            known = read_json(path, "")
+        except ValueError:  # none yet, or damaged: a tracker is no reason to end a run
+            known = {}
         if kind not in known or step == 0:
             known[kind] = secrets.token_hex(4)
             write_atomically(path, (json.dumps(known, indent=1) + "\n").encode())
-    return known[kind]
+    return str(known[kind])
 
 
 _FILE_LOCK = threading.Lock()
