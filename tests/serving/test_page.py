@@ -215,3 +215,24 @@ def test_a_model_without_classes_can_be_drawn_with(browser, tmp_path: Path) -> N
     save_model(tmp_path / "m", random_model(config), PixelTokenizer(factor=1))
     shown, told = images_of(browser, tmp_path / "m")
     assert shown == told and len(shown) == 2
+
+
+def test_other_steps_than_a_model_was_distilled_for_are_said_to_be_worse(browser, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """They were taken without a word."""
+    own = SamplingConfig(steps=(3, 2, 2), guidance=(1.0, 1.0, 1.0), solver="euler", fixed_steps=True)
+    save_model(tmp_path / "m", random_model(tiny_config(sampling=own)), PixelTokenizer(factor=1))
+    server = ServerProcess(tmp_path / "m")
+    try:
+        while httpx.get(f"{server.url}/ready").status_code != 200:
+            pass
+        page = browser.new_page()
+        page.goto(server.url)
+        page.wait_for_selector("#classes input", state="attached")
+        note, first = page.locator("#steps-note"), page.locator("#steps input").first
+        expect(note).to_be_hidden()
+        first.fill("8")
+        expect(note).to_have_text("This model was made for 3 + 2 + 2 steps: others are worse.")
+        first.fill("3")
+        expect(note).to_be_hidden()
+    finally:
+        server.stop()

@@ -119,6 +119,7 @@ def _add_models(app: FastAPI, engine: Engine, name: str) -> None:
             id=name, created=created, owned_by="ecar", size=f"{config.image_side[1]}x{config.image_side[0]}",
             stages=stages, solver=settings.solver, num_classes=config.num_classes,
             max_images=MAX_IMAGES, max_steps=engine.limits.max_steps,
+            fixed_steps=settings.fixed_steps,
         )  # fmt: skip
 
     @app.get("/v1/models")

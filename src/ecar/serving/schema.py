@@ -111,6 +111,8 @@ class ModelInfo(BaseModel):
     num_classes: int
     max_images: int
     max_steps: int
+    fixed_steps: bool
+    """It was distilled for these steps, and draws worse in any others."""
 
 
 class ModelList(BaseModel):

@@ -56,6 +56,13 @@ function showModel() {
   ])));
 }
 
+function noteSteps() {
+  const { fixed_steps: fixed, stages } = state.model;
+  const fields = [...$("steps").querySelectorAll("input")];
+  $("steps-note").hidden = !fixed || fields.every((field, index) => Number(field.value) === stages[index].steps);
+  $("steps-note").textContent = `This model was made for ${stages.map((stage) => stage.steps).join(" + ")} steps: others are worse.`;
+}
+
 function settings() {
   return {
     model: state.model.id,
@@ -73,6 +80,7 @@ function use(wanted) {
   $("seed").value = wanted.seed;
   $("guidance").value = wanted.guidance ?? "";
   $("steps").querySelectorAll("input").forEach((field, index) => { field.value = wanted.steps[index]; });
+  noteSteps();
   $("classes").querySelectorAll("input").forEach((box) => { box.checked = wanted.classes.includes(Number(box.value)); });
 }
 
@@ -179,6 +187,7 @@ $("form").addEventListener("submit", async (event) => {
 });
 $("stop").addEventListener("click", () => state.running?.abort());
 $("key").addEventListener("change", () => { if (!state.model) begin(); });
+$("steps").addEventListener("input", noteSteps);
 $("dice").addEventListener("click", () => { $("seed").value = Math.floor(Math.random() * 1e9); });
 $("filter").addEventListener("input", () => {
   const wanted = $("filter").value.toLowerCase();
