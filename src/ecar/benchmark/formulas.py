@@ -61,8 +61,20 @@ def token_flops(config: ModelConfig) -> list[int]:
     """Embedding M_k for the head, once per stage."""
     if config.kind == "dit":
         return [0]
-    width = config.width
-    return [2 * s.tokens * width * (width + 4 * FOURIER_BANDS) for s in make_plan(config.stages)]
+    embed = [2 * s.tokens * config.width**2 for s in make_plan(config.stages)]
+    return [own + positions for own, positions in zip(embed, position_flops(config), strict=True)]
+
+
+def position_flops(config: ModelConfig) -> list[int]:
+    """Embedding the positions of a stage, which all rows of a batch share; trunk and head do so each."""
+    if config.kind == "dit":
+        return [0]
+    return [2 * s.tokens * config.width * 4 * FOURIER_BANDS for s in make_plan(config.stages)]
+
+
+def modulation_flops(config: ModelConfig) -> int:
+    """Of one time, in the head: ECAR's is computed once where a solver asks twice for a time, DiT's is not."""
+    return 0 if config.kind == "dit" else 2 * config.width**2 * (2 + 6 * config.head_depth + 2)
 
 
 def evaluations(steps: int, solver: str) -> int:
@@ -81,13 +93,16 @@ def evaluation_times(steps: int, solver: str) -> list[float]:
 def sampling_flops(config: ModelConfig, settings: SamplingConfig) -> dict[str, list[int]]:
     """``trunk`` and ``head`` (with guidance) of one image, per stage; the decoder is not in it."""
     guided_until = max((k + 1 for k, g in enumerate(settings.guidance) if g != 1), default=0)
-    trunk = [cost * (2 if k < guided_until else 1) for k, cost in enumerate(trunk_flops(config))]
+    positions = position_flops(config)
+    trunk = [cost + (cost - positions[k] if k < guided_until else 0) for k, cost in enumerate(trunk_flops(config))]
     head = []
     for k, (step, embed) in enumerate(zip(head_flops(config), token_flops(config), strict=True)):
         copies = 2 if settings.guidance[k] != 1 and settings.guidance_on == "velocity" else 1
         start = settings.guidance_from[k] if settings.guidance_from else 0.0
-        passes = sum(copies if t >= start else 1 for t in evaluation_times(settings.steps[k], settings.solver))
-        head.append(copies * embed + passes * step)
+        times = evaluation_times(settings.steps[k], settings.solver)
+        passes, distinct = (sum(copies if t >= start else 1 for t in some) for some in (times, set(times)))
+        again = (passes - distinct) * modulation_flops(config)
+        head.append(copies * embed - (copies - 1) * positions[k] + passes * step - again)
     return {"trunk": trunk, "head": head}
 
 
