@@ -236,3 +236,23 @@ def test_other_steps_than_a_model_was_distilled_for_are_said_to_be_worse(browser
         expect(note).to_be_hidden()
     finally:
         server.stop()
+
+
+def test_more_images_than_the_queue_holds_wait_for_their_turn(browser, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """One class of ten images too many, and all of them were thrown away."""
+    save_model(tmp_path / "m", random_model(tiny_config()), PixelTokenizer(factor=1))
+    server = ServerProcess(tmp_path / "m", "--max-batch", "1", "--max-queue", "10")
+    try:
+        while httpx.get(f"{server.url}/ready").status_code != 200:
+            pass
+        page, answers = browser.new_page(), list[int]()
+        page.on("response", lambda response: answers.append(response.status))
+        page.goto(server.url)
+        page.wait_for_selector("#classes input", state="attached")
+        choose(page, "cat", "dog", "Red bird")
+        page.locator("#count").fill("10")
+        page.get_by_role("button", name="Generate").click()
+        expect(page.locator("figure[data-state=finished]")).to_have_count(30, timeout=60_000)
+        assert 429 in answers
+    finally:
+        server.stop()

@@ -29,11 +29,28 @@ export async function describe(key) {
   return { model, classes: classes.data };
 }
 
+// Waits, unless it is stopped.
+function pause(seconds, signal) {
+  return new Promise((resolve, reject) => {
+    const timer = setTimeout(resolve, 1000 * seconds);
+    signal.addEventListener("abort", () => { clearTimeout(timer); reject(signal.reason); }, { once: true });
+  });
+}
+
+// The answer to a request. Many classes of many images are more than the queue holds: what it refuses is asked again.
+async function patient(path, options) {
+  for (;;) {
+    const response = await fetch(path, options);
+    if (response.status !== 429) return checked(response);
+    await pause(Number(response.headers.get("Retry-After")) || 1, options.signal);
+  }
+}
+
 // Calls onEvent with each event of the stream: previews, images. Throws what goes wrong.
 export async function generate(body, key, signal, onEvent) {
   const request = { ...body, stream: true, partial_images: PREVIEWS };
   const options = { method: "POST", headers: headers(key), body: JSON.stringify(request), signal };
-  const response = await checked(await fetch("/v1/images/generations", options));
+  const response = await patient("/v1/images/generations", options);
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let text = "";
   for (;;) {
