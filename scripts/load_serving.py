@@ -305,7 +305,7 @@ def command_line(args: argparse.Namespace, *more: str) -> str:
         "rounds": args.rounds, "seconds": args.seconds, "overload-seconds": args.overload_seconds,
         "vanishing-clients": args.vanishing_clients, "soak-seconds": args.soak_seconds,
     }  # fmt: skip
-    settings = [f"--{name} {value:g}" for name, value in given.items()]
+    settings = [f"--model {args.model}", *(f"--{name} {value:g}" for name, value in given.items())]
     return " ".join(["python scripts/load_serving.py", *more, *serve_options(args), *settings])
 
 
@@ -323,7 +323,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     if args.only:
-        write_result({"command": command_line(args, "--only", "vanishing"), **scenario_vanishing(args)}, args.out)
+        write_result(
+            {"command": command_line(args, "--only", "vanishing"), "model": args.model, **scenario_vanishing(args)},
+            args.out,
+        )
         return
     load_before = round(os.getloadavg()[0], 2)
     alone, served = [], []

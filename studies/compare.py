@@ -40,6 +40,10 @@ def check(lines: list[dict[str, Any]]) -> None:
         for key in ("num", "reference", "extractor"):
             if line[key] != first[key]:
                 raise ValueError(f"{line['file']}: {key} is {line[key]}, but {first[key]} in {first['file']}")
+    for key in ("judge", "decoder"):  # older curves do not have them
+        values = {line[key]: line["file"] for line in lines if key in line}
+        if len(values) > 1:
+            raise ValueError(f"another {key} in each of these, so their figures cannot be compared: {values}")
 
 
 def metrics(lines: list[dict[str, Any]]) -> dict[str, bool]:

@@ -152,6 +152,8 @@ def main() -> None:
         parser.error(str(error))
     if any((text.count(":") == 5) != (args.guide is not None) for text in args.settings):
         parser.error("--settings have six parts with --guide, and at most five without")
+    if args.guide is not None and args.teacher_forced:
+        parser.error("--teacher-forced does not go with --guide: a teacher is followed from stage 1 on")
     guide = None if args.guide is None else Pipeline.from_pretrained(args.guide, dtype=dtype, device="cpu").model
     height, width = pipe.model.config.image_side
     extractor = get_extractor(args.extractor)

@@ -76,6 +76,18 @@ def test_a_curve_of_no_model_or_no_decoder_ends_with_one_line(
         assert ("gone" in error) == ("gone" in wrong)
 
 
+def test_a_guided_teacher_is_not_sampled_under_the_name_of_real_maps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its free samples were written as teacher-forced ones."""
+    files = ["--data", "d", "--train-data", "d", "--classifier", "c", "--out", str(tmp_path / "c.jsonl")]
+    wanted = ["--guide", "fashion", "--teacher-forced", "--settings", "5,3:1:euler:velocity:0:1.1"]
+    monkeypatch.setattr("sys.argv", ["curve.py", "--model", "fashion", *files, *wanted])
+    with pytest.raises(SystemExit):
+        load("curve").main()
+    assert "--teacher-forced does not go with --guide" in capsys.readouterr().err
+
+
 def line(setting: str, weights: str, cost: float, distance: float, accuracy: float, **more: object) -> str:
     record: dict[str, object] = {
         "setting": setting, "FD-EffNetLite0": distance, "classifier_accuracy": accuracy, "weights": weights,
@@ -132,6 +144,8 @@ def test_two_curves_of_one_model_may_both_have_the_floor(tmp_path: Path, monkeyp
     [
         ({"dit": [line("2", "d", 1, 90, 0.5, num=10)]}, "num is 10, but 1000"),
         ({"dit": [line("2", "d", 1, 90, 0.5, reference="other")]}, "reference is other"),
+        ({"dit": [line("2", "d", 1, 90, 0.5, judge="a"), line("3", "d", 1, 90, 0.5, judge="b")]}, "another judge"),
+        ({"dit": [line("2", "d", 1, 90, 0.5, decoder="a"), line("3", "d", 1, 9, 0.5, decoder="b")]}, "another decoder"),
         ({"dit": [line("2", "d", 1, 90, 0.5), line("2", "d", 1, 91, 0.5)]}, "twice for the same weights"),
         ({"dit": [line("2", "d", 1, 90, 0.5)], "distilled0": [line("4,2", "x", 1, 50, 0.5)],
           "distilled1": [line("4,2", "y", 1, 51, 0.5)]}, "students are not averaged"),

@@ -195,9 +195,12 @@ def test_what_can_be_refused_is_refused_before_features_of_the_reference_are_com
     other.mkdir()
     (other / "samples.json").write_text('{"weights": "x"}')
     (tmp_path / "file.samples").write_text("")
+    (tmp_path / "single").mkdir()
+    shutil.copy(digits_folder / "one" / "0.png", tmp_path / "single")
     classifier = ["--classifier", str(judge), "--train-data", str(digits_folder)]
     for arguments, word in (
         (["--train-data", str(tmp_path / "nope")], "no such file or folder"),
+        (["--train-data", str(tmp_path / "single")], "has 1 image"),
         ([*classifier, "--classifier-epochs", "50"], "has epochs 8: leave --classifier-epochs out"),
         (["--out", str(tmp_path / "other.json")], "holds other samples"),
         (["--out", str(tmp_path / "file.json")], "no folder can be made there"),

@@ -256,3 +256,26 @@ def test_more_images_than_the_queue_holds_wait_for_their_turn(browser, tmp_path:
         assert 429 in answers
     finally:
         server.stop()
+
+
+def test_classes_of_one_name_are_drawn_each(browser, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """ImageNet has two cranes: the name was answered with 400, and all other classes went with it."""
+    save_model(
+        tmp_path / "m", random_model(tiny_config(class_names=("crane", "dog", "crane"))), PixelTokenizer(factor=1)
+    )
+    server = ServerProcess(tmp_path / "m")
+    try:
+        while httpx.get(f"{server.url}/ready").status_code != 200:
+            pass
+        page = browser.new_page()
+        page.goto(server.url)
+        page.wait_for_selector("#classes input", state="attached")
+        for box in page.locator("#classes input").all():
+            box.check()
+        page.locator("#count").fill("1")
+        page.get_by_role("button", name="Generate").click()
+        expect(page.locator("figure[data-state=finished]")).to_have_count(3)
+        shown = page.evaluate("[...document.querySelectorAll('figure img')].map((i) => i.src)")
+        assert len(set(shown)) == 3
+    finally:
+        server.stop()

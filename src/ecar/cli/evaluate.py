@@ -292,7 +292,9 @@ def _train_images(
     from ecar.evaluation.reference import read_images
 
     images, labels, names = read_images(options.train_data, "train", height, width, None)
-    if real is not None and real.class_names and names != real.class_names:
+    if len(images) < 2:
+        raise ValueError(f"--train-data {options.train_data} has {len(images)} image; its floor needs two or more")
+    if options.classifier is not None and real is not None and real.class_names and names != real.class_names:
         raise ValueError(f"--train-data {options.train_data} has classes {names[:5]}, --data {real.class_names[:5]}")
     return images, labels
 

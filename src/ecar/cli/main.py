@@ -8,7 +8,11 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 VERBS = {
     "sample": "generate images from a model",
@@ -24,6 +28,7 @@ VERBS = {
     "serve": "serve a model: OpenAI images API and a web page",
 }
 OK, FAILED, WRONG_INPUT = 0, 1, 2
+_PACKAGE = Path(__file__).resolve().parent.parent
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,7 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     module = importlib.import_module(f"ecar.cli.{verb}")
     try:
-        module.run(args)
+        with _warnings_in_words():
+            module.run(args)
     except ValueError as error:
         if os.environ.get("ECAR_TRACEBACK"):
             raise
@@ -60,6 +66,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"ecar: {_one_line(str(error))}", file=sys.stderr)
         return FAILED
     return OK
+
+
+@contextmanager
+def _warnings_in_words() -> Iterator[None]:
+    """Warnings of this package on one line, without the place in its source that Python would print."""
+    before = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], filename: str, *rest: Any, **more: Any) -> None:
+        if category is UserWarning and Path(filename).is_relative_to(_PACKAGE):
+            print(f"WARNING: {_one_line(str(message))}", file=sys.stderr)
+        else:
+            before(message, category, filename, *rest, **more)
+
+    warnings.showwarning = show  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        warnings.showwarning = before
 
 
 def _refuse(message: str) -> int:

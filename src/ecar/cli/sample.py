@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ecar.sampling.pipeline import Output
 
 MOST_PIXELS = 1 << 28  # of a sheet: more than that takes gigabytes, and few programs open it
+MOST_GIF_SIDE = 65_535  # the format has two bytes for it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,9 +112,7 @@ def run(arguments: Sequence[str]) -> None:
         quantize=options.quantize, cuda_graphs=options.cuda_graphs, adapter=options.adapter, decoder=options.decoder,
     )  # fmt: skip
     labels = [label for label in _classes(options.classes, pipe) for _ in range(options.per_class)]
-    pixels = len(labels) * math.prod(pipe.model.config.image_side) * options.scale**2
-    if pixels > MOST_PIXELS:
-        raise ValueError(f"--scale {options.scale} would make {pixels:,} pixels of {len(labels)} images: lower it")
+    _check_size(options, files, len(labels), pipe.model.config.image_side)
     start = time.perf_counter()
     output = pipe(
         labels,
@@ -151,6 +150,30 @@ def run(arguments: Sequence[str]) -> None:
     print(json.dumps(record))
 
 
+def _columns(options: SampleOptions, count: int) -> int:
+    """Of the sheet: a row per class; one class is about square."""
+    return options.per_class if count > options.per_class else math.ceil(math.sqrt(count))
+
+
+def _scale(options: SampleOptions, width: int) -> int:
+    return options.scale or (3 if width < 64 else 1)
+
+
+def _check_size(options: SampleOptions, files: _Files, count: int, side: tuple[int, int]) -> None:
+    """ValueError where a sheet of ``count`` images would be more than programs can open; before they are made."""
+    if files.out.suffix.lower() == ".npz" and files.gif is None:
+        return
+    columns, scale = _columns(options, count), _scale(options, side[1])
+    width, height = columns * side[1] * scale, -(-count // columns) * side[0] * scale
+    lower = f"lower {'--scale' if scale > 1 else '--per-class'}, or write .npz"
+    if width * height > MOST_PIXELS:
+        raise ValueError(f"--out would be a sheet of {width:,} x {height:,} pixels, {count} images {scale}x: {lower}")
+    if files.gif is not None and max(width, height) > MOST_GIF_SIDE:
+        raise ValueError(
+            f"--gif would be {width:,} x {height:,} pixels, and GIF has no more than {MOST_GIF_SIDE}: {lower}"
+        )
+
+
 def _write(output: Output, files: _Files, options: SampleOptions, record: str, *, labelled: bool) -> None:
     """Write every file asked for; PNGs carry ``record``, from which they can be made again."""
     import numpy as np
@@ -160,8 +183,7 @@ def _write(output: Output, files: _Files, options: SampleOptions, record: str, *
     from ecar.sampling.pictures import grid, save_gif, save_png, strip
 
     count, metadata = len(output.images), {"ecar": record}
-    columns = options.per_class if count > options.per_class else None  # one class: about square
-    scale = options.scale or (3 if output.images[0].width < 64 else 1)
+    columns, scale = _columns(options, count), _scale(options, output.images[0].width)
     if files.out.suffix.lower() == ".npz":
         images = torch.from_numpy(np.stack([np.asarray(image) for image in output.images])).permute(0, 3, 1, 2)
         write_samples(files.out, Samples(images, torch.tensor(output.labels) if labelled else None))

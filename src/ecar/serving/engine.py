@@ -102,7 +102,7 @@ class Engine:
                 code = "shutting_down" if self.state in ("draining", "stopped") else "not_ready"
                 raise EngineError(503, code, f"the server takes no requests: it is {self.state}", 5)
             if len(self._scheduler.new) + len(rows) > self.limits.max_queue:
-                self._sweep()  # those whose clients went away hold no place
+                self._sweep(begun=False)  # those whose clients went away hold no place; this is the event loop's thread
             waiting = len(self._scheduler.new)
             if waiting + len(rows) > self.limits.max_queue:
                 seconds = min(60, max(1, math.ceil(waiting * self._seconds_per_image)))
@@ -208,9 +208,9 @@ class Engine:
             if not self._changed.wait(quiet):
                 return
 
-    def _sweep(self) -> None:
+    def _sweep(self, *, begun: bool = True) -> None:
         now = time.monotonic()
-        for row in self._scheduler.remove(lambda row: row.cancelled or row.deadline < now):
+        for row in self._scheduler.remove(lambda row: row.cancelled or row.deadline < now, begun=begun):
             if row.cancelled:
                 self.metrics.dropped.labels("cancelled").inc()
             else:

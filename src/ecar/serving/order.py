@@ -99,7 +99,8 @@ def _class_id(prompt: str, pipe: Pipeline) -> int:
     if pipe.model.config.num_classes == 0:
         return pipe.model.config.null_class  # trained without labels: a prompt is required by the API and says nothing
     try:
-        return pipe.class_id(prompt if len(prompt) <= 200 else prompt[:200] + "...")
+        known = prompt in pipe.model.config.class_names  # of whatever length; messages repeat what is not, shortened
+        return pipe.class_id(prompt if known or len(prompt) <= 200 else prompt[:200] + "...")
     except AmbiguousClass as error:
         raise ApiError(400, "ambiguous_class", str(error), "prompt") from None
     except UnknownClass as error:

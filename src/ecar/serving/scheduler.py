@@ -42,9 +42,10 @@ class Scheduler:
         """Rows between two stages."""
         return [row for chunks in self.chunks.values() for chunk in chunks for row in chunk.members]
 
-    def remove(self, unwanted: Callable[[Row], bool]) -> list[Row]:
-        """Take out rows wherever they wait; returns them."""
-        removed = [row for row in (*self.new, *self.in_progress()) if unwanted(row)]
+    def remove(self, unwanted: Callable[[Row], bool], *, begun: bool = True) -> list[Row]:
+        """Take out rows wherever they wait; returns them. Without ``begun`` only new ones: of rows between two stages
+        tensors have to be copied."""
+        removed = [row for row in (*self.new, *(self.in_progress() if begun else ())) if unwanted(row)]
         if removed:
             gone = set(map(id, removed))
             self.new = deque(row for row in self.new if id(row) not in gone)

@@ -69,11 +69,16 @@ export async function generate(body, key, signal, onEvent) {
   }
 }
 
+// What asks for a class: its name, or its id where another one has that name too.
+function promptOf(names, id) {
+  return names.indexOf(names[id]) === names.lastIndexOf(names[id]) ? names[id] : String(id);
+}
+
 // One body per class, as it is sent but for the stream.
 export function bodies(settings) {
   return settings.classes.map((id) => ({
     model: settings.model,
-    prompt: settings.names[id],
+    prompt: promptOf(settings.names, id),
     n: settings.count,
     seed: settings.seed,
     ...(settings.guidance === null ? {} : { guidance_scale: settings.guidance }),
@@ -100,7 +105,7 @@ export function asPython(settings, origin, withKey) {
     "from openai import OpenAI",
     "",
     `client = OpenAI(base_url="${origin}/v1", api_key=${key})`,
-    `for name in ${JSON.stringify(settings.classes.map((id) => settings.names[id]))}:`,
+    `for name in ${JSON.stringify(settings.classes.map((id) => promptOf(settings.names, id)))}:`,
     `    answer = client.images.generate(model=${JSON.stringify(model)}, prompt=name, n=${n}, extra_body=${JSON.stringify(rest)})`,
     "    for image in answer.data:",
     "        with open(f\"{name} {image.seed}.png\", \"wb\") as file:",

@@ -115,18 +115,16 @@ async function run(wanted) {
   const stop = new AbortController();
   state.running = stop;
   busy(true);
-  const cards = new Map();
   const requests = bodies(wanted);
-  for (const body of requests) {
-    cards.set(body.prompt, Array.from({ length: body.n }, (_, i) => card(body.prompt, body.seed + i)));
-  }
-  $("images").replaceChildren(...[...cards.values()].flat().map((one) => one.figure));
+  const cards = requests.map((body, index) =>
+    Array.from({ length: body.n }, (_, i) => card(wanted.names[wanted.classes[index]], body.seed + i)));
+  const images = cards.flat();
+  $("images").replaceChildren(...images.map((one) => one.figure));
   const start = performance.now();
   say("Generating");
   try {
-    await Promise.all(requests.map((body) =>
-      generate(body, key(), stop.signal, (event) => cards.get(body.prompt)[event.image_index].show(event))));
-    const images = [...cards.values()].flat();
+    await Promise.all(requests.map((body, index) =>
+      generate(body, key(), stop.signal, (event) => cards[index][event.image_index].show(event))));
     const seconds = ((performance.now() - start) / 1000).toFixed(1);
     say(`${images.length} ${images.length === 1 ? "image" : "images"} in ${seconds} s`);
     remember(wanted, images);
