@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub import ModelCard, errors
+from PIL import Image
 
 from conftest import random_model, tiny_config
 from ecar import Pipeline, weights
@@ -83,6 +84,18 @@ def test_a_dry_run_that_fails_leaves_no_folder_in_the_way_of_the_next(
     other = evaluation(run_folder, tmp_path / "eval.json", weights="0" * 16)
     assert main([*command, "--evaluation", str(other)]) == 2 and "not these" in capsys.readouterr().err
     assert main(command) == 0
+
+
+def test_pictures_of_one_average_are_not_published_with_another(run_folder: Path, tmp_path: Path) -> None:
+    """The run's grids are of ``final``; the card of ``final_ema_0.5`` had them too."""
+    other, out = run_folder.parent / "final_ema_0.5", tmp_path / "out"
+    shutil.copytree(run_folder, other)
+    (run_folder.parent / "samples").mkdir(exist_ok=True)
+    Image.new("RGB", (7, 5)).save(run_folder.parent / "samples" / "step_00000009.png")
+    for folder, theirs in ((run_folder, True), (other, False)):
+        assert main(["push", str(folder), "someone/tiny", "--dry-run", "--out", str(out / folder.name)]) == 0
+        with Image.open(out / folder.name / "samples.png") as picture:
+            assert (picture.size == (7, 5)) == theirs
 
 
 def test_relative_paths_of_the_machine_are_not_published_from_wherever(tmp_path: Path) -> None:

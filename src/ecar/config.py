@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from dataclasses import dataclass
@@ -204,8 +205,8 @@ class ModelConfig(JsonConfig):
             raise ValueError(f"{len(self.class_names)} class names for {self.num_classes} classes")
         if self.prediction not in ("v", "x"):
             raise ValueError(f"prediction must be v or x, got {self.prediction!r}")
-        if self.context_noise < 0:
-            raise ValueError(f"context_noise must be at least 0, got {self.context_noise}")
+        if not 0 <= self.context_noise < math.inf:
+            raise ValueError(f"context_noise must be a number of at least 0, got {self.context_noise}")
         if self.velocity_std and len(self.velocity_std) != len(self.stages.sides):
             raise ValueError(f"velocity_std needs one entry per stage, got {self.velocity_std}")
 

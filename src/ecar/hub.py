@@ -144,16 +144,18 @@ def training_record(source: Path | None) -> dict[str, Any]:
 
 
 def _picture(pipe: Pipeline, path: str | None, source: Path | None) -> Image.Image:
-    found = sorted((source.parent / "samples").glob("step_*.png")) if source else []
+    # The run's own grids are of its first average, which is in ``final``.
+    found = sorted((source.parent / "samples").glob("step_*.png")) if source and source.name == "final" else []
     if path is None and not found:
         classes = min(len(pipe.class_names), 8)
         labels = [label for label in range(classes) for _ in range(16 // classes)] if classes else None
         images = pipe(labels=labels, seeds=range(len(labels) if labels else 16)).images
         return grid(images, 16 // classes if classes else 4)
+    file = Path(path).expanduser() if path else found[-1]
     try:
-        return Image.open(Path(path).expanduser() if path else found[-1]).convert("RGB")
+        return Image.open(file).convert("RGB")
     except OSError as error:
-        raise ValueError(f"--picture {path}: cannot be read ({error})") from None
+        raise ValueError(f"{file}: cannot be read ({error}); give another --picture") from None
 
 
 def _results(record: dict[str, Any], task: str) -> list[Any]:

@@ -152,6 +152,16 @@ def test_a_label_out_of_range_and_a_missing_one_are_named_with_their_row(tmp_pat
         load_source(str(tmp_path / "none.parquet"))
 
 
+def test_numbered_files_of_splits_are_kept_apart(tmp_path: Path) -> None:
+    """ "train0.parquet" mentioned no split: training saw the test images."""
+    datasets = pytest.importorskip("datasets")
+    for split, count in (("train", 3), ("test", 2)):
+        cells = [Image.new("RGB", (8, 8), (i, 0, 0)) for i in range(count)]
+        table = datasets.Dataset.from_dict({"image": cells}, features=datasets.Features({"image": datasets.Image()}))
+        table.to_parquet(str(tmp_path / f"{split}0.parquet"))
+    assert [len(load_source(str(tmp_path), split=split)) for split in ("train", "test")] == [3, 2]
+
+
 def test_null_cells_are_skipped_and_splits_kept_apart(tmp_path: Path) -> None:
     from datasets import Dataset, Features, Value
     from datasets import Image as ImageFeature

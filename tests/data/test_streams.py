@@ -161,6 +161,39 @@ def test_another_number_of_images_is_another_cache(tmp_path: Path) -> None:
             run(data, tmp_path / "cache", "--streaming", *more)
 
 
+def test_labels_that_begin_late_in_a_stream_are_refused_and_none_at_all_are_no_classes(tmp_path: Path) -> None:
+    """Columns were those of the first samples: later labels were dropped without a word."""
+    for name, begin in (("late", 7), ("none", 99)):
+        (tmp_path / name).mkdir()
+        with tarfile.open(tmp_path / name / "train.tar", "w") as archive:
+            for i in range(12):
+                for suffix, data in (("png", png(i)), ("cls", b"1"))[: 1 + (i >= begin)]:
+                    info = tarfile.TarInfo(f"{i:02}.{suffix}")
+                    info.size = len(data)
+                    archive.addfile(info, io.BytesIO(data))
+    with pytest.raises(ValueError, match="has a label, but images before it have none"):
+        run(tmp_path / "late", tmp_path / "cache", "--streaming")
+    run(tmp_path / "none", tmp_path / "unlabelled", "--streaming")
+    assert load_latents(str(tmp_path / "unlabelled"))[0].class_names == ()
+
+
+def test_a_cache_of_which_nothing_is_written_yet_may_be_begun_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An option mistyped at first, or data mended since, were refused as another cache."""
+
+    def dies(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    data = tars(tmp_path / "data")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(encoding, "_write_shard", dies)
+        run(data, tmp_path / "cache", "--streaming", "--flip")
+    (data / "train-1.tar").write_bytes((data / "train-0.tar").read_bytes())
+    run(data, tmp_path / "cache", "--streaming")
+    assert json.loads((tmp_path / "cache" / "cache.json").read_text())["plan"]["flip"] is False
+
+
 def test_names_in_cls_files_are_not_streamed_and_the_message_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     with tarfile.open(tmp_path / "data" / "train.tar", "w") as archive:

@@ -25,6 +25,7 @@ def test_named_options_change_and_the_log_says_so(
     said = [line["changed"] for line in lines(tmp_path) if "changed" in line]
     assert said == ["batch_size 8 -> 4; label_dropout 0.1 -> 0.2"]
     assert said[0] in capsys.readouterr().err and lines(tmp_path)[-1]["step"] == 8
+    assert [line["images"] for line in lines(tmp_path) if "images" in line][-3:] == [48, 52, 56]  # it fell to 28
     loop.train(options(digits_folder, tmp_path, **{**changed, "max_steps": 9}))  # now these are the run's options
     with pytest.raises(ValueError, match="batch_size 4 -> 8"):
         loop.train(options(digits_folder, tmp_path))
@@ -96,3 +97,11 @@ def test_damaged_options_of_a_run_are_an_error_that_names_the_file(
     (tmp_path / "run" / "train.json").write_text(content)
     with pytest.raises(ValueError, match=r"train\.json: .*choose another --out"):
         loop.train(options(digits_folder, tmp_path / "run", max_steps=2))
+
+
+def test_a_run_without_its_options_is_not_taken_for_a_new_one(digits_folder: Path, tmp_path: Path) -> None:
+    """Checkpoints copied without train.json went on under another seed and batch size, without a word."""
+    loop.train(options(digits_folder, tmp_path / "run", max_steps=1))
+    (tmp_path / "run" / "train.json").unlink()
+    with pytest.raises(ValueError, match=r"train\.json: cannot be read .*restore it"):
+        loop.train(options(digits_folder, tmp_path / "run", max_steps=2, batch_size=4))

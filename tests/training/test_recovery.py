@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -175,6 +176,31 @@ def test_only_damaged_checkpoints_are_an_error_not_a_new_start(tmp_path: Path, l
     (tmp_path / "checkpoints" / "step_00000001" / lost).unlink()
     with pytest.raises(ValueError, match=f"{lost} is missing.*no other is left"):
         load_checkpoint(tmp_path)
+
+
+def test_a_copy_of_a_checkpoint_under_another_name_is_neither_resumed_nor_deleted(tmp_path: Path) -> None:
+    """ "step_best" sorted behind all numbers, and "step_00000001_keep" was rotated away."""
+    save_checkpoint(tmp_path, 1, tensors(1), {})
+    copies = [tmp_path / "checkpoints" / name for name in ("step_best", "step_00000001_keep")]
+    for copy in copies:
+        shutil.copytree(tmp_path / "checkpoints" / "step_00000001", copy)
+    for step in (2, 3, 4):
+        save_checkpoint(tmp_path, step, tensors(step), {})
+    found = load_checkpoint(tmp_path)
+    assert found is not None and found[1]["step"] == 4 and all(copy.exists() for copy in copies)
+
+
+def test_a_file_system_without_locks_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It was "a run is active there ()"."""
+
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    with run_lock(tmp_path):
+        assert "cannot be locked (No locks available)" in capsys.readouterr().err
 
 
 def test_what_a_killed_save_left_is_named_and_removed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -133,19 +133,20 @@ def _resume(out: Path, plan: dict[str, Any], command: str) -> Progress | None:
     for name in (CACHE, PROGRESS, "shard_*.safetensors"):  # what a kill left; other files of that ending are not ours
         for left in out.glob(f"{name}.*.tmp"):
             left.unlink()
-    if found is None:
-        progress = Progress(plan=plan, command=command)
-        _save_progress(out, progress)
-        return progress
     try:
-        record = json.loads(found.read_text())
+        record = {"shards": []} if found is None else json.loads(found.read_text())
+        if not record["shards"]:  # nothing is lost: a mistyped option or a label that was mended may be another one now
+            progress = Progress(plan=plan, command=command)
+            _save_progress(out, progress)
+            return progress
         before = record["plan"]
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{out}: holds a cache that cannot be continued; choose another --out") from None
+    assert found is not None
     if before.get("source") != plan["source"]:
+        counts = f" ({before.get('rows')} rows then, {plan['rows']} now)" if plan["rows"] else ""  # a stream: unknown
         raise ValueError(
-            f"{out}: the source data changed since this cache was begun "
-            f"({before.get('rows')} rows then, {plan['rows']} now); restore them, or choose another --out"
+            f"{out}: the source data changed since this cache was begun{counts}; restore them, or choose another --out"
         )
     if changed := differences(before, plan):
         raise ValueError(

@@ -134,7 +134,7 @@ def open_stream(data: str, *, split: str = "train", max_images: int | None = Non
     Raises:
         ValueError: none of these, or no image column.
     """
-    from datasets import Features, Image
+    from datasets import Features, Image, Value
 
     path = Path(data).expanduser()
     parquet = find_files(path, ".parquet", split)
@@ -154,9 +154,9 @@ def open_stream(data: str, *, split: str = "train", max_images: int | None = Non
         table = _stream(data, data, split=split, revision=version)
     if table.features is None:  # not declared: from the first examples
         table = table._resolve_features()
-    if tars:  # declared by the first examples too: later ones of another format were empty
+    if tars:  # declared by the first examples too: later ones of another format were empty, later labels dropped
         formats = {suffix[1:]: Image() for suffix in IMAGE_SUFFIXES}
-        features = Features({**formats, **table.features})
+        features = Features({**formats, "cls": Value("int64"), **table.features})
         table = _stream(data, kind, data_files=[str(f) for f in files], split="train", features=features)
     images = [c for c, f in (table.features or {}).items() if isinstance(f, Image)]
     images = images if tars else images[:1]  # a second column may be masks, or depth

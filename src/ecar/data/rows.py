@@ -211,7 +211,9 @@ def of_split(files: list[Path], root: Path, split: str) -> list[Path]:
     """
 
     def parts(file: Path) -> set[str]:
-        return {word for part in file.relative_to(root).parts for word in re.split(r"[^a-z0-9]+", part.lower())}
+        """Words with their digits and without: ``train0.parquet`` is of the split train."""
+        names = [part.lower() for part in file.relative_to(root).parts]
+        return {word for name in names for letters in ("[^a-z0-9]+", "[^a-z]+") for word in re.split(letters, name)}
 
     chosen = [f for f in files if split.lower() in parts(f)]
     if not chosen and any(parts(f) & SPLITS for f in files):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -168,8 +169,9 @@ def restore_optimizer(tensors: dict[str, Tensor], j: int, optimizer: torch.optim
 
 
 def _complete(root: Path) -> list[Path]:
-    """Checkpoints that were put in their places, in their order; a damaged one is still one, to be named."""
-    return sorted(p for p in root.glob("step_*") if p.suffix != ".tmp")
+    """Checkpoints that were put in their places, in their order; a damaged one is still one, to be named. A copy under
+    another name (``step_best``) is its owner's."""
+    return sorted(path for path in root.glob("step_*") if re.fullmatch(r"step_\d+", path.name))
 
 
 def _sha256(path: Path) -> str:

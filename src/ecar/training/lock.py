@@ -23,9 +23,11 @@ def run_lock(run: Path) -> Iterator[None]:
     with open(path, "a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             holder = _holder(path)
             raise ValueError(f"{run}: a run is active there ({holder}); wait for it, or choose another --out") from None
+        except OSError as error:  # some network file systems have none
+            print(f"WARNING: {run}: cannot be locked ({error.strerror}); start no second run there", file=sys.stderr)
         if left := _holder(path):
             print(f"{run}: taking over from a run that died ({left})", file=sys.stderr)
         file.truncate(0)

@@ -147,7 +147,7 @@ class Trainer:
         self.curves = LossCurves(len(model.plan), config.device)
         ahead = config.device.startswith("cuda")
         self.batches = BatchesAhead(config, table, model.plan, model.config.null_class, ahead=ahead)
-        self.step = self.skipped = 0
+        self.step = self.skipped = self.seen = 0
         folder = world.from_first(lambda: find_checkpoint(out))
         if folder is not None:
             self._restore(folder)
@@ -165,6 +165,8 @@ class Trainer:
         else:
             restore_training(read_tensors(folder), self.model, self.ema, self.optimizers)
         self.step, self.skipped = int(record["step"]), int(record["skipped"])
+        size = record.get("train", {}).get("batch_size", self.config.batch_size)  # older checkpoints do not count
+        self.seen = int(record.get("seen", self.step * size))
         check_max_steps(self.config.max_steps, self.step, self.out)
         self.ema.updates = int(record["ema_updates"])
 
@@ -205,7 +207,7 @@ class Trainer:
         counts = {"images": images, "skipped": len(self.table.skipped), "parameters": parameters}
         record = run_record(self.config, world=self.world.size, rows=self.rows, **counts)
         log = RunLog(self.out, step=self.step, trackers=self.config.trackers, record=record)
-        log.begin(self.step * self.config.batch_size)
+        log.begin(self.seen)
         if self.step == 0 and source is not None:
             log.write(step=0, init_from=source.record(), trained_parameters=trained)
         if self.changed:
@@ -218,7 +220,7 @@ class Trainer:
         sums, steps, bad, start = torch.zeros(len(self.model.plan)), 0, 0, time.perf_counter()
         bar = tqdm(total=config.max_steps, initial=self.step, desc="training", disable=None if first else True)
         while self.step < config.max_steps:
-            self.step += 1
+            self.step, self.seen = self.step + 1, self.seen + config.batch_size
             means = self.train_step()
             bar.update()
             if means is None:
@@ -235,7 +237,7 @@ class Trainer:
                     loss=round(total, 5),
                     **stage,
                     lr=learning_rate(self.step, config),
-                    images=self.step * config.batch_size,
+                    images=self.seen,
                     seconds=round(log.seconds_before + time.perf_counter() - start, 2),
                     skipped=self.skipped,
                 )
@@ -260,7 +262,7 @@ class Trainer:
         if self.world.rank == 0:
             save_batches(self.out, self.config, len(self.table), range(self.step - bad + 1, self.step + 1))
         return NonFiniteLossError(
-            f"{bad} steps in a row without a finite loss (the last: {self.step}; non_finite.json lists their images); "
+            f"{bad} steps in a row without a finite loss (the last: {self.step}; non_finite.json lists their rows); "
             f"run the command again with a lower --lr or --dtype fp32: it resumes from the last checkpoint"
         )
 
@@ -336,6 +338,7 @@ class Trainer:
                 self.curves.save(self.out, self.step)
         record = {
             "skipped": self.skipped,
+            "seen": self.seen,
             "ema_updates": self.ema.updates,
             "train": dataclasses.asdict(self.config),
             "model": self.model.config.to_json(),

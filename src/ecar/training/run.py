@@ -75,7 +75,7 @@ def check_same_options(
         ValueError: the run there has other options; each is named.
     """
     now, changed = json.loads(json.dumps(options)), ""
-    if path.exists() and has_checkpoint(path.parent):
+    if has_checkpoint(path.parent):
         before = {**json.loads(json.dumps(defaults or {})), **read_json(path, _UNREADABLE)}
         single = {k for k, v in before.items() if isinstance(now.get(k), list) and isinstance(v, int | float)}
         before |= {k: [before[k]] for k in single}  # options that became lists
@@ -139,7 +139,8 @@ def _options(config: TrainConfig) -> dict[str, object]:
 
 
 def save_batches(out: Path, config: TrainConfig, images: int, steps: range) -> None:
-    """``non_finite.json``: the rows of the data set that each of some steps (from 1) trained on."""
+    """``non_finite.json``: what each of some steps (from 1) trained on, as rows of the images that are used: without
+    those that were skipped, or left out by ``--max-images``."""
     rows = {step: batch_indices(images, config.batch_size, config.seed, step - 1).tolist() for step in steps}
     (out / "non_finite.json").write_text(json.dumps(rows) + "\n")
 
@@ -157,6 +158,11 @@ def save_samples(model: StageModel, tokenizer: Tokenizer, out: Path, step: int) 
     return path
 
 
+def _is_place(value: str) -> bool:
+    """Whether it names something on this machine: a path, or a pattern of paths."""
+    return Path(value).expanduser().exists() or any(letter in value for letter in "*?[{")
+
+
 def save_final(
     model: StageModel, tokenizer: Tokenizer, config: TrainConfig, out: Path, decay: float, source: Source | None = None
 ) -> Path:
@@ -165,7 +171,7 @@ def save_final(
     final = out / ("final" if decay == config.ema[0] else f"final_ema_{decay}")
     save_model(final, model, tokenizer, torch.float32)
     options = dataclasses.asdict(config)
-    local = [n for n in PATHS if isinstance(options[n], str) and Path(options[n]).expanduser().exists()]
+    local = [n for n in PATHS if isinstance(options[n], str) and _is_place(options[n])]
     record = {"ecar": __version__, "torch": torch.__version__, **options, "ema": decay, "local_paths": local}
     if source is not None:
         record["source"] = source.record()
