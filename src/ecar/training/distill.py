@@ -71,8 +71,6 @@ class Teacher:
         """
         model = _frozen("--init-from", source.name, source.fingerprint, student)
         scales, starts, steps = check_distill(config, source.config, student)
-        if not student.num_classes and scales != (1.0,) * len(scales):
-            raise ValueError("--distill: guidance needs classes, and the data have no labels")
         halving = source.config.sampling is not None and source.config.sampling.fixed_steps
         guide, away = None, ()
         if config.distill_guide is not None:
@@ -185,8 +183,11 @@ def check_distill(
     return scales, starts, steps
 
 
-def check_classes(name: str, teacher: ModelConfig, names: tuple[str, ...]) -> None:
-    """ValueError where the data have classes that the teacher ``name`` was not trained on."""
+def check_classes(config: TrainConfig, teacher: ModelConfig, names: tuple[str, ...]) -> None:
+    """ValueError where the data have classes that the teacher was not trained on, or none that guidance could use."""
+    name, (scales, _, _) = config.init_from, check_distill(config, teacher, teacher)
+    if not names and any(scale != 1 for scale in scales):
+        raise ValueError("--distill: guidance needs classes, and the data have no labels")
     student = teacher.replace(num_classes=len(names), class_names=names)
     known = class_rows(teacher, student)
     if missing := [repr(label) for row, label in enumerate(names) if row not in known]:

@@ -142,7 +142,7 @@ class Source:
     def check_classes(self, config: TrainConfig, names: tuple[str, ...]) -> None:
         """ValueError where it is to teach classes of the data that it does not know."""
         if config.distill:
-            check_classes(self.name, self.config, names)
+            check_classes(config, self.config, names)
 
     def build(self, config: TrainConfig, model: ModelConfig) -> StageModel:
         """The model that is trained, filled from the source; with LoRA matrices where these are asked for. A resumed

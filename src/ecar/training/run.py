@@ -60,13 +60,16 @@ _FOLLOW = {
 
 
 def check_same_options(
-    path: Path, options: dict[str, object], defaults: dict[str, object] | None = None, allowed: tuple[str, ...] = ()
+    path: Path,
+    options: dict[str, object],
+    defaults: dict[str, object] | None = None,
+    allowed: tuple[str, ...] | None = None,
 ) -> str:
     """Write ``options`` to ``path``; where a checkpoint depends on what is there, only compare with that.
 
     Args:
         defaults: what an option that is newer than the run there stood for.
-        allowed: options that may differ.
+        allowed: options that may differ; None: a run of which none may.
 
     Returns:
         What differs, in words; empty if nothing does.
@@ -80,8 +83,9 @@ def check_same_options(
         single = {k for k, v in before.items() if isinstance(now.get(k), list) and isinstance(v, int | float)}
         before |= {k: [before[k]] for k in single}  # options that became lists
         changed = differences(before, now)
-        if refused := differences(before, {k: v for k, v in now.items() if k not in allowed}):
-            raise ValueError(f"{path.parent} holds a run with other options ({refused}); choose another --out")
+        if refused := differences(before, {k: v for k, v in now.items() if k not in (allowed or ())}):
+            how = ", or allow the change (--allow-change)" if allowed is not None else ""
+            raise ValueError(f"{path.parent} holds a run with other options ({refused}); choose another --out{how}")
     else:
         write_options(path, now)
     return changed
