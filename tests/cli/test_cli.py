@@ -214,3 +214,14 @@ def test_new_users_folder_trains_resumes_and_samples_by_name(tmp_path: Path) -> 
     assert [line["step"] for line in log if "start" in line] == [0, 10]
     sampled = ecar("sample", tmp_path / "run" / "final", "--classes", "blue,red", "--out", tmp_path / "x.png")
     assert sampled.returncode == 0, sampled.stderr
+
+
+def test_a_warning_is_one_line_without_its_place_in_the_source(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ecar.cli.main import main
+
+    out = str(tmp_path / "x.png")
+    assert main(["sample", "fashion", "--steps", "1,1", "--per-class", "1", "--classes", "Bag", "--out", out]) == 0
+    told = [line for line in capsys.readouterr().err.splitlines() if "distilled for" in line]
+    assert told == ["WARNING: this model was distilled for (5, 3) euler steps; others give worse images"]

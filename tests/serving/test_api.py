@@ -15,6 +15,7 @@ from ecar.serving.app import create_app
 from ecar.serving.config import Limits
 from ecar.serving.engine import Engine
 from ecar.serving.metrics import Metrics
+from ecar.serving.order import _class_id
 from ecar.tokenizers import PixelTokenizer
 from served import make_engine
 
@@ -271,3 +272,10 @@ def test_answers_forbid_foreign_scripts_and_framing(api: TestClient) -> None:
             and headers["x-content-type-options"] == "nosniff"
         )
         assert "access-control-allow-origin" not in headers
+
+
+def test_a_class_of_a_long_name_is_found_by_it() -> None:
+    """The prompt was shortened, for messages, before it was looked up."""
+    name = "x" * 250
+    pipe = Pipeline(random_model(tiny_config(class_names=("cat", name, "dog"))), PixelTokenizer(factor=1))
+    assert _class_id(name, pipe) == 1

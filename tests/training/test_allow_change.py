@@ -12,6 +12,7 @@ from test_training import lines, options
 
 from ecar.training import loop
 from ecar.training.config import TrainConfig
+from ecar.training.run import _is_place
 
 
 def test_named_options_change_and_the_log_says_so(
@@ -105,3 +106,14 @@ def test_a_run_without_its_options_is_not_taken_for_a_new_one(digits_folder: Pat
     (tmp_path / "run" / "train.json").unlink()
     with pytest.raises(ValueError, match=r"train\.json: cannot be read .*restore it"):
         loop.train(options(digits_folder, tmp_path / "run", max_steps=2, batch_size=4))
+
+
+def test_a_pattern_of_files_is_a_place_on_the_machine(tmp_path: Path) -> None:
+    """It was published with its folders: no file has that name."""
+    assert _is_place("client/j*.tar") and _is_place(str(tmp_path)) and not _is_place("owner/name")
+
+
+def test_context_noise_that_is_no_number_is_refused(digits_folder: Path, tmp_path: Path) -> None:
+    """Five steps without a finite loss later, the advice was a lower learning rate."""
+    with pytest.raises(ValueError, match="context_noise must be a number of at least 0"):
+        loop.train(options(digits_folder, tmp_path / "run", context_noise=float("nan")))
