@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from ecar.config import PATHS, CardOptions
+from ecar.data.files import read_json
 from ecar.model import build_model
 from ecar.remote import check_repo_id, hub_reason
 from ecar.sampling.pictures import grid
@@ -129,10 +130,7 @@ def training_record(source: Path | None) -> dict[str, Any]:
     path = source / "training.json" if source else None
     if path is None or not path.exists():
         return {}
-    try:
-        everything = dict(json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}: cannot be read ({error}); delete it, and the card leaves the training out") from None
+    everything = read_json(path, "delete it, and the card leaves the training out")
     record = {k: v for k, v in everything.items() if k not in _PRIVATE}
     local = record.pop("local_paths", [])
     places = [(record, name, name) for name in PATHS] + [(record.get("source", {}), "name", "init_from")]

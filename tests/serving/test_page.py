@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -163,31 +164,33 @@ def test_page_fits_a_phone_and_the_dark(page: Page) -> None:
     assert min(heights) >= 40  # a finger needs that much
 
 
-def test_page_asks_for_a_key_where_the_server_wants_one(browser, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    (tmp_path / "keys").write_text("let-me-in\n")
-    server = ServerProcess("--keys-file", tmp_path / "keys")
+@contextmanager
+def opened(browser, *arguments: object) -> Iterator[tuple[ServerProcess, Page]]:  # type: ignore[no-untyped-def]
+    """A ready server of its own, and its page."""
+    server = ServerProcess(*arguments)
     try:
         while httpx.get(f"{server.url}/ready").status_code != 200:
             pass
         page = browser.new_page()
         page.goto(server.url)
+        yield server, page
+    finally:
+        server.stop()
+
+
+def test_page_asks_for_a_key_where_the_server_wants_one(browser, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "keys").write_text("let-me-in\n")
+    with opened(browser, "--keys-file", tmp_path / "keys") as (_, page):
         page.locator("#key").fill("let-me-in")
         page.locator("#key").press("Tab")
         page.wait_for_selector("#classes input", state="attached")
         page.get_by_role("button", name="Generate").click()
         page.wait_for_selector('figure[data-state="finished"]')
-    finally:
-        server.stop()
 
 
 def images_of(browser, model: Path) -> tuple[list[str], list[str]]:  # type: ignore[no-untyped-def]
     """What the untouched form draws (data of the PNGs), and what the API draws without settings."""
-    server = ServerProcess(model)
-    try:
-        while httpx.get(f"{server.url}/ready").status_code != 200:
-            pass
-        page = browser.new_page()
-        page.goto(server.url)
+    with opened(browser, model) as (server, page):
         page.wait_for_selector("#classes input", state="attached")
         prompt = page.evaluate("document.querySelector('#classes label').textContent")
         page.locator("#count").fill("2")
@@ -197,8 +200,6 @@ def images_of(browser, model: Path) -> tuple[list[str], list[str]]:  # type: ign
         body = {"prompt": prompt, "n": 2, "seed": 0}
         told = httpx.post(f"{server.url}/v1/images/generations", json=body).json()["data"]
         return shown, [image["b64_json"] for image in told]
-    finally:
-        server.stop()
 
 
 def test_the_untouched_form_draws_with_the_models_own_guidance(browser, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
@@ -221,12 +222,7 @@ def test_other_steps_than_a_model_was_distilled_for_are_said_to_be_worse(browser
     """They were taken without a word."""
     own = SamplingConfig(steps=(3, 2, 2), guidance=(1.0, 1.0, 1.0), solver="euler", fixed_steps=True)
     save_model(tmp_path / "m", random_model(tiny_config(sampling=own)), PixelTokenizer(factor=1))
-    server = ServerProcess(tmp_path / "m")
-    try:
-        while httpx.get(f"{server.url}/ready").status_code != 200:
-            pass
-        page = browser.new_page()
-        page.goto(server.url)
+    with opened(browser, tmp_path / "m") as (_, page):
         page.wait_for_selector("#classes input", state="attached")
         note, first = page.locator("#steps-note"), page.locator("#steps input").first
         expect(note).to_be_hidden()
@@ -234,28 +230,20 @@ def test_other_steps_than_a_model_was_distilled_for_are_said_to_be_worse(browser
         expect(note).to_have_text("This model was made for 3 + 2 + 2 steps: others are worse.")
         first.fill("3")
         expect(note).to_be_hidden()
-    finally:
-        server.stop()
 
 
 def test_more_images_than_the_queue_holds_wait_for_their_turn(browser, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     """One class of ten images too many, and all of them were thrown away."""
     save_model(tmp_path / "m", random_model(tiny_config()), PixelTokenizer(factor=1))
-    server = ServerProcess(tmp_path / "m", "--max-batch", "1", "--max-queue", "10")
-    try:
-        while httpx.get(f"{server.url}/ready").status_code != 200:
-            pass
-        page, answers = browser.new_page(), list[int]()
+    answers = list[int]()
+    with opened(browser, tmp_path / "m", "--max-batch", "1", "--max-queue", "10") as (_, page):
         page.on("response", lambda response: answers.append(response.status))
-        page.goto(server.url)
         page.wait_for_selector("#classes input", state="attached")
         choose(page, "cat", "dog", "Red bird")
         page.locator("#count").fill("10")
         page.get_by_role("button", name="Generate").click()
         expect(page.locator("figure[data-state=finished]")).to_have_count(30, timeout=60_000)
         assert 429 in answers
-    finally:
-        server.stop()
 
 
 def test_classes_of_one_name_are_drawn_each(browser, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
@@ -263,12 +251,7 @@ def test_classes_of_one_name_are_drawn_each(browser, tmp_path: Path) -> None:  #
     save_model(
         tmp_path / "m", random_model(tiny_config(class_names=("crane", "dog", "crane"))), PixelTokenizer(factor=1)
     )
-    server = ServerProcess(tmp_path / "m")
-    try:
-        while httpx.get(f"{server.url}/ready").status_code != 200:
-            pass
-        page = browser.new_page()
-        page.goto(server.url)
+    with opened(browser, tmp_path / "m") as (_, page):
         page.wait_for_selector("#classes input", state="attached")
         for box in page.locator("#classes input").all():
             box.check()
@@ -277,5 +260,3 @@ def test_classes_of_one_name_are_drawn_each(browser, tmp_path: Path) -> None:  #
         expect(page.locator("figure[data-state=finished]")).to_have_count(3)
         shown = page.evaluate("[...document.querySelectorAll('figure img')].map((i) => i.src)")
         assert len(set(shown)) == 3
-    finally:
-        server.stop()

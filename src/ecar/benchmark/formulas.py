@@ -102,8 +102,10 @@ def sampling_flops(config: ModelConfig, settings: SamplingConfig) -> dict[str, l
         times = evaluation_times(settings.steps[k], settings.solver)
         passes, distinct = (sum(copies if t >= start else 1 for t in some) for some in (times, set(times)))
         again = (passes - distinct) * modulation_flops(config)
-        if copies == 2 and config.kind == "ecar":  # a time that no step begins at: embedded once for both halves
-            again += 2 * 2 * config.width**2 * len({t for t in times if t == 1})
+        if (
+            copies == 2 and config.kind == "ecar" and 1.0 in times
+        ):  # no step begins there: embedded once for both halves
+            again += 2 * 2 * config.width**2
         head.append(copies * embed - (copies - 1) * positions[k] + passes * step - again)
     return {"trunk": trunk, "head": head}
 

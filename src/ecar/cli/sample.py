@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -152,7 +151,9 @@ def run(arguments: Sequence[str]) -> None:
 
 def _columns(options: SampleOptions, count: int) -> int:
     """Of the sheet: a row per class; one class is about square."""
-    return options.per_class if count > options.per_class else math.ceil(math.sqrt(count))
+    from ecar.sampling.pictures import about_square
+
+    return options.per_class if count > options.per_class else about_square(count)
 
 
 def _scale(options: SampleOptions, width: int) -> int:

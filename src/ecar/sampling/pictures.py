@@ -28,9 +28,14 @@ def to_pil(images: Tensor) -> list[Image.Image]:
     return [Image.fromarray(array) for array in to_uint8(images)]
 
 
+def about_square(count: int) -> int:
+    """Columns of a grid of ``count`` images."""
+    return math.ceil(math.sqrt(count))
+
+
 def grid(images: list[Image.Image], columns: int | None = None, *, scale: int = 1) -> Image.Image:
     """Images of one size side by side, row by row, enlarged ``scale`` times (nearest)."""
-    columns = columns or math.ceil(math.sqrt(len(images)))
+    columns = columns or about_square(len(images))
     width, height = images[0].size
     sheet = Image.new("RGB", (columns * width, -(-len(images) // columns) * height), "black")
     for index, image in enumerate(images):
