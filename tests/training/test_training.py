@@ -357,7 +357,7 @@ def trained_tokenizer(digits_folder: Path, tmp_path: Path) -> dict[str, Any]:
         "data": str(digits_folder), "resolution": 8, "batch_size": 8, "perceptual": 0.0, "max_steps": 4,
         "save_every": 2, "log_every": 1,
     }  # fmt: skip
-    sizes: dict[str, Any] = {"factor": 2, "widths": (8, 8), "depth": 1}
+    sizes: dict[str, Any] = {"channels": 3, "factor": 2, "widths": (8, 8), "depth": 1}
     train_tokenizer(TokenizerConfig(**common, **sizes, out=str(tmp_path / "first")))
     return common
 
@@ -403,6 +403,8 @@ def test_a_tokenizer_run_that_started_from_another_resumes_bit_for_bit(
         ({"freeze_encoder": True}, "freeze_encoder needs init_from"),
         ({"init_from": "pixels:2"}, "is a pixels tokenizer"),
         ({"init_from": "first", "depth": 3}, "has depth 1, not 3"),
+        ({"init_from": "first", "factor": 8}, "has factor 2, not 8"),
+        ({"init_from": "first", "channels": 4}, "has channels 3, not 4"),  # 4: what those get who say nothing
     ],
 )
 def test_wrong_starts_of_a_tokenizer_are_refused_before_images_are_read(

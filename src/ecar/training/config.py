@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ecar.config import MODEL_KINDS, JsonConfig, Side
 
+_TOKENIZER_SIZES = {"channels": 4, "factor": 4, "widths": (32, 64, 128), "depth": 2}
 _DEFAULTS = {"model": "ecar", "preset": "ti", "resolution": (32,), "rho": 0.7, "prediction": "v", "context_noise": 0.3}
 
 # What --allow-change may name: all but the shapes of weights and optimizers. The last three are properties of the data.
@@ -226,6 +227,8 @@ class TrainConfig(JsonConfig):
             raise ValueError("distill_guide_scale needs distill_guide, the model that it leads away from")
         if not self.distill and any(options):
             raise ValueError("distill_guidance, distill_guidance_from, distill_guide and distill_steps need --distill")
+        if self.distill_steps and any(self.t_mean):
+            raise ValueError("distill_steps trains at the times where its steps start: leave out t_mean")
         if self.distill_substeps < 1 or (self.distill_substeps > 1 and not self.distill_steps):
             raise ValueError(f"distill_substeps is at least 1, and 1 without distill_steps: {self.distill_substeps}")
 
@@ -291,14 +294,14 @@ class TokenizerConfig:
     (--decoder)."""
     resolution: int = 32
     """Side of the training images in pixels."""
-    channels: int = 4
-    """Latent channels."""
-    factor: int = 4
-    """Pixels per latent position, along each side; a power of two."""
-    widths: tuple[int, ...] = (32, 64, 128)
-    """Channels per level from the image side inwards; log2(factor) + 1 of them."""
-    depth: int = 2
-    """Residual blocks per decoder level."""
+    channels: int | None = None
+    """Latent channels; default 4."""
+    factor: int | None = None
+    """Pixels per latent position, along each side; a power of two; default 4."""
+    widths: tuple[int, ...] = ()
+    """Channels per level from the image side inwards, log2(factor) + 1 of them; default 32 64 128."""
+    depth: int | None = None
+    """Residual blocks per decoder level; default 2."""
     max_steps: int = 4000
     """Optimizer steps."""
     batch_size: int = 128
@@ -328,15 +331,14 @@ class TokenizerConfig:
     """Device to train on: auto (cuda where there is one), cpu, cuda, mps."""
 
     def __post_init__(self) -> None:
-        for name in ("resolution", "channels", "max_steps", "batch_size", "save_every", "log_every"):
+        for name in ("resolution", "max_steps", "batch_size", "save_every", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.factor < 2 or self.factor & (self.factor - 1):
-            raise ValueError(f"factor must be a power of two of at least 2, got {self.factor}")
-        if len(self.widths) != self.factor.bit_length():
-            raise ValueError(f"widths needs {self.factor.bit_length()} entries for factor {self.factor}: {self.widths}")
-        if min(self.widths) < 1 or self.depth < 1:
-            raise ValueError(f"widths and depth must be at least 1, got {self.widths} and {self.depth}")
+        if self.init_from is None:  # else they are those of the tokenizer there
+            for name, value in _TOKENIZER_SIZES.items():
+                if getattr(self, name) in (None, ()):
+                    object.__setattr__(self, name, value)
+            self._check_sizes()
         weights = self.scale_levels, self.scale_consistency, self.perceptual, self.latent_noise, self.adversarial
         if not (all(0 <= w < math.inf for w in weights) and 0 < self.lr < math.inf):
             raise ValueError(
@@ -350,9 +352,23 @@ class TokenizerConfig:
         if self.init_from is None:
             self.check_resolution()
 
+    def _check_sizes(self) -> None:
+        """ValueError unless channels, factor, widths and depth, all filled in, make a network."""
+        assert self.channels is not None and self.factor is not None and self.depth is not None
+        for name in ("channels", "depth"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.factor < 2 or self.factor & (self.factor - 1):
+            raise ValueError(f"factor must be a power of two of at least 2, got {self.factor}")
+        if len(self.widths) != self.factor.bit_length() or min(self.widths) < 1:
+            raise ValueError(
+                f"widths needs {self.factor.bit_length()} positive entries for factor {self.factor}, got {self.widths}"
+            )
+
     def check_resolution(self) -> None:
         """ValueError unless the latents of the images pool as often as asked for. With ``init_from`` the trainer calls
         it, when ``factor`` is that of the tokenizer there."""
+        assert self.factor is not None
         smallest = self.factor * 2 ** (self.scale_levels if self.scale_consistency else 0)
         if self.resolution % smallest:
             raise ValueError(f"resolution {self.resolution} does not divide by {smallest} (factor and pooling levels)")

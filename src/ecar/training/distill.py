@@ -170,6 +170,8 @@ def check_distill(
             "--distill has nothing to do: the teacher's guidance is 1 (see --distill-guidance, --distill-guide, "
             "--distill-steps)"
         )
+    if scales == plain and any(config.distill_guidance_from):
+        raise ValueError("--distill-guidance-from acts with guidance, and the teacher's is 1 (see --distill-guidance)")
     if scales != plain and not teacher.num_classes:
         raise ValueError("--distill: guidance needs classes, and the teacher was trained without labels")
     if config.distill_substeps > 1 and own is not None and own.fixed_steps:

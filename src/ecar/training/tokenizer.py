@@ -121,6 +121,7 @@ def _train(config: TokenizerConfig, out: Path, stop: StopRequest) -> ConvTokeniz
     if given is not None and given.image_channels == 1 and not grey:
         raise ValueError(f"--init-from {config.init_from} is for grey images, and those of {config.data} are coloured")
     torch.manual_seed(config.seed)
+    assert config.channels is not None and config.factor is not None and config.depth is not None
     tokenizer = given or ConvTokenizer(
         channels=config.channels,
         factor=config.factor,
@@ -159,7 +160,7 @@ def _given(config: TokenizerConfig) -> ConvTokenizer | None:
         )
     for key in ("channels", "factor", "widths", "depth"):
         asked, own = getattr(config, key), getattr(tokenizer, key)
-        if asked not in (own, TokenizerConfig.__dataclass_fields__[key].default):
+        if asked not in (None, (), own):
             raise ValueError(f"--init-from {config.init_from} has {key} {own}, not {asked}: leave the option out")
     return tokenizer
 
@@ -247,6 +248,7 @@ def _draw(config: TokenizerConfig, images: np.ndarray, step: int) -> tuple[Tenso
     rows = torch.randint(len(images), (config.batch_size,), generator=generator).numpy()
     batch = torch.from_numpy(to_signed(images[rows])).permute(0, 3, 1, 2)
     batch = batch.to(config.device, memory_format=torch.channels_last)
+    assert config.channels is not None and config.factor is not None
     side, noise = config.resolution // config.factor, []
     for level in range(1 + config.scale_levels):
         shape = (config.batch_size, config.channels, side >> level, side >> level)
