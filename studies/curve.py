@@ -5,8 +5,8 @@
 
 A setting is STEPS[:GUIDANCE[:SOLVER[:WHERE[:FROM]]]] with WHERE velocity or tokens and FROM the time from which it
 acts. Lines for the floor (training images) and for the tokenizer's reconstructions come first. --teacher-forced also
-samples the last stage from the real maps of the stages before: the gap to free running is exposure bias, what remains
-is the head's own error.
+samples the last stage from the maps that training images have in the stages before, of the same classes in the same
+order: the gap to free running is what these stages do wrong, and what remains the last one's own error.
 Settings that the file already holds are not run again.
 
 With --guide WEAK/final a setting has one more part, STEPS:GUIDANCE:SOLVER:velocity:FROM:AWAY, and the model is sampled
@@ -128,6 +128,19 @@ def draw(
     return Samples(torch.cat(parts), labels), seconds
 
 
+def one_of_each(labels: Tensor, num: int, classes: int) -> Tensor:
+    """Indices (num,) of different images, chosen at random, the i-th of class i modulo ``classes``: as samples are.
+
+    Raises:
+        ValueError: a class has too few.
+    """
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    found = [order[labels[order] == c] for c in range(classes)]
+    if any(len(images) < len(range(c, num, classes)) for c, images in enumerate(found)):
+        raise ValueError(f"--teacher-forced needs {num} training images with as many of each class")
+    return torch.stack([found[i % classes][i // classes] for i in range(num)])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True)
@@ -185,6 +198,13 @@ def main() -> None:
             file.write(json.dumps(record | about) + "\n")
 
     train, labels, _ = read_images(args.train_data, "train", height, width, None)
+    forced_from = None
+    if args.teacher_forced:
+        try:
+            those = one_of_each(labels, args.num, pipe.model.config.num_classes)
+        except ValueError as error:
+            parser.error(str(error))
+        forced_from = train[those], labels[those]
     order = chosen(len(train), args.num)
     train, labels = train[order], labels[order]
     if "floor" not in done:
@@ -197,7 +217,7 @@ def main() -> None:
             if name in done:
                 continue
             teacher = None if guide is None else parse_teacher(text, pipe, guide)
-            samples, seconds = draw(pipe, wanted, args.num, (train, labels) if forced else None, teacher)
+            samples, seconds = draw(pipe, wanted, args.num, forced_from if forced else None, teacher)
             more: dict[str, object] = {"sampling": wanted.to_json(), "seconds_per_image": seconds / args.num}
             if teacher is None:
                 more["flops"] = sampling_flops(pipe, wanted)

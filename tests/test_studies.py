@@ -88,6 +88,15 @@ def test_a_guided_teacher_is_not_sampled_under_the_name_of_real_maps(
     assert "--teacher-forced does not go with --guide" in capsys.readouterr().err
 
 
+def test_images_given_to_the_last_stage_are_of_the_classes_of_the_samples_beside_them() -> None:
+    """They were a random choice of other classes, and looked worse than free samples where they are better."""
+    curve, labels = load("curve"), torch.tensor([2, 0, 1, 1, 0, 0, 2, 1, 0, 0])
+    those = curve.one_of_each(labels, 8, 3)
+    assert labels[those].tolist() == [0, 1, 2, 0, 1, 2, 0, 1] and len(set(those.tolist())) == 8
+    with pytest.raises(ValueError, match="as many of each class"):
+        curve.one_of_each(labels, 9, 3)
+
+
 def line(setting: str, weights: str, cost: float, distance: float, accuracy: float, **more: object) -> str:
     record: dict[str, object] = {
         "setting": setting, "FD-EffNetLite0": distance, "classifier_accuracy": accuracy, "weights": weights,
