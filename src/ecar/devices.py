@@ -18,4 +18,6 @@ def resolve_device(name: str) -> str:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"device {name!r} cannot be used here ({reason}); try auto or cpu") from None
+    if name.startswith("cuda:"):  # events, streams and graphs are made on the current device, not on that of the work
+        torch.cuda.set_device(name)
     return name

@@ -169,6 +169,26 @@ def test_a_single_stage_is_guided_as_dit_is(tmp_path: Path) -> None:
     assert head() > 1.9 * head("--no-guidance")
 
 
+def test_missing_tools_are_named_before_anything_is_measured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """g++ was missed after minutes, matplotlib after all measurements."""
+    monkeypatch.setattr("ecar.cli.bench.find_spec", lambda _: None)
+    monkeypatch.setattr("ecar.cli.bench.shutil.which", lambda _: None)
+    for wanted, word in ((["--plot", "cost.png"], "matplotlib"), (["--optimized", "--device", "cpu"], "g++")):
+        assert main(["bench", *wanted]) == 2
+        assert word in capsys.readouterr().err
+
+
+def test_default_steps_of_larger_images_are_those_of_their_stages(tmp_path: Path) -> None:
+    """From one stage on they were 8 + 8 + 8: taken for one number that stands for all."""
+    out = tmp_path / "bench.json"
+    small = ["--preset", "nano", "--resolution", "64", "--batch", "1", "--repeats", "0", "--stages", "1"]
+    assert main(["bench", *small, "--no-guidance", "--out", str(out)]) == 0
+    rows = json.loads(out.read_text())["by_resolution"]["ecar"]["rows"]
+    assert [row["steps"] for row in rows] == [[8], [8, 4], [8, 4, 4]]
+
+
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
@@ -185,6 +205,9 @@ def test_a_single_stage_is_guided_as_dit_is(tmp_path: Path) -> None:
         (["--batch", "--repeats", "0"], "one number at least"),
         (["--peer-steps"], "one number at least"),
         (["--factor", "12", "--resolution", "96", "--peer-factor", "12", "--decoder", "tiny"], "power of two"),
+        (["--distilled", "--guide-last"], "takes no guidance pass"),
+        (["--no-guidance", "--distilled"], "leaves nothing to --distilled"),
+        (["--repeats", "0", "--decoder", "kl"], "measures nothing"),
     ],
 )
 def test_wrong_input_exits_with_2(arguments: list[str], word: str, capsys: pytest.CaptureFixture[str]) -> None:

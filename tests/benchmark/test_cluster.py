@@ -42,6 +42,14 @@ def test_fsdp_splits_the_states_and_pays_with_traffic() -> None:
     assert traffic == [2, 3, 12, 2]  # slices are reduced in every pass
 
 
+def test_only_the_last_backward_pass_hides_the_traffic_of_whole_gradients() -> None:
+    """Accumulating was said to halve the bandwidth that hides it."""
+    one, two = (run(accumulate=n)["network_gbs_to_hide_it"] for n in (1, 2))
+    assert one == two > 0
+    slices = [run(parallel="fsdp", accumulate=n)["network_gbs_to_hide_it"] for n in (1, 2)]
+    assert slices[0] == slices[1]  # twice the traffic in twice the time
+
+
 def test_one_device_needs_no_network_and_the_published_run_fails_as_often_as_it_did() -> None:
     assert run(devices=1)["network_bytes_per_device_per_update"] == 0
     days = 54 * 86_400 * 16_384 * 1e12 / 1e9  # images that take 54 days there

@@ -71,6 +71,8 @@ def cluster(
     # Slices are gathered twice and reduced in each pass; whole gradients are reduced (there and back) once an update.
     passes = 3 * plan.accumulate if plan.parallel == "fsdp" else 2
     traffic = round(passes * alone * 4 * parameters)
+    # Behind the backward passes; whole gradients are complete, and travel, in the last one only.
+    hidden = update * 2 / 3 / (1 if plan.parallel == "fsdp" else plan.accumulate)
     checkpoint, latent = 16 * parameters, 2 * 2 * config.channels * height * width
     failures = FAILURES_PER_DEVICE_HOUR * plan.devices * seconds / 3600
     lost = 60 * (plan.save_minutes / 2 + plan.restart_minutes)
@@ -90,7 +92,7 @@ def cluster(
             "total, blocks recomputed": states + kept,
         },
         "network_bytes_per_device_per_update": traffic,
-        "network_gbs_to_hide_it": round(traffic / (update * 2 / 3) / 1e9, 3),  # behind the backward passes
+        "network_gbs_to_hide_it": round(traffic / hidden / 1e9, 3),
         "checkpoint_bytes": checkpoint,
         "checkpoint_seconds": {"blocking": round(write, 2), "share_of_time": round(write / 60 / plan.save_minutes, 5)},
         "latents": {

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -286,8 +289,32 @@ def _check(options: BenchOptions) -> None:
             raise ValueError(f"{name} must be at least 1, got {depth}")
     for text in options.curve:
         _steps(text, options.stages)
+    _check_useful(options)
     if options.resolution % options.factor or options.resolution % (options.peer_factor * options.peer_patch):
         raise ValueError(f"--resolution {options.resolution} does not divide by the latents' factors")
+
+
+def _check_useful(options: BenchOptions) -> None:
+    """ValueError for options that would do nothing beside others, and for tools that are missing."""
+    if not options.guidance and (options.distilled or options.guide_last):
+        raise ValueError("--no-guidance leaves nothing to --distilled and --guide-last: leave these out")
+    if options.distilled and options.guide_last:
+        raise ValueError("--distilled takes no guidance pass in any stage: leave out --guide-last")
+    if not options.repeats and (options.optimized or options.cuda_graphs or options.decoder != "none"):
+        raise ValueError("--repeats 0 measures nothing: leave out --optimized, --cuda-graphs and --decoder")
+    if options.plot is not None and find_spec("matplotlib") is None:
+        raise ValueError("--plot needs matplotlib; install it with: pip install matplotlib")
+    on_cpu = options.device == "cpu" or (options.device == "auto" and not _has_cuda())
+    if options.optimized and on_cpu and shutil.which(os.environ.get("CXX", "g++")) is None:
+        raise ValueError("--optimized compiles, which on CPU needs g++; install it, or name another compiler in CXX")
+    if options.optimized and not on_cpu and find_spec("torchao") is None:
+        raise ValueError("--optimized measures int8 too, which on a GPU needs torchao; install it: pip install torchao")
+
+
+def _has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def _ecar(options: BenchOptions, resolution: int) -> tuple[ModelConfig, SamplingConfig]:
@@ -306,8 +333,9 @@ def _ecar(options: BenchOptions, resolution: int) -> tuple[ModelConfig, Sampling
     depths = {"trunk_depth": options.trunk_depth, "head_depth": options.head_depth}
     depths = {name: depth for name, depth in depths.items() if depth is not None}
     config = config.replace(head_window=options.head_window, trunk_window=options.trunk_window, **depths)
-    steps = options.steps or default_steps(options.stages)
-    steps = steps * stages if len(steps) == 1 else steps + steps[-1:] * (stages - options.stages)
+    steps = options.steps or default_steps(stages)
+    if options.steps:
+        steps = steps * stages if len(steps) == 1 else steps + steps[-1:] * (stages - options.stages)
     scale = 1.5 if options.guidance and not options.distilled else 1.0
     guidance = (scale,) * stages if options.guide_last else coarse_guidance(scale, stages)
     settings = SamplingConfig(steps=steps, guidance=guidance, solver="ab2")

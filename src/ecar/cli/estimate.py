@@ -69,6 +69,9 @@ def run(arguments: Sequence[str]) -> None:
     positive = options.images, options.epochs, options.tflops, options.devices, options.batch_size, options.classes
     if not all(0 < value < math.inf for value in positive):  # so nan fails too
         raise ValueError("--images, --epochs, --tflops, --devices, --batch-size and --classes must be positive numbers")
+    rate = 1e12 * options.tflops * options.devices
+    if not 0 < rate < math.inf or not options.images * options.epochs / rate * 1e18 < math.inf:
+        raise ValueError("--tflops, --devices, --images and --epochs: these give times that are no numbers")
     check_dtype(options.dtype)
     if options.factor < 1 or options.patch < 1 or options.resolution % (options.factor * options.patch):
         raise ValueError(
@@ -100,7 +103,6 @@ def run(arguments: Sequence[str]) -> None:
     check_settings(settings, stages)
     share = shares(options.stage_share, stages)
     record = estimate(config, settings, batch=options.batch_size, share=share, bf16=options.dtype == "bf16")
-    rate = 1e12 * options.tflops * options.devices
     training, sampling = record["training_flops_per_image"], record["sampling_flops_per_image"]
     memory, parameters = record["training_memory_bytes"], record["parameters"]
     assert isinstance(training, int) and isinstance(sampling, dict)
