@@ -165,8 +165,8 @@ def decoder_cost(kind: str, side: Side, batch: int, resolution: int) -> dict[str
     latent = config.stages.sides[-1]
     doublings = (resolution // latent[0]).bit_length() - 1
     if kind == "kl":
-        widths = (128,) * max(1, doublings - 2) + (256, 256, 512) if doublings > 3 else (128, 256, 512, 512)
-        widths = widths[: doublings + 1]  # of f4: 128, 256, 512
+        few = (128, 256, 512, 512)[: doublings + 1]  # f4: three of them
+        widths = (128,) * (doublings - 2) + (256, 256, 512) if doublings > 3 else few
         decoder = AutoencoderKL(
             down_block_types=("DownEncoderBlock2D",) * len(widths),
             up_block_types=("UpDecoderBlock2D",) * len(widths),

@@ -102,9 +102,8 @@ def sampling_flops(config: ModelConfig, settings: SamplingConfig) -> dict[str, l
         times = evaluation_times(settings.steps[k], settings.solver)
         passes, distinct = (sum(copies if t >= start else 1 for t in some) for some in (times, set(times)))
         again = (passes - distinct) * modulation_flops(config)
-        if (
-            copies == 2 and config.kind == "ecar" and 1.0 in times
-        ):  # no step begins there: embedded once for both halves
+        # No step begins at 1: that time is embedded once for both halves.
+        if copies == 2 and config.kind == "ecar" and 1.0 in times:
             again += 2 * 2 * config.width**2
         head.append(copies * embed - (copies - 1) * positions[k] + passes * step - again)
     return {"trunk": trunk, "head": head}

@@ -98,8 +98,7 @@ def run(arguments: Sequence[str]) -> None:
     from ecar.devices import resolve_device
 
     device, dtype = resolve_device(options.device), torch_dtype(options.dtype)
-    if options.cuda_graphs and not device.startswith("cuda"):
-        raise ValueError(f"--cuda-graphs needs a CUDA device, and this runs on {device}")
+    _check_tools(options, device)
     systems = {"ecar": lambda side: _ecar(options, side), "dit": lambda side: (_dit(options, side), _euler(options)[0])}
     by_resolution = cost_by_resolution(systems, options.resolution)  # first: it refuses what cannot be built
     record: dict[str, Any] = {
@@ -295,26 +294,26 @@ def _check(options: BenchOptions) -> None:
 
 
 def _check_useful(options: BenchOptions) -> None:
-    """ValueError for options that would do nothing beside others, and for tools that are missing."""
+    """ValueError for options that would do nothing beside others."""
     if not options.guidance and (options.distilled or options.guide_last):
         raise ValueError("--no-guidance leaves nothing to --distilled and --guide-last: leave these out")
     if options.distilled and options.guide_last:
         raise ValueError("--distilled takes no guidance pass in any stage: leave out --guide-last")
     if not options.repeats and (options.optimized or options.cuda_graphs or options.decoder != "none"):
         raise ValueError("--repeats 0 measures nothing: leave out --optimized, --cuda-graphs and --decoder")
+
+
+def _check_tools(options: BenchOptions, device: str) -> None:
+    """ValueError for what ``device`` cannot do, and for packages and compilers that are missing."""
+    on_cpu = device == "cpu"
+    if options.cuda_graphs and not device.startswith("cuda"):
+        raise ValueError(f"--cuda-graphs needs a CUDA device, and this runs on {device}")
     if options.plot is not None and find_spec("matplotlib") is None:
         raise ValueError("--plot needs matplotlib; install it with: pip install matplotlib")
-    on_cpu = options.device == "cpu" or (options.device == "auto" and not _has_cuda())
     if options.optimized and on_cpu and shutil.which(os.environ.get("CXX", "g++")) is None:
         raise ValueError("--optimized compiles, which on CPU needs g++; install it, or name another compiler in CXX")
     if options.optimized and not on_cpu and find_spec("torchao") is None:
         raise ValueError("--optimized measures int8 too, which on a GPU needs torchao; install it: pip install torchao")
-
-
-def _has_cuda() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
 
 
 def _ecar(options: BenchOptions, resolution: int) -> tuple[ModelConfig, SamplingConfig]:

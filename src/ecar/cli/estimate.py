@@ -70,7 +70,7 @@ def run(arguments: Sequence[str]) -> None:
     if not all(0 < value < math.inf for value in positive):  # so nan fails too
         raise ValueError("--images, --epochs, --tflops, --devices, --batch-size and --classes must be positive numbers")
     rate = 1e12 * options.tflops * options.devices
-    if not 0 < rate < math.inf or not options.images * options.epochs / rate * 1e18 < math.inf:
+    if not 0 < rate < math.inf or not options.images * options.epochs / rate * 1e18 < math.inf:  # an image takes less
         raise ValueError("--tflops, --devices, --images and --epochs: these give times that are no numbers")
     check_dtype(options.dtype)
     if options.factor < 1 or options.patch < 1 or options.resolution % (options.factor * options.patch):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from ecar.config import MODEL_KINDS, JsonConfig, Side
 
-_TOKENIZER_SIZES = {"channels": 4, "factor": 4, "widths": (32, 64, 128), "depth": 2}
+TOKENIZER_SIZES = {"channels": 4, "factor": 4, "widths": (32, 64, 128), "depth": 2}
 _DEFAULTS = {"model": "ecar", "preset": "ti", "resolution": (32,), "rho": 0.7, "prediction": "v", "context_noise": 0.3}
 
 # What --allow-change may name: all but the shapes of weights and optimizers. The last three are properties of the data.
@@ -162,9 +163,7 @@ class TrainConfig(JsonConfig):
     def __post_init__(self) -> None:
         if self.init_from is None:  # else the model's own are the defaults: ``finetune.with_defaults``
             stages = 1 if self.model == "dit" else 2
-            for name, value in {**_DEFAULTS, "stages": stages}.items():
-                if getattr(self, name) in (None, ()):
-                    object.__setattr__(self, name, value)
+            _fill_in(self, {**_DEFAULTS, "stages": stages})
         object.__setattr__(self, "allow_change", tuple(key.replace("-", "_") for key in self.allow_change))
         if unknown := set(self.allow_change) - CHANGEABLE:
             raise ValueError(
@@ -279,6 +278,13 @@ def shares(given: tuple[float, ...], stages: int) -> tuple[float, ...]:
     return share
 
 
+def _fill_in(config: TrainConfig | TokenizerConfig, defaults: dict[str, Any]) -> None:
+    """``defaults`` in the place of what was left open."""
+    for name, value in defaults.items():
+        if getattr(config, name) in (None, ()):
+            object.__setattr__(config, name, value)
+
+
 @dataclass(frozen=True, kw_only=True)
 class TokenizerConfig:
     """Options of ``ecar tokenizer``."""
@@ -335,9 +341,7 @@ class TokenizerConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.init_from is None:  # else they are those of the tokenizer there
-            for name, value in _TOKENIZER_SIZES.items():
-                if getattr(self, name) in (None, ()):
-                    object.__setattr__(self, name, value)
+            _fill_in(self, TOKENIZER_SIZES)
             self._check_sizes()
         weights = self.scale_levels, self.scale_consistency, self.perceptual, self.latent_noise, self.adversarial
         if not (all(0 <= w < math.inf for w in weights) and 0 < self.lr < math.inf):

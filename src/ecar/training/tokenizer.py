@@ -36,7 +36,7 @@ from ecar.tokenizers.conv import ConvTokenizer
 from ecar.training.about import run_record
 from ecar.training.adversary import Adversary
 from ecar.training.checkpoint import load_checkpoint, restore_training, save_checkpoint, training_tensors
-from ecar.training.config import TokenizerConfig
+from ecar.training.config import TOKENIZER_SIZES, TokenizerConfig
 from ecar.training.ema import EMA
 from ecar.training.lock import run_lock
 from ecar.training.log import RunLog
@@ -111,7 +111,7 @@ def train_tokenizer(config: TokenizerConfig) -> ConvTokenizer:
 def _train(config: TokenizerConfig, out: Path, stop: StopRequest) -> ConvTokenizer:
     given = _given(config)
     if given is not None:
-        config = replace(config, channels=given.channels, factor=given.factor, widths=given.widths, depth=given.depth)
+        config = replace(config, **{name: getattr(given, name) for name in TOKENIZER_SIZES})
         config.check_resolution()
     free = ("out", "device", "save_every", "log_every")
     options = {**asdict(config), "init_from": given.fingerprint() if given else None}
@@ -158,7 +158,7 @@ def _given(config: TokenizerConfig) -> ConvTokenizer | None:
         raise ValueError(
             f"--init-from {config.init_from} is a {tokenizer.kind} tokenizer; only own ones can be trained"
         )
-    for key in ("channels", "factor", "widths", "depth"):
+    for key in TOKENIZER_SIZES:
         asked, own = getattr(config, key), getattr(tokenizer, key)
         if asked not in (None, (), own):
             raise ValueError(f"--init-from {config.init_from} has {key} {own}, not {asked}: leave the option out")
