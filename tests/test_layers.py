@@ -36,6 +36,7 @@ ALLOWED = {
         "sampling",
         "hub",
     },
+    "extrapolate.py": {"config", "data", "weights"},
     "transfer.py": {"config", "model", "stages"},
     "adapters.py": {"config", "model", "tensors", "transfer"},
     "data": {"config", "remote", "tokenizers", "data"},

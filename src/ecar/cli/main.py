@@ -18,6 +18,7 @@ VERBS = {
     "sample": "generate images from a model",
     "train": "train a model on images (the same command again resumes)",
     "tokenizer": "train the small convolutional autoencoder",
+    "extrapolate": "step away from what training on its own samples made of a model",
     "encode": "encode a data set to latents once",
     "data": "check a data set: broken, tiny, odd and duplicate images",
     "evaluate": "judge samples against real images",
@@ -96,7 +97,7 @@ def _one_line(message: str) -> str:
 
 
 def _help() -> str:
-    lines = [f"  {verb:10} {text}" for verb, text in VERBS.items()]
+    lines = [f"  {verb:11} {text}" for verb, text in VERBS.items()]
     return "\n".join(
         [
             "usage: ecar COMMAND [options]        (ecar COMMAND --help lists the options)",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ecar.config import ModelConfig, SamplingConfig, StageConfig
-from ecar.data.latents import LatentTable, encode_source
+from ecar.data.latents import LatentTable, MemoryTable, encode_source
 from ecar.data.shards import is_cache, load_latents
 from ecar.data.source import load_source
 from ecar.presets import default_steps, get_preset
@@ -13,6 +13,7 @@ from ecar.stages import make_plan, pyramid, velocity_std
 from ecar.tokenizers import Tokenizer, load_tokenizer
 from ecar.training.config import TrainConfig
 from ecar.training.finetune import Source
+from ecar.training.own_samples import read_own_samples
 
 _STATISTICS_IMAGES = 5000
 
@@ -26,9 +27,11 @@ def load_table(config: TrainConfig, source: Source | None = None) -> tuple[Laten
     """The latents to train on: a cache as it is, or images encoded now, after every option has been checked. The
     tokenizer of ``source`` is the default."""
     own = source.tokenizer if source else None
+    if source is not None and config.own_samples:
+        return _own_table(config, source)
     if is_cache(config.data):
         table, tokenizer = load_latents(config.data)
-        _check_model(config, tokenizer, source)
+        check_model(config, tokenizer, source)
         if source is not None:
             source.check_classes(config, table.class_names)
         known = (table.tokenizer, table.encoder)
@@ -43,7 +46,7 @@ def load_table(config: TrainConfig, source: Source | None = None) -> tuple[Laten
             raise ValueError(f"--data {config.data} holds no mirrored images; encode with --flip")
         return table.part(flip=config.flip, images=config.max_images), tokenizer
     tokenizer = own if own is not None and config.tokenizer is None else load_tokenizer(config.tokenizer or "pixels")
-    _check_model(config, tokenizer, source)
+    check_model(config, tokenizer, source)
     images = load_source(config.data, max_images=config.max_images)
     if config.model == "dit" and not images.class_names:
         raise ValueError(f"--model dit needs classes; {config.data} has no labels")
@@ -52,7 +55,23 @@ def load_table(config: TrainConfig, source: Source | None = None) -> tuple[Laten
     return encode_source(images, tokenizer, config.image_side, flip=config.flip, device=config.device), tokenizer
 
 
-def _check_model(config: TrainConfig, tokenizer: Tokenizer, source: Source | None) -> None:
+def _own_table(config: TrainConfig, source: Source) -> tuple[LatentTable, Tokenizer]:
+    """The samples of the source that ``keep_own_samples`` drew."""
+    assert source.tokenizer is not None  # kept with the run: these latents are no cache
+    latents, labels, content = read_own_samples(config, source)
+    table = MemoryTable(
+        latents=latents[None],
+        labels=labels,
+        class_names=source.config.class_names,
+        image_side=source.config.image_side,
+        tokenizer=source.tokenizer.fingerprint(),
+        content=content,
+    )
+    return table, source.tokenizer
+
+
+def check_model(config: TrainConfig, tokenizer: Tokenizer, source: Source | None) -> None:
+    """ValueError where options, tokenizer and source make no model."""
     model = build_config(config, tokenizer)
     if source is not None:
         source.check(config, model)

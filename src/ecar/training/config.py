@@ -11,6 +11,8 @@ from ecar.config import MODEL_KINDS, JsonConfig, Side
 TOKENIZER_SIZES = {"channels": 4, "factor": 4, "widths": (32, 64, 128), "depth": 2}
 _DEFAULTS = {"model": "ecar", "preset": "ti", "resolution": (32,), "rho": 0.7, "prediction": "v", "context_noise": 0.3}
 
+OWN = "self:"  # data that are samples of the model itself
+
 # What --allow-change may name: all but the shapes of weights and optimizers. The last three are properties of the data.
 CHANGEABLE = {
     "data", "max_images", "flip", "batch_size", "warmup", "decay", "weight_decay", "ema", "label_dropout", "t_mean",
@@ -26,7 +28,7 @@ class TrainConfig(JsonConfig):
 
     data: str
     """Folder of images (class subfolders give labels), WebDataset tars, parquet file or folder, Hub data set id, or a
-    latent cache."""
+    latent cache; self:NUM: as many samples that --init-from draws by its own settings (see ecar extrapolate)."""
     out: str
     """Folder of the run. The same command again resumes."""
     allow_change: tuple[str, ...] = ()
@@ -219,6 +221,10 @@ class TrainConfig(JsonConfig):
                 raise ValueError("lora_rank needs init_from: the model whose weights stay as they are")
             if self.lora_rank < 1 or not (self.lora_alpha is None or self.lora_alpha > 0):
                 raise ValueError(f"lora_rank and lora_alpha must be positive: {self.lora_rank}, {self.lora_alpha}")
+        if self.data.startswith(OWN) and not self.own_samples:
+            raise ValueError(f"data {self.data}: {OWN} takes a number of samples, at least 1, as in {OWN}6144")
+        if self.own_samples and (self.init_from is None or self.tokenizer or self.flip or self.max_images):
+            raise ValueError(f"data {self.data} needs init_from, and goes without tokenizer, flip and max_images")
         if self.distill and (self.init_from is None or self.on_policy):
             raise ValueError("distill needs init_from, the teacher, and does not go together with on_policy")
         options = self.distill_guidance, self.distill_guidance_from, self.distill_steps, self.distill_guide
@@ -251,6 +257,12 @@ class TrainConfig(JsonConfig):
         object.__setattr__(self, "stage_share", share)
         object.__setattr__(self, "stage_weight", weight)
         object.__setattr__(self, "t_mean", t_mean)
+
+    @property
+    def own_samples(self) -> int:
+        """How many samples of its own the model trains on (``data`` is self:NUM); 0: it trains on data."""
+        number = self.data.removeprefix(OWN)
+        return int(number) if number != self.data and number.isdecimal() else 0
 
     @property
     def num_stages(self) -> int:

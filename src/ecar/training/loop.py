@@ -34,6 +34,7 @@ from ecar.training.log import RunLog, by_the_way
 from ecar.training.loss import Draws, StageLoss
 from ecar.training.memory import checkpoint_activations, memory_advice
 from ecar.training.optim import learning_rate, make_optimizers
+from ecar.training.own_samples import keep_own_samples
 from ecar.training.run import (
     check_max_steps,
     check_out,
@@ -76,6 +77,8 @@ def train(config: TrainConfig) -> Path:
         changed = check_out(config, out) if world.rank == 0 else ""
         check_divides(config.batch_size, rows_per_stage(config), world.size, config.accumulate)
         world.barrier()
+        if source is not None and config.own_samples:
+            world.from_first(lambda: keep_own_samples(config, source))
         table, tokenizer = load_table(config, source)
         torch.manual_seed(config.seed)
         wanted = with_data(build_config(config, tokenizer), table)

@@ -1,0 +1,92 @@
+"""Samples of a model as its training data (``ecar train --init-from MODEL --data self:NUM``).
+
+What a short training on them changes in the weights is, but for its sign, what the model lacks: ``ecar extrapolate``
+steps away from it (Neon, 2510.03597).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ecar.model import StageModel
+from ecar.sampling.loop import sample_latents
+from ecar.sampling.noise import draw_noise
+from ecar.tensors import write_tensors
+from ecar.training.config import TrainConfig
+from ecar.training.finetune import Source
+from ecar.weights import load_model
+
+_BATCH = 128
+_FIRST_SEED = 2**52  # far from those that evaluations count from 0: they would judge images that were trained on
+_FILE = "samples.safetensors"  # in RUN/init
+
+
+def keep_own_samples(config: TrainConfig, source: Source) -> None:
+    """Draw ``config.own_samples`` samples of the source and write them to ``RUN/init``, unless they are there.
+
+    Raises:
+        ValueError: a model that cannot be trained on what it draws, or the samples that a run began with are gone.
+    """
+    path, who = _kept(config, source)
+    if _metadata(path) == who:
+        return
+    if source.weights is None:
+        raise ValueError(f"{path}: not the samples that the run began with; restore them, or choose another --out")
+    if config.image_side != source.config.image_side:
+        raise ValueError(f"--data {config.data}: {source.name} draws images of {source.config.image_side}")
+    model, _ = load_model(source.name)
+    latents, labels = draw_own_samples(model, config)
+    path.parent.mkdir(exist_ok=True)
+    write_tensors(path, {"latents": latents, "labels": labels}, who)
+
+
+def read_own_samples(config: TrainConfig, source: Source) -> tuple[Tensor, Tensor, str]:
+    """What ``keep_own_samples`` wrote: latents (N, C, h, w) float16, labels (N,), and a fingerprint of them."""
+    path, who = _kept(config, source)
+    with safe_open(path, "pt") as file:
+        return file.get_tensor("latents"), file.get_tensor("labels"), "self " + " ".join(who.values())
+
+
+@torch.no_grad()
+def draw_own_samples(model: StageModel, config: TrainConfig) -> tuple[Tensor, Tensor]:
+    """``config.own_samples`` samples by the settings of ``model``, classes in turn: latents (N, C, h, w) float16 and
+    labels (N,), both on the CPU.
+
+    Raises:
+        ValueError: no settings to draw by, or a model distilled to fixed steps, whose velocities are means over them.
+    """
+    num, settings = config.own_samples, model.config.sampling
+    if settings is None or settings.fixed_steps:
+        why = "names no sampling settings" if settings is None else f"was distilled to {settings.steps} steps"
+        raise ValueError(f"--data {config.data}: the model {why}, so that it cannot learn from its own samples")
+    model = model.to(config.device).eval()
+    if config.compile:
+        model.compile_blocks()
+    labels = torch.arange(num) % max(1, model.config.num_classes)
+    first, parts = _FIRST_SEED + config.seed % 2**20 * 2**31, []
+    for rows in tqdm(torch.arange(num).split(_BATCH), desc="sampling", disable=None):
+        noise = draw_noise((first + rows).tolist(), model.plan, model.config.channels)
+        kind, bf16 = torch.device(config.device).type, config.dtype == "bf16"
+        with torch.autocast(kind, torch.bfloat16, enabled=bf16):
+            latents = sample_latents(model, labels[rows].to(config.device), noise, settings)
+        parts.append(latents.half().cpu())
+    return torch.cat(parts), labels
+
+
+def _kept(config: TrainConfig, source: Source) -> tuple[Path, dict[str, str]]:
+    """The file of a run's samples, and what its metadata say: who drew how many from which seeds."""
+    who = {"weights": source.fingerprint, "num": str(config.own_samples), "seed": str(config.seed)}
+    return Path(config.out).expanduser() / "init" / _FILE, who
+
+
+def _metadata(path: Path) -> dict[str, str] | None:
+    try:
+        with safe_open(path, "pt") as file:
+            return dict(file.metadata() or {})
+    except (OSError, SafetensorError):
+        return None
