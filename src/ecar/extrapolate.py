@@ -55,7 +55,8 @@ def extrapolate(name: str, away_from: str, scale: float, out: str, base: str | N
     if before == after:
         raise ValueError(f"{away_from} has the weights of {start}: there is nothing to step away from")
     model, tokenizer = load_model(name)
-    ours, (theirs, away) = _shape(model.config), (load_model(other)[0] for other in (start, away_from))
+    ours, theirs = _shape(model.config), model if base is None else load_model(base)[0]
+    away, _ = load_model(away_from)
     for other, config in ((start, theirs.config), (away_from, away.config)):
         if apart := differences(ours, _shape(config)):
             raise ValueError(f"{name} and {other} are not of one kind: they differ in {apart}")

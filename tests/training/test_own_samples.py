@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -76,8 +77,9 @@ def test_samples_of_other_options_are_drawn_again(tmp_path: Path, source: Path) 
         assert found is not None
         (out / "init").mkdir(parents=True, exist_ok=True)
         config = found.with_defaults(config)
-        own_samples.keep_own_samples(TrainConfig(**{**vars(config), "device": "cpu"}), found)
-        assert json.loads(json.dumps(own_samples._metadata(out / "init" / "samples.safetensors")))["seed"] == str(seed)
+        own_samples.keep_own_samples(dataclasses.replace(config, device="cpu"), found)
+        kept = own_samples._metadata(out / "init" / "samples.safetensors")
+        assert kept is not None and kept["seed"] == str(seed)
         latents, _, _ = own_samples.read_own_samples(config, found)
         assert len(latents) == config.own_samples
 
@@ -97,6 +99,13 @@ def test_own_samples_of_nothing_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         loop.train(own(tmp_path / "run", source, **changes))
+
+
+def test_options_are_checked_before_samples_are_drawn(tmp_path: Path, source: Path) -> None:
+    """A LoRA target that names no layer was found after minutes of sampling."""
+    with pytest.raises(ValueError, match="no_such_layer"):
+        loop.train(own(tmp_path / "run", source, lora_rank=2, lora_targets=("no_such_layer",)))
+    assert not (tmp_path / "run" / "init" / "samples.safetensors").exists()
 
 
 @pytest.mark.parametrize("sampling", [None, SamplingConfig(steps=(2, 1), guidance=(1.0, 1.0), fixed_steps=True)])

@@ -20,7 +20,7 @@ from ecar.devices import resolve_device
 from ecar.model import StageModel, build_model
 from ecar.tokenizers import Tokenizer
 from ecar.training.about import run_record
-from ecar.training.build import build_config, load_table, rows_per_stage, with_data
+from ecar.training.build import build_config, check_model, load_table, rows_per_stage, with_data
 from ecar.training.checkpoint import find_checkpoint, read_record, read_tensors, restore_training, training_tensors
 from ecar.training.config import TrainConfig
 from ecar.training.curves import LossCurves
@@ -78,6 +78,8 @@ def train(config: TrainConfig) -> Path:
         check_divides(config.batch_size, rows_per_stage(config), world.size, config.accumulate)
         world.barrier()
         if source is not None and config.own_samples:
+            assert source.tokenizer is not None
+            check_model(config, source.tokenizer, source)
             world.from_first(lambda: keep_own_samples(config, source))
         table, tokenizer = load_table(config, source)
         torch.manual_seed(config.seed)

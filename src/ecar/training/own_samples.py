@@ -13,13 +13,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ecar.model import StageModel
+from ecar.model import StageModel, build_model
 from ecar.sampling.loop import sample_latents
 from ecar.sampling.noise import draw_noise
 from ecar.tensors import write_tensors
 from ecar.training.config import TrainConfig
 from ecar.training.finetune import Source
-from ecar.weights import load_model
 
 _BATCH = 128
 _FIRST_SEED = 2**52  # far from those that evaluations count from 0: they would judge images that were trained on
@@ -39,7 +38,8 @@ def keep_own_samples(config: TrainConfig, source: Source) -> None:
         raise ValueError(f"{path}: not the samples that the run began with; restore them, or choose another --out")
     if config.image_side != source.config.image_side:
         raise ValueError(f"--data {config.data}: {source.name} draws images of {source.config.image_side}")
-    model, _ = load_model(source.name)
+    model = build_model(source.config)
+    model.load_state_dict(source.weights)
     latents, labels = draw_own_samples(model, config)
     path.parent.mkdir(exist_ok=True)
     write_tensors(path, {"latents": latents, "labels": labels}, who)
