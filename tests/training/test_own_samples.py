@@ -71,8 +71,9 @@ def test_samples_of_other_options_are_drawn_again(tmp_path: Path, source: Path) 
     out = tmp_path / "run"
     with pytest.raises(ValueError, match="log_every"):
         own(out, source, log_every=0)
-    for data, seed in (("self:4", 0), ("self:6", 0), ("self:6", 1)):
-        config = own(out, source, data, seed=seed)
+    drawn = []
+    for data, seed, steps in (("self:4", 0, ()), ("self:6", 0, ()), ("self:6", 1, ()), ("self:6", 1, (5, 5))):
+        config = own(out, source, data, seed=seed, own_steps=steps)
         found = loop.Source.find(config, out)
         assert found is not None
         (out / "init").mkdir(parents=True, exist_ok=True)
@@ -82,6 +83,8 @@ def test_samples_of_other_options_are_drawn_again(tmp_path: Path, source: Path) 
         assert kept is not None and kept["seed"] == str(seed)
         latents, _, _ = own_samples.read_own_samples(config, found)
         assert len(latents) == config.own_samples
+        drawn.append(latents)
+    assert not torch.equal(drawn[2], drawn[3])
 
 
 @pytest.mark.parametrize(
@@ -91,6 +94,8 @@ def test_samples_of_other_options_are_drawn_again(tmp_path: Path, source: Path) 
         ({"data": "self:0"}, "takes a number of samples"),
         ({"init_from": None}, "needs init_from"),
         ({"flip": True}, "goes without"),
+        ({"own_steps": (2, 3, 4, 5)}, "steps needs"),
+        ({"data": "images", "own_steps": (2,)}, "own_steps is for"),
         ({"resolution": (16,)}, "draws images of"),
     ],
 )
@@ -128,11 +133,23 @@ def test_extrapolation_goes_as_far_the_other_way_and_the_record_says_from_what(
     for name, w in new.items():
         torch.testing.assert_close(w, base[name] + 1.5 * (base[name] - theirs[name]))
     record = json.loads((out / "training.json").read_text())["extrapolated"]
-    assert record["scale"] == 1.5 and record["training"]["data"] == "self:10" and record["training"]["max_steps"] == 6
+    (training,), (away_from,) = record["trainings"], record["away_from"]
+    assert record["scale"] == 1.5 and training["data"] == "self:10" and training["max_steps"] == 6
     assert record["base"] == record["weights"]
-    assert len({record["weights"], record["away_from"], printed["weights"]}) == 3
+    assert len({record["weights"], away_from, printed["weights"]}) == 3
     assert load_model(out)[0].config == load_model(source)[0].config
     assert len(Pipeline.from_pretrained(out)(["one"]).images) == 1
+
+
+def test_of_several_trainings_the_mean_counts(tmp_path: Path, source: Path) -> None:
+    """Half of what one training of 400 steps does to the weights is chance."""
+    runs = [loop.train(own(tmp_path / f"run{seed}", source, seed=seed)) for seed in (0, 1)]
+    folder = extrapolate(str(source), [str(run) for run in runs], 2.0, str(tmp_path / "away"))
+    base, first, second, new = (_state(f) for f in (source, *runs, folder))
+    for name, w in new.items():
+        torch.testing.assert_close(w, 3 * base[name] - first[name] - second[name])
+    record = json.loads((folder / "training.json").read_text())["extrapolated"]
+    assert [training["seed"] for training in record["trainings"]] == [0, 1] and len(set(record["away_from"])) == 2
 
 
 def test_a_student_moves_as_its_teacher_does(tmp_path: Path, source: Path) -> None:
@@ -141,26 +158,29 @@ def test_a_student_moves_as_its_teacher_does(tmp_path: Path, source: Path) -> No
     config = load_model(source)[0].config.replace(sampling=steps)
     student = tmp_path / "student"
     save_model(student, random_model(config, seed=5), load_model(source)[1])
-    folder = extrapolate(str(student), str(trained), 2.0, str(tmp_path / "away"), str(source))
+    folder = extrapolate(str(student), [str(trained)], 2.0, str(tmp_path / "away"), str(source))
     own_weights, base, theirs, new = (_state(f) for f in (student, source, trained, folder))
     for name, w in new.items():
         torch.testing.assert_close(w, own_weights[name] + 2 * (base[name] - theirs[name]))
     assert load_model(folder)[0].config.sampling == steps
 
 
-@pytest.mark.parametrize("case", ["itself", "another", "scale", "full", "missing"])
+@pytest.mark.parametrize("case", ["itself", "another", "scale", "full", "missing", "twice", "none"])
 def test_extrapolation_of_what_is_no_training_of_the_model_is_refused(
     tmp_path: Path, source: Path, case: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    other = saved(tmp_path / "other", **({"width": 24} if case == "another" else {}))
-    away = {"itself": source, "another": other, "missing": tmp_path / "none"}.get(case, other)
+    other, missing = saved(tmp_path / "other", **({"width": 24} if case == "another" else {})), tmp_path / "none"
+    if case == "twice":
+        save_model(other, random_model(load_model(source)[0].config, seed=5), load_model(source)[1])
+    away = {"itself": [source], "missing": [missing], "twice": [other, other], "none": []}.get(case, [other])
     out = tmp_path / "away"
     if case == "full":
         out.mkdir()
         (out / "mine.txt").write_text("mine")
     scale = "0" if case == "scale" else "1"
-    assert main(["extrapolate", str(source), "--away-from", str(away), "--scale", scale, "--out", str(out)]) == 2
-    word = {"itself": "nothing", "another": "width", "scale": "--scale", "full": "new or empty", "missing": "none"}
+    assert main(["extrapolate", str(source), "--away-from", *map(str, away), "--scale", scale, "--out", str(out)]) == 2
+    word = {"itself": "nothing", "another": "width", "scale": "--scale", "full": "new or empty"}
+    word |= {"missing": "none", "twice": "twice", "none": "--away-from"}
     error = capsys.readouterr().err
     assert word[case] in error and error.count("\n") == 1
     assert (case == "full") == out.exists()

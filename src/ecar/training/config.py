@@ -39,6 +39,8 @@ class TrainConfig(JsonConfig):
     init_from: str | None = None
     """Start from the weights of a model (folder, bundled name or Hub id). Its tokenizer, sizes and stages are then the
     defaults; what does not fit is listed and initialised fresh."""
+    own_steps: tuple[int, ...] = ()
+    """Steps per stage that self:NUM is drawn with, where the model's own settings are coarse."""
     lora_rank: int | None = None
     """With --init-from: freeze its weights and train low-rank matrices beside them (LoRA) of this rank."""
     lora_alpha: float | None = None
@@ -225,6 +227,8 @@ class TrainConfig(JsonConfig):
             raise ValueError(f"data {self.data}: {OWN} takes a number of samples, at least 1, as in {OWN}6144")
         if self.own_samples and (self.init_from is None or self.tokenizer or self.flip or self.max_images):
             raise ValueError(f"data {self.data} needs init_from, and goes without tokenizer, flip and max_images")
+        if self.own_steps and not self.own_samples:
+            raise ValueError(f"own_steps is for data {OWN}NUM")
         if self.distill and (self.init_from is None or self.on_policy):
             raise ValueError("distill needs init_from, the teacher, and does not go together with on_policy")
         options = self.distill_guidance, self.distill_guidance_from, self.distill_steps, self.distill_guide

@@ -6,6 +6,7 @@ steps away from it (Neon, 2510.03597).
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import torch
@@ -13,8 +14,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ecar.config import SamplingConfig
 from ecar.model import StageModel, build_model
-from ecar.sampling.loop import sample_latents
+from ecar.sampling.loop import check_settings, sample_latents
 from ecar.sampling.noise import draw_noise
 from ecar.tensors import write_tensors
 from ecar.training.config import TrainConfig
@@ -54,16 +56,13 @@ def read_own_samples(config: TrainConfig, source: Source) -> tuple[Tensor, Tenso
 
 @torch.no_grad()
 def draw_own_samples(model: StageModel, config: TrainConfig) -> tuple[Tensor, Tensor]:
-    """``config.own_samples`` samples by the settings of ``model``, classes in turn: latents (N, C, h, w) float16 and
-    labels (N,), both on the CPU.
+    """``config.own_samples`` samples by the settings of ``model``, in ``config.own_steps`` if given, classes in turn:
+    latents (N, C, h, w) float16 and labels (N,), both on the CPU.
 
     Raises:
-        ValueError: no settings to draw by, or a model distilled to fixed steps, whose velocities are means over them.
+        ValueError: as ``_settings``.
     """
-    num, settings = config.own_samples, model.config.sampling
-    if settings is None or settings.fixed_steps:
-        why = "names no sampling settings" if settings is None else f"was distilled to {settings.steps} steps"
-        raise ValueError(f"--data {config.data}: the model {why}, so that it cannot learn from its own samples")
+    num, settings = config.own_samples, _settings(config, model)
     model = model.to(config.device).eval()
     if config.compile:
         model.compile_blocks()
@@ -78,9 +77,28 @@ def draw_own_samples(model: StageModel, config: TrainConfig) -> tuple[Tensor, Te
     return torch.cat(parts), labels
 
 
+def _settings(config: TrainConfig, model: StageModel) -> SamplingConfig:
+    """How samples are drawn.
+
+    Raises:
+        ValueError: no settings to draw by, steps of which there are too few or many, or a model distilled to fixed
+            steps, whose velocities are means over them.
+    """
+    settings = model.config.sampling
+    if settings is None or settings.fixed_steps:
+        why = "names no sampling settings" if settings is None else f"was distilled to {settings.steps} steps"
+        raise ValueError(f"--data {config.data}: the model {why}, so that it cannot learn from its own samples")
+    if config.own_steps:
+        settings = dataclasses.replace(settings, steps=config.own_steps)
+    check_settings(settings, len(model.plan))
+    return settings
+
+
 def _kept(config: TrainConfig, source: Source) -> tuple[Path, dict[str, str]]:
     """The file of a run's samples, and what its metadata say: who drew how many from which seeds."""
     who = {"weights": source.fingerprint, "num": str(config.own_samples), "seed": str(config.seed)}
+    if config.own_steps:
+        who["steps"] = ",".join(map(str, config.own_steps))
     return Path(config.out).expanduser() / "init" / _FILE, who
 
 
