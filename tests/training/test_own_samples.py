@@ -142,7 +142,7 @@ def test_extrapolation_goes_as_far_the_other_way_and_the_record_says_from_what(
 
 
 def test_of_several_trainings_the_mean_counts(tmp_path: Path, source: Path) -> None:
-    """Half of what one training of 400 steps does to the weights is chance."""
+    """Most of what one training of 400 steps does to the weights is chance."""
     runs = [loop.train(own(tmp_path / f"run{seed}", source, seed=seed)) for seed in (0, 1)]
     folder = extrapolate(str(source), [str(run) for run in runs], 2.0, str(tmp_path / "away"))
     base, first, second, new = (_state(f) for f in (source, *runs, folder))
