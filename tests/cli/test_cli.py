@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from conftest import random_model, tiny_config
+from ecar.config import SamplingConfig
 from ecar.tokenizers import PixelTokenizer
 from ecar.weights import bundled_models, save_model
 
@@ -221,7 +222,9 @@ def test_a_warning_is_one_line_without_its_place_in_the_source(
 ) -> None:
     from ecar.cli.main import main
 
+    fixed = SamplingConfig(steps=(2, 1, 1), guidance=(1.0,) * 3, solver="euler", fixed_steps=True)
+    save_model(tmp_path / "model", random_model(tiny_config(sampling=fixed)), PixelTokenizer(factor=1))
     out = str(tmp_path / "x.png")
-    assert main(["sample", "fashion", "--steps", "1,1", "--per-class", "1", "--classes", "Bag", "--out", out]) == 0
+    assert main(["sample", str(tmp_path / "model"), "--steps", "1,1,1", "--per-class", "1", "--out", out]) == 0
     told = [line for line in capsys.readouterr().err.splitlines() if "distilled for" in line]
-    assert told == ["WARNING: this model was distilled for (5, 3) euler steps; others give worse images"]
+    assert told == ["WARNING: this model was distilled for (2, 1, 1) euler steps; others give worse images"]
