@@ -77,6 +77,14 @@ def test_other_seeds_and_other_labels_give_other_images(pipe: Pipeline) -> None:
     assert not torch.allclose(x[0], x[1]) and not torch.allclose(x[0], x[2])
 
 
+def test_seeds_that_differ_in_their_high_bits_draw_other_noise(pipe: Pipeline) -> None:
+    seeds = [5, 5 + 2**32, 5 + 2**52, 5 + 2**52 + 2**32, 2**53 - 1, 2**32 - 1]
+    noise = draw_noise(seeds, pipe.model.plan, pipe.model.config.channels)[0].fresh
+    assert len(noise.flatten(1).unique(dim=0)) == len(seeds)
+    known = torch.randn(noise.shape[1:], generator=torch.Generator().manual_seed(5))
+    assert torch.equal(noise[0], known)  # seeds below 2^32 draw what they always drew
+
+
 def test_stage_callback_gets_every_stage_in_order_and_sizes(pipe: Pipeline) -> None:
     seen: list[StagePreview] = []
     out = pipe(["cat", "dog"], seeds=[0, 1], on_stage=seen.append, return_stages=True)

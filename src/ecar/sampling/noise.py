@@ -37,13 +37,23 @@ def draw_noise(seeds: list[int], plan: tuple[Stage, ...], channels: int) -> list
     for seed in seeds:
         if not 0 <= seed <= MAX_SEED:
             raise ValueError(f"seed must be in 0..{MAX_SEED}, got {seed}")
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    generators = [_generator(seed) for seed in seeds]
     result = []
     for stage in plan:
         fresh = _stack(generators, (channels, *stage.side))
         before = plan[stage.index - 1].side if stage.index else None
         result.append(StageNoise(fresh, _stack(generators, (channels, *before)) if before else None))
     return result
+
+
+def _generator(seed: int) -> torch.Generator:
+    """torch's generator on the CPU reads the low 32 bits of a seed. Larger seeds are mixed (MurmurHash3's finalizer),
+    lest those that differ in the high bits draw the same image."""
+    if seed >= 2**32:
+        for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
+            seed = ((seed ^ seed >> 33) * factor) % 2**64
+        seed = (seed ^ seed >> 33) % 2**32
+    return torch.Generator().manual_seed(seed)
 
 
 def _stack(generators: list[torch.Generator], shape: tuple[int, ...]) -> Tensor:
