@@ -76,7 +76,7 @@ def extrapolate(name: str, away_from: Sequence[str], scale: float, out: str, bas
     model.load_state_dict(beyond(model.state_dict(), theirs.state_dict(), states, scale))
     save_model(folder, model, tokenizer)
     record = _record(resolve_model(name))
-    whose = {"weights": weights_fingerprint(name), "base": before, "away_from": after}
+    whose = {"weights": before if base is None else weights_fingerprint(name), "base": before, "away_from": after}
     record["extrapolated"] = {**whose, "scale": scale, "trainings": [_how(trained) for trained in away_from]}
     (folder / "training.json").write_text(json.dumps(record, indent=2) + "\n")
     return folder

@@ -131,3 +131,23 @@ def test_trains_saves_loads_and_samples(digits_folder: Path, tmp_path: Path, opt
 def test_stage_options_are_refused_for_dit() -> None:
     with pytest.raises(ValueError, match="one stage"):
         TrainConfig(data="x", out="y", model="dit", stages=2)
+
+
+def test_compiled_blocks_have_the_gradients_of_plain_ones_in_bfloat16_on_cpu() -> None:
+    def gradients(compiled: bool) -> dict[str, torch.Tensor]:
+        model = dit(head_depth=1, width=64, stages=StageConfig(sides=((8, 8),), ends=(1.0,)), image_side=(8, 8))
+        with torch.no_grad():
+            for parameter in model.parameters():  # at its start a block is the identity
+                parameter.copy_(torch.randn_like(parameter) / parameter.shape[-1] ** 0.5)
+        if compiled:
+            model.compile_blocks()
+        x, labels, t, stage = torch.randn(16, 3, 8, 8), torch.arange(16) % 4, torch.rand(16), model.plan[0]
+        with torch.autocast("cpu", torch.bfloat16):
+            tokens = model.head.embed_tokens(stage, model.transformer([], labels)[0])
+            model.velocity(stage, x, t, tokens, labels).square().mean().backward()
+        return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+    plain, compiled = gradients(False), gradients(True)
+    assert plain.keys() == compiled.keys()
+    for name, gradient in plain.items():
+        assert (compiled[name] - gradient).norm() <= 0.05 * gradient.norm() + 1e-4, name

@@ -118,6 +118,15 @@ class DiT(StageModel):
             raise ValueError(f"DiT has one stage, not {len(config.stages.sides)}")
         super().__init__(config, NoTransformer(), DiTHead(config))
 
+    def compile_blocks(self) -> None:
+        """As everywhere; on CPU only attention and MLP: Inductor's backward of a whole block is NaN there in bfloat16
+        (torch 2.13, where it is vectorised)."""
+        if next(self.parameters()).device.type != "cpu":
+            return super().compile_blocks()
+        for block in self.head.blocks:
+            block.attn1.compile(dynamic=False)
+            block.ff.compile(dynamic=False)
+
 
 def shared_embedder_parameters(model: DiT) -> int:
     """Parameters as the paper counts them: one time and label embedder, where diffusers repeats it in every block."""
