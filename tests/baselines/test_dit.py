@@ -135,7 +135,7 @@ def test_stage_options_are_refused_for_dit() -> None:
 
 def test_compiled_blocks_have_the_gradients_of_plain_ones_in_bfloat16_on_cpu() -> None:
     def gradients(compiled: bool) -> dict[str, torch.Tensor]:
-        model = dit(head_depth=1, width=64, stages=StageConfig(sides=((8, 8),), ends=(1.0,)), image_side=(8, 8))
+        model = dit(head_depth=1, width=64, stages=StageConfig(sides=((8, 8),), ends=(1.0,)), image_side=(8, 8)).train()
         with torch.no_grad():
             for parameter in model.parameters():  # at its start a block is the identity
                 parameter.copy_(torch.randn_like(parameter) / parameter.shape[-1] ** 0.5)
@@ -151,3 +151,9 @@ def test_compiled_blocks_have_the_gradients_of_plain_ones_in_bfloat16_on_cpu() -
     assert plain.keys() == compiled.keys()
     for name, gradient in plain.items():
         assert (compiled[name] - gradient).norm() <= 0.05 * gradient.norm() + 1e-4, name
+
+
+def test_sampling_compiles_whole_blocks_as_ecar_does() -> None:
+    model = dit().eval()
+    model.compile_blocks()  # lazily: nothing is compiled yet
+    assert all(block._compiled_call_impl is not None for block in model.head.blocks)

@@ -119,9 +119,9 @@ class DiT(StageModel):
         super().__init__(config, NoTransformer(), DiTHead(config))
 
     def compile_blocks(self) -> None:
-        """As everywhere; on CPU only attention and MLP: Inductor's backward of a whole block is NaN there in bfloat16
-        (torch 2.13, where it is vectorised)."""
-        if next(self.parameters()).device.type != "cpu":
+        """As everywhere, but for training on CPU only attention and MLP: Inductor's backward of a whole block is NaN
+        there in bfloat16 (torch 2.13, where it is vectorised)."""
+        if not self.training or next(self.parameters()).device.type != "cpu":
             return super().compile_blocks()
         for block in self.head.blocks:
             block.attn1.compile(dynamic=False)
