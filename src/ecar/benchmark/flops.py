@@ -26,12 +26,21 @@ def flop_counter() -> FlopCounterMode:
     return FlopCounterMode(display=False, custom_mapping={kernel: attention})
 
 
-def sampling_flops(pipe: Pipeline, settings: SamplingConfig) -> dict[str, int]:
-    """FLOPs per image: ``model`` (transformer, head, guidance), ``decoder``, ``total``.
+def sampling_flops(pipe: Pipeline, settings: SamplingConfig, candidates: int = 1) -> dict[str, int]:
+    """FLOPs per image: ``model`` (transformer, head, guidance), ``decoder``, ``total``; with several candidates
+    those of all of them, and of the ``critic``.
 
     Matrix products and convolutions; element-wise work is not counted.
     """
-    return count_flops(pipe, lambda labels, noise: sample_latents(pipe.model, labels, noise, settings))
+    flops = count_flops(pipe, lambda labels, noise: sample_latents(pipe.model, labels, noise, settings))
+    if candidates == 1:
+        return flops
+    image = torch.zeros(1, 3, *pipe.model.config.image_side, dtype=torch.uint8)
+    with flop_counter() as counter:
+        pipe.critic(image, torch.zeros(1, dtype=torch.int64))
+    parts = {"model": flops["model"], "decoder": flops["decoder"], "critic": int(counter.get_total_flops())}
+    parts = {name: candidates * count for name, count in parts.items()}
+    return parts | {"total": sum(parts.values())}
 
 
 @torch.no_grad()

@@ -9,7 +9,16 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ecar.cli.options import check_dtype, check_quantize, one_or_all, output_file, parse, source_commit, torch_dtype
+from ecar.cli.options import (
+    check_critic,
+    check_dtype,
+    check_quantize,
+    one_or_all,
+    output_file,
+    parse,
+    source_commit,
+    torch_dtype,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +33,7 @@ if TYPE_CHECKING:
 # What decides the images that a model makes.
 _SAMPLING = (
     *("steps", "guidance", "solver", "guidance_on", "guidance_from", "seed"),
-    *("dtype", "compile", "quantize", "decoder"),
+    *("dtype", "compile", "quantize", "decoder", "candidates", "critic"),
 )
 
 
@@ -68,6 +77,10 @@ class EvaluateOptions:
     """velocity or tokens; default: the model's."""
     guidance_from: tuple[float, ...] | None = None
     """Time of a stage, in [0, 1), from which guidance acts, one number or one per stage; default: the model's."""
+    candidates: int = 1
+    """Samples drawn for each image, of which a critic chooses one (ecar critic)."""
+    critic: str | None = None
+    """Critic of the model; default: critic.safetensors in its folder."""
     seed: int = 0
     """Seed of image 0; image i uses seed + i."""
     batch_size: int = 250
@@ -124,7 +137,7 @@ def run(arguments: Sequence[str]) -> None:
         classifier = _new_classifier(options, reference, train)
     if pipe is not None:
         samples, made = _sample(options, pipe, folder, settings, about)
-        record |= made | {"flops_per_image": sampling_flops(plain, settings)}
+        record |= made | {"flops_per_image": sampling_flops(plain, settings, options.candidates)}
     assert samples is not None
     record["samples"] = {"fingerprint": samples.fingerprint(), "file": options.samples}
     record["reference"] = {"name": reference.name, "num": reference.count, "fingerprint": reference.fingerprint}
@@ -151,6 +164,7 @@ def _check(options: EvaluateOptions) -> None:
         raise ValueError(f"--samples are judged as they are: {', '.join(given)} would change nothing; leave it out")
     check_dtype(options.dtype)
     check_quantize(options.quantize)
+    check_critic(options.critic, options.candidates)
     if options.batch_size < 1 or options.classifier_epochs < 1:
         raise ValueError("--batch-size and --classifier-epochs must be at least 1")
     if options.data.endswith(".npz"):
@@ -184,9 +198,10 @@ def _pipeline(options: EvaluateOptions, device: str) -> Pipeline | None:
     from ecar import Pipeline
 
     pipe = Pipeline.from_pretrained(
-        options.model, device=device, dtype=torch_dtype(options.dtype), decoder=options.decoder, **_fast(options)
-    )
-    _settings(options, pipe)
+        options.model, device=device, dtype=torch_dtype(options.dtype), decoder=options.decoder,
+        critic=options.critic, **_fast(options),
+    )  # fmt: skip
+    pipe.check_candidates(options.candidates, _settings(options, pipe))
     return pipe
 
 
@@ -228,7 +243,15 @@ def _about(options: EvaluateOptions, pipe: Pipeline, *, parameters: int) -> dict
         "compile": options.compile or None,  # samples from before these options had neither
         "quantize": options.quantize,
         "decoder": options.decoder,
+        "candidates": options.candidates if options.candidates > 1 else None,
+        "critic": _critic(pipe) if options.candidates > 1 else None,
     }
+
+
+def _critic(pipe: Pipeline) -> str:
+    """SHA-256 (16 hex digits) of the critic's file."""
+    assert pipe.critic_file is not None
+    return hashlib.sha256(pipe.critic_file.expanduser().read_bytes()).hexdigest()[:16]
 
 
 def _plain(options: EvaluateOptions, pipe: Pipeline) -> Pipeline:
@@ -249,6 +272,7 @@ def _sample(
 
     assert options.model is not None
     how: dict[str, Any] = {"seed": options.seed, "settings": settings, "record": about, "batch": options.batch_size}
+    how["candidates"] = options.candidates
     with run_lock(folder):  # two commands would both make what is missing
         samples = make_samples(pipe, options.num, folder=folder, **how)
     write_samples(folder / "samples.npz", samples)

@@ -19,6 +19,7 @@ VERBS = {
     "train": "train a model on images (the same command again resumes)",
     "tokenizer": "train the small convolutional autoencoder",
     "extrapolate": "step away from what training on its own samples made of a model",
+    "critic": "learn to tell a model's samples from real images, to choose among candidates",
     "encode": "encode a data set to latents once",
     "data": "check a data set: broken, tiny, odd and duplicate images",
     "evaluate": "judge samples against real images",

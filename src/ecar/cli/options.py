@@ -81,6 +81,12 @@ def check_dtype(name: str) -> None:
         raise ValueError(f"--dtype must be fp32 or bf16, got {name!r}")
 
 
+def check_critic(critic: str | None, candidates: int) -> None:
+    """ValueError for a critic that has nothing to choose from."""
+    if critic is not None and candidates == 1:
+        raise ValueError("--critic chooses among candidates: give --candidates 2 or more, or leave it out")
+
+
 def check_quantize(name: str | None) -> None:
     """ValueError unless ``name`` is int8 or nothing."""
     if name not in (None, "int8"):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from ecar.cli.options import check_dtype, check_quantize, one_or_all, output_file, parse, torch_dtype
+from ecar.cli.options import check_critic, check_dtype, check_quantize, one_or_all, output_file, parse, torch_dtype
 
 if TYPE_CHECKING:
     from ecar import Pipeline
@@ -47,6 +47,10 @@ class SampleOptions:
     """velocity or tokens; default: the model's."""
     guidance_from: tuple[float, ...] | None = None
     """Time of a stage, in [0, 1), from which guidance acts, one number or one per stage; default: the model's."""
+    candidates: int = 1
+    """Samples drawn for each image, of which a critic chooses one (ecar critic); costs as many times as much."""
+    critic: str | None = None
+    """Critic of the model; default: critic.safetensors in its folder."""
     stages: str | None = None
     """Also write a strip of the stages of the first images (.png)."""
     gif: str | None = None
@@ -54,7 +58,7 @@ class SampleOptions:
     scale: int = 0
     """Enlarge pictures this many times (nearest); 0 chooses 3 for images below 64 pixels, else 1. Not for .npz."""
     batch_size: int = 64
-    """Images computed at once."""
+    """Samples computed at once."""
     device: str = "auto"
     """auto (cuda where there is one), cpu, cuda, mps."""
     dtype: str = "fp32"
@@ -98,6 +102,7 @@ def run(arguments: Sequence[str]) -> None:
     """Parse, check every path, sample, write; prints one JSON object as the last line."""
     options = parse(SampleOptions, arguments, "sample")
     files = _Files.of(options)
+    check_critic(options.critic, options.candidates)
     if options.per_class < 1 or options.scale < 0:
         raise ValueError("--per-class must be at least 1 and --scale at least 0")
     check_dtype(options.dtype)
@@ -109,6 +114,7 @@ def run(arguments: Sequence[str]) -> None:
     pipe = Pipeline.from_pretrained(
         options.model, device=options.device, dtype=torch_dtype(options.dtype), compile=options.compile,
         quantize=options.quantize, cuda_graphs=options.cuda_graphs, adapter=options.adapter, decoder=options.decoder,
+        critic=options.critic,
     )  # fmt: skip
     labels = [label for label in _classes(options.classes, pipe) for _ in range(options.per_class)]
     _check_size(options, files, len(labels), pipe.model.config.image_side)
@@ -121,6 +127,7 @@ def run(arguments: Sequence[str]) -> None:
         solver=options.solver,
         guidance_on=options.guidance_on,
         guidance_from=one_or_all(options.guidance_from),
+        candidates=options.candidates,
         batch_size=options.batch_size,
         return_stages=bool(files.stages or files.gif),
         progress=True,
@@ -138,6 +145,7 @@ def run(arguments: Sequence[str]) -> None:
         "classes": options.classes,
         "per_class": options.per_class,
         "settings": output.settings.to_json(),
+        "candidates": options.candidates,
         "dtype": options.dtype,
         "compile": options.compile,
         "quantize": options.quantize,

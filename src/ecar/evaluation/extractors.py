@@ -62,10 +62,10 @@ class EfficientNetExtractor:
     side = 128
 
     def __init__(self, weights: str | None = None, device: str = "cpu") -> None:
-        from ecar.features import EfficientNetLite0
+        from ecar.features import EfficientNetLite
 
         self.device = device
-        self.network = EfficientNetLite0(weights).to(device)
+        self.network = EfficientNetLite(weights=weights).to(device)
         self.fingerprint = _digest([self.network.fingerprint.encode(), b"bilinear 128 bf16"])
 
     @torch.no_grad()

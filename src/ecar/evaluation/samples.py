@@ -51,12 +51,14 @@ def make_samples(
     folder: Path,
     record: dict[str, object],
     batch: int,
+    candidates: int = 1,
 ) -> Samples:
     """Sample ``num`` images into ``folder``, a file per batch; images that are there already are not made again.
 
     Args:
         record: everything that decides what the images are; a folder made with another record is refused.
-        batch: images per file and forward pass; another one than before is no matter.
+        batch: images per file and samples per forward pass; another one than before is no matter.
+        candidates: samples of which the critic chooses each image.
 
     Raises:
         ValueError: the folder holds other samples, or its files have images missing, doubled or damaged.
@@ -75,6 +77,7 @@ def make_samples(
         output = pipe(
             labels, seeds=[seed + i for i in ids], batch_size=batch, steps=settings.steps, guidance=settings.guidance,
             solver=settings.solver, guidance_on=settings.guidance_on, guidance_from=settings.guidance_from,
+            candidates=candidates,
         )  # fmt: skip
         seconds = time.perf_counter() - start
         images = np.stack([np.asarray(image) for image in output.images])

@@ -10,6 +10,7 @@ from torch import Tensor
 from ecar.stages import Stage
 
 MAX_SEED = 2**53 - 1  # exact in JSON
+_CANDIDATE_STRIDE = 0x1E3779B97F4A7D  # odd, so that no two candidates of an image share a seed
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,17 @@ def draw_noise(seeds: list[int], plan: tuple[Stage, ...], channels: int) -> list
         before = plan[stage.index - 1].side if stage.index else None
         result.append(StageNoise(fresh, _stack(generators, (channels, *before)) if before else None))
     return result
+
+
+def candidate_seeds(seed: int, count: int) -> list[int]:
+    """Seeds of the candidates for the image of ``seed``: itself first, the others far from what a user counts to."""
+    return [(seed + number * _CANDIDATE_STRIDE) % (MAX_SEED + 1) for number in range(count)]
+
+
+def draw_choices(seeds: list[int], count: int) -> Tensor:
+    """Uniform numbers (B, count), by which one of ``count`` candidates is chosen."""
+    other = [(seed - _CANDIDATE_STRIDE) % (MAX_SEED + 1) for seed in seeds]  # of no candidate's noise
+    return torch.stack([torch.rand(count, generator=_generator(seed)) for seed in other])
 
 
 def _generator(seed: int) -> torch.Generator:

@@ -9,21 +9,26 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import torch
 from PIL import Image
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from ecar.config import CardOptions, SamplingConfig, plain_name
 from ecar.devices import resolve_device
 from ecar.flow.guidance import coarse_guidance
 from ecar.model import StageModel
+from ecar.sampling.candidates import best_candidates, check_candidates, critic_of
 from ecar.sampling.loop import StageResult, check_settings, sample_latents
 from ecar.sampling.noise import draw_noise
 from ecar.sampling.optimize import optimize
 from ecar.sampling.pictures import to_pil
 from ecar.tokenizers import Tokenizer, load_decoder
+
+if TYPE_CHECKING:
+    from ecar.selection import Critic
 
 Label = int | str | None
 
@@ -45,8 +50,9 @@ class Output:
         stages: per stage, coarse to fine, the previews of all images (smaller where the tokenizer decodes small
             latents). Empty unless asked for with ``return_stages``.
         labels: class ids (the null class where no class was asked for).
-        seeds: seed of each image.
+        seeds: seed of each image, as asked for.
         settings: steps, guidance and solver that were used.
+        chosen: seed that drew each image: with candidates, that of the chosen one; alone it draws the same image.
     """
 
     images: list[Image.Image]
@@ -54,6 +60,7 @@ class Output:
     labels: list[int]
     seeds: list[int]
     settings: SamplingConfig
+    chosen: list[int]
 
 
 @dataclass(frozen=True)
@@ -83,6 +90,8 @@ class Pipeline:
         self.model, self.tokenizer, self.name = model.eval(), tokenizer.to(model.device).eval(), name
         self.decoder = self.tokenizer
         self.fixed_shapes = False
+        self.critic_file: Path | None = None
+        self._critic: Critic | None = None
         # Once: a data set may have thousands of names, and a server looks one up for each request.
         self._names = [plain_name(name) for name in model.config.class_names]
         self._synonyms = [{plain_name(p) for p in name.split(",")} - {""} for name in model.config.class_names]
@@ -99,6 +108,7 @@ class Pipeline:
         cuda_graphs: bool = False,
         adapter: str | Path | None = None,
         decoder: str | Path | None = None,
+        critic: str | Path | None = None,
     ) -> Self:
         """Load a bundled model, a folder or a Hub id.
 
@@ -111,11 +121,13 @@ class Pipeline:
             cuda_graphs: replay the head's passes instead of launching their kernels, for few images on a GPU.
             adapter: folder of a LoRA adapter of this model (``ecar train --lora-rank``), merged into the weights.
             decoder: decode with another one than the model's tokenizer has: see ``ecar.tokenizers.load_decoder``.
+            critic: file of ``ecar critic``, which chooses among candidates; default: ``critic.safetensors`` in the
+                model's folder, if there is one.
 
         Raises:
             ValueError: nothing there, or damaged, or no such device; the message says what and where.
         """
-        from ecar.weights import load_model, weights_fingerprint
+        from ecar.weights import load_model, resolve_model, weights_fingerprint
 
         device = resolve_device(device)
         model, tokenizer = load_model(name)
@@ -126,6 +138,9 @@ class Pipeline:
         pipe = cls(model.to(device, dtype), tokenizer.to(device), str(name))
         if decoder is not None:
             pipe.decoder = load_decoder(decoder, tokenizer).to(device).eval()
+        own = resolve_model(name) / "critic.safetensors"
+        if critic is not None or (own.is_file() and adapter is None):  # with an adapter, the samples are others
+            pipe.critic_file = own if critic is None else Path(critic)
         pipe.optimize(compile=compile, quantize=quantize, cuda_graphs=cuda_graphs)
         return pipe
 
@@ -151,6 +166,17 @@ class Pipeline:
         from ecar.hub import push
 
         return push(self, repo_id, CardOptions(license=license), private=private)
+
+    @property
+    def critic(self) -> Critic:
+        """What chooses among candidates, read on first use.
+
+        Raises:
+            ValueError: there is none, or one of another model.
+        """
+        if self._critic is None:
+            self._critic = critic_of(self.name, self.critic_file).to(self.model.device)
+        return self._critic
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -259,6 +285,7 @@ class Pipeline:
         solver: str | None = None,
         guidance_on: str | None = None,
         guidance_from: Sequence[float] | float | None = None,
+        candidates: int = 1,
         batch_size: int = 64,
         return_stages: bool = False,
         on_stage: Callable[[StagePreview], None] | None = None,
@@ -275,13 +302,14 @@ class Pipeline:
             solver: euler, heun or ab2.
             guidance_on: velocity or tokens.
             guidance_from: time of the stage from which guidance on velocities acts, one number or one per stage.
-            batch_size: images computed at once.
+            candidates: samples drawn for each image, of which the critic chooses one; costs as many times as much.
+            batch_size: samples computed at once.
             return_stages: also decode a preview of each stage.
             on_stage: called with the previews of the first batch onwards, stage by stage.
             progress: show a progress bar where there is a terminal.
 
         Raises:
-            ValueError: unknown class, wrong counts or settings.
+            ValueError: unknown class, wrong counts or settings, candidates without a critic.
         """
         settings = self.settings(steps, guidance, solver, guidance_on, guidance_from)
         if isinstance(labels, str):
@@ -296,13 +324,40 @@ class Pipeline:
             raise ValueError("no images asked for: labels and seeds are empty")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        self.check_candidates(candidates, settings)
         images: list[Image.Image] = []
         stages: list[list[Image.Image]] = [[] for _ in self.model.plan] if return_stages else []
-        starts = range(0, len(ids), batch_size)
-        for first in tqdm(starts, desc="sampling", unit="batch", disable=None if progress else True):
-            chunk = slice(first, first + batch_size)
-            images += self._batch(ids[chunk], seeds[chunk], settings, stages, on_stage)
-        return Output(images, stages, ids, seeds, settings)
+        chosen: list[int] = []
+        count = max(1, batch_size // candidates)
+        for first in tqdm(range(0, len(ids), count), desc="sampling", unit="batch", disable=None if progress else True):
+            chunk = slice(first, first + count)
+            drawn, best = self._chosen(ids[chunk], seeds[chunk], settings, candidates, stages, on_stage)
+            images += to_pil(drawn)
+            chosen += best
+        return Output(images, stages, ids, seeds, settings, chosen)
+
+    def _chosen(
+        self,
+        ids: list[int],
+        seeds: list[int],
+        settings: SamplingConfig,
+        candidates: int,
+        stages: list[list[Image.Image]],
+        on_stage: Callable[[StagePreview], None] | None,
+    ) -> tuple[Tensor, list[int]]:
+        """Decoded images (B, 3, H, W) in [-1, 1], of several candidates the critic's choice, and their seeds."""
+        if candidates == 1:
+            return self._batch(ids, seeds, settings, stages, on_stage), seeds
+        drawn, best = best_candidates(
+            lambda i, s: self._batch(i, s, settings, [], None), self.critic, ids, seeds, candidates
+        )
+        if stages or on_stage is not None:  # drawn once more: most candidates need no previews
+            self._batch(ids, best, settings, stages, on_stage)
+        return drawn, best
+
+    def check_candidates(self, candidates: int, settings: SamplingConfig) -> None:
+        """ValueError: a number out of range, or no critic of this model; warns where it is one of other settings."""
+        check_candidates(candidates, settings, lambda: self.critic)
 
     def _batch(
         self,
@@ -311,7 +366,8 @@ class Pipeline:
         settings: SamplingConfig,
         stages: list[list[Image.Image]],
         on_stage: Callable[[StagePreview], None] | None,
-    ) -> list[Image.Image]:
+    ) -> Tensor:
+        """Decoded images (B, 3, H, W) in [-1, 1]."""
         model, count = self.model, len(ids)
         if self.fixed_shapes:
             ids, seeds = (part + part[-1:] * (padded_count(count) - count) for part in (ids, seeds))
@@ -327,7 +383,7 @@ class Pipeline:
 
         wanted = preview if stages or on_stage is not None else None
         latents = sample_latents(model, torch.tensor(ids, device=model.device), noise, settings, wanted)
-        return to_pil(self.decoder.decode(latents[:count]))
+        return self.decoder.decode(latents[:count])
 
 
 def padded_count(count: int) -> int:

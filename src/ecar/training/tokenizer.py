@@ -30,7 +30,7 @@ from ecar.config import differences
 from ecar.data.images import to_signed
 from ecar.data.source import ImageReport, iterate_images, load_source
 from ecar.devices import resolve_device
-from ecar.features import EfficientNetLite0
+from ecar.features import EfficientNetLite
 from ecar.tokenizers import load_tokenizer
 from ecar.tokenizers.conv import ConvTokenizer
 from ecar.training.about import run_record
@@ -54,7 +54,7 @@ class TokenizerLoss:
 
     def __init__(self, tokenizer: ConvTokenizer, config: TokenizerConfig) -> None:
         self.tokenizer, self.config = tokenizer, config
-        self.features = _channels_last(EfficientNetLite0(), config.device) if config.perceptual else None
+        self.features = _channels_last(EfficientNetLite(), config.device) if config.perceptual else None
         self.adversary = Adversary(config.adversarial, config.device, config.seed) if config.adversarial else None
         self.decoded: Tensor | None = None
 

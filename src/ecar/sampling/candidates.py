@@ -1,0 +1,80 @@
+"""Several samples for an image, and the critic's choice among them."""
+
+from __future__ import annotations
+
+import json
+import operator
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ecar.config import SamplingConfig
+from ecar.sampling.noise import candidate_seeds, draw_choices
+from ecar.sampling.pictures import to_uint8
+
+if TYPE_CHECKING:
+    from ecar.selection import Critic
+
+MOST_CANDIDATES = 64
+
+
+def critic_of(name: str, file: Path | None) -> Critic:
+    """The critic in ``file`` for the model ``name``.
+
+    Raises:
+        ValueError: there is none, or one of other weights.
+    """
+    from ecar.selection import load_critic
+    from ecar.weights import weights_fingerprint
+
+    if file is None:
+        raise ValueError(f"{name or 'this model'} has no critic to choose among candidates; `ecar critic` makes one")
+    critic = load_critic(file)
+    if (of := critic.about.get("weights")) != weights_fingerprint(name):
+        raise ValueError(f"{file} was made for the model with weights {of}, not for {name}")
+    return critic
+
+
+def check_candidates(candidates: int, settings: SamplingConfig, critic: Callable[[], Critic]) -> None:
+    """Warns where the critic was made for other settings: it then knows other samples.
+
+    Raises:
+        ValueError: a number out of range; or what ``critic`` raises, called where there is something to choose.
+    """
+    if not 1 <= operator.index(candidates) <= MOST_CANDIDATES:
+        raise ValueError(f"candidates must be in 1..{MOST_CANDIDATES}, got {candidates}")
+    if candidates > 1:
+        made, now = critic().about.get("settings"), json.loads(json.dumps(settings.to_json()))  # lists, as a file has
+        if made != now:
+            warnings.warn(f"the critic was made for samples with {made}, not {now}", stacklevel=4)
+
+
+def best_candidates(
+    draw: Callable[[list[int], list[int]], Tensor], critic: Critic, ids: list[int], seeds: list[int], candidates: int
+) -> tuple[Tensor, list[int]]:
+    """Draw several samples for each image and choose one.
+
+    Args:
+        draw: class ids and seeds, one per sample -> decoded (N, 3, H, W) in [-1, 1].
+        critic: of the model.
+        ids: class of each of B images.
+        seeds: its seed.
+        candidates: samples per image.
+
+    Returns:
+        The chosen samples (B, 3, H, W), and the seed of each.
+    """
+    from ecar.selection import choose
+
+    each = [candidate_seeds(seed, candidates) for seed in seeds]
+    labels = [label for label in ids for _ in range(candidates)]
+    drawn = draw(labels, [seed for row in each for seed in row])
+    pixels = torch.from_numpy(to_uint8(drawn)).permute(0, 3, 1, 2)
+    scores = critic(pixels, torch.tensor(labels)).view(len(ids), candidates)
+    picks = choose(scores, draw_choices(seeds, candidates), float(critic.about["power"])).tolist()
+    rows = [candidates * number + pick for number, pick in enumerate(picks)]
+    return drawn[rows], [row[pick] for row, pick in zip(each, picks, strict=True)]

@@ -1,0 +1,132 @@
+"""The critic: how much likelier an image is among real ones than among a model's samples, from frozen features.
+
+A classifier that tells real images from samples knows the ratio p_real / p_model (its odds). Of K candidates, one drawn
+with probability in proportion to that ratio is distributed as the real images are, as K grows (sampling importance
+resampling, Rubin 1988; of generative models: discriminator rejection sampling, 1810.06758). The classifier is linear
+in features of a network that was trained for something else: one that reads latents finds the sampler's fine errors,
+which all candidates share, and chooses no better ones (docs/study.md).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from ecar.features import EfficientNetLite
+from ecar.tensors import write_tensors
+
+_SIDE = 96  # the smaller side of an image is enlarged to this at least, as the network was trained on large ones
+_FORMAT = "1"
+_TENSORS = ("mean", "basis", "weight", "by_class", "bias")
+
+
+class Features(nn.Module):
+    """What the critic reads: EfficientNet-Lite2 (not the network of the metrics), float32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = EfficientNetLite(2)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the network's weights."""
+        return self.network.fingerprint
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) uint8 -> (B, 1280)."""
+        x = images.to(self.network.shift.device).float() / 127.5 - 1
+        if (small := min(x.shape[-2:])) < _SIDE:
+            size = [round(side * _SIDE / small) for side in x.shape[-2:]]
+            x = F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+        return self.network(x.contiguous(memory_format=torch.channels_last)).float()
+
+
+class Critic(nn.Module):
+    """Logarithm of p_real(image | class) / p_model(image | class), up to a constant.
+
+    Args:
+        features: the frozen network.
+        tensors: ``mean`` (D,) and ``basis`` (D, P) that whiten the features, ``weight`` (P,), ``by_class`` (K, Q):
+            what a class adds to the first Q weights, ``bias`` ().
+        about: the model and settings whose samples it was fitted to, and how.
+    """
+
+    mean: Tensor
+    basis: Tensor
+    weight: Tensor
+    by_class: Tensor
+    bias: Tensor
+
+    def __init__(self, features: Features, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+        super().__init__()
+        self.features, self.about = features, about
+        for name in _TENSORS:
+            self.register_buffer(name, tensors[name].float())
+
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Images (B, 3, H, W) uint8 and class ids (B,); ids beyond the classes are none -> (B,)."""
+        return self.of_features(self.features(images), labels.to(self.mean.device))
+
+    def of_features(self, features: Tensor, labels: Tensor) -> Tensor:
+        """The same from what ``features`` gives, (B, D)."""
+        x = (features - self.mean) @ self.basis  # (B, P)
+        score = x @ self.weight + self.bias
+        classes, some = self.by_class.shape
+        if classes:
+            own = torch.where((labels < classes)[:, None], self.by_class[labels.clamp(max=classes - 1)], 0.0)
+            score = score + (x[:, :some] * own).sum(1)
+        return score
+
+    def save(self, path: Path) -> None:
+        """Write a ``.safetensors`` file; ``load_critic`` reads it."""
+        metadata = {"ecar": json.dumps({"format": _FORMAT, "features": self.features.fingerprint, **self.about})}
+        write_tensors(path, {name: getattr(self, name) for name in _TENSORS}, metadata)
+
+
+def load_critic(path: str | Path) -> Critic:
+    """The critic in a file.
+
+    Raises:
+        ValueError: no such file, not a critic, or one of other features than those installed.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; `ecar critic` makes one")
+    try:
+        with safe_open(path, "pt") as file:
+            about = json.loads((file.metadata() or {})["ecar"])
+            tensors = {name: file.get_tensor(name) for name in _TENSORS}
+        if about.pop("format") != _FORMAT:
+            raise KeyError("format")
+        known = about.pop("features")
+    except Exception as error:
+        raise ValueError(f"{path}: not a critic of ecar critic ({type(error).__name__})") from error
+    features = Features()
+    if known != features.fingerprint:
+        raise ValueError(f"{path}: reads features {known}, and those installed are {features.fingerprint}")
+    try:
+        return Critic(features, tensors, about).eval()
+    except (RuntimeError, IndexError) as error:
+        raise ValueError(f"{path}: damaged ({error})") from error
+
+
+def choose(log_ratio: Tensor, uniform: Tensor, power: float) -> Tensor:
+    """One candidate of each row, with probability in proportion to ratio^power (the Gumbel-max rule).
+
+    Args:
+        log_ratio: (B, K), the critic's.
+        uniform: (B, K) in (0, 1), independent.
+        power: 1 leads to the real distribution as K grows; of few candidates more than 1 comes nearer to it.
+
+    Returns:
+        (B,) indices.
+    """
+    gumbel = -torch.log(-torch.log(uniform.double().clamp(1e-12, 1 - 1e-12)))
+    return (power * log_ratio.double().cpu() + gumbel.cpu()).argmax(1)
