@@ -227,3 +227,15 @@ def test_times_of_a_quiet_machine_replace_those_of_the_curves(
     with pytest.raises(SystemExit):
         compared(tmp_path, monkeypatch, "--seconds", str(out), **files)
     assert "no time for 4:2" in capsys.readouterr().err
+
+
+def test_candidates_are_chosen_within_their_class_and_by_their_score(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every group is of one class and no sample is used twice; of two, the better comes as often as its score says."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "studies"))
+    candidates = load("candidates")
+    labels = torch.arange(4000) % 2
+    score = torch.where(torch.arange(4000) < 2000, 0.0, 1.0)
+    rows = candidates.chosen_rows(score, labels, 2, 2000, 1.0, torch.Generator().manual_seed(0))
+    assert len(set(rows.tolist())) == 2000 and (labels[rows] == 0).sum() == 1000
+    expected = 0.25 + 0.5 * torch.tensor(1.0).sigmoid()  # both good, or one of them and it is chosen
+    assert abs(float(score[rows].mean()) - float(expected)) < 0.03

@@ -137,6 +137,8 @@ def test_candidates_without_a_critic_or_with_one_of_another_model_are_refused(fa
     critic(fashion, weights="0123").save(tmp_path / "c.safetensors")
     with pytest.raises(ValueError, match="made for the model with weights 0123"):
         Pipeline.from_pretrained(fashion, critic=tmp_path / "c.safetensors")([0], candidates=2)
+    with pytest.raises(ValueError, match="not those with an adapter"):
+        Pipeline.from_pretrained(fashion, critic=tmp_path / "c.safetensors", adapter=tmp_path)
     for wrong in (0, 65):
         with pytest.raises(ValueError, match=r"candidates must be in 1\.\.64"):
             Pipeline.from_pretrained(fashion)([0], candidates=wrong)

@@ -125,10 +125,12 @@ class Pipeline:
                 model's folder, if there is one.
 
         Raises:
-            ValueError: nothing there, or damaged, or no such device; the message says what and where.
+            ValueError: nothing there, or damaged, no such device, a critic with an adapter; the message says what.
         """
         from ecar.weights import load_model, resolve_model, weights_fingerprint
 
+        if critic is not None and adapter is not None:
+            raise ValueError(f"{critic} knows the samples of {name}, not those with an adapter: leave one out")
         device = resolve_device(device)
         model, tokenizer = load_model(name)
         if adapter is not None:

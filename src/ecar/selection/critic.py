@@ -27,7 +27,7 @@ _TENSORS = ("mean", "basis", "weight", "by_class", "bias")
 
 
 class Features(nn.Module):
-    """What the critic reads: EfficientNet-Lite2 (not the network of the metrics), float32."""
+    """What the critic reads: EfficientNet-Lite2 (not the network of the metrics), in bfloat16."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,7 +45,8 @@ class Features(nn.Module):
         if (small := min(x.shape[-2:])) < _SIDE:
             size = [round(side * _SIDE / small) for side in x.shape[-2:]]
             x = F.interpolate(x, size=size, mode="bilinear", align_corners=False)
-        return self.network(x.contiguous(memory_format=torch.channels_last)).float()
+        with torch.autocast(x.device.type, torch.bfloat16):
+            return self.network(x.contiguous(memory_format=torch.channels_last)).float()
 
 
 class Critic(nn.Module):

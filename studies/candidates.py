@@ -1,0 +1,133 @@
+"""What choosing among candidates is worth, of any model: quality and cost for several numbers of candidates.
+
+    python studies/candidates.py --model MODEL --setting 25:2:ab2:velocity:0.4 --data test.parquet \\
+        --train-data train.parquet --classifier judge.safetensors --out candidates.jsonl
+
+Samples are drawn once. Each half is judged by a critic that was fitted to the other half, so that no critic scores a
+sample it has seen. Images are then chosen among 1, 2 and 4 of them, --repeats times at random, and figures are means
+over these: every number of candidates is measured on as many images of the same samples. A setting is that of curve.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from curve import draw, parse_setting
+from torch import Tensor
+
+from ecar import Pipeline
+from ecar.benchmark.flops import flop_counter, sampling_flops
+from ecar.cli.options import source_commit
+from ecar.evaluation.classifier import classifier_fingerprint, load_classifier, predict
+from ecar.evaluation.extractors import extract, get_extractor
+from ecar.evaluation.metrics import Gaussian, frechet_distance, kernel_distance
+from ecar.evaluation.reference import read_images
+from ecar.selection import choose, fit_critic
+from ecar.selection.critic import Critic, Features
+from ecar.weights import weights_fingerprint
+
+
+def scores(
+    features: Features, real: tuple[Tensor, Tensor], fake: tuple[Tensor, Tensor], classes: int
+) -> tuple[Tensor, float]:
+    """Logarithm of the ratio of each sample (N,), by the critic of the other half; and the critics' mean accuracy."""
+    found, halves = (
+        torch.zeros(len(fake[1])),
+        torch.randperm(len(fake[1]), generator=torch.Generator().manual_seed(0)) % 2,
+    )
+    told = []
+    for half in (0, 1):
+        theirs, ours = halves != half, halves == half
+        fit = fit_critic(*real, fake[0][theirs], fake[1][theirs], classes)
+        found[ours] = Critic(features, fit.tensors, {}).of_features(fake[0][ours], fake[1][ours])
+        told.append(fit.accuracy)
+    return found, sum(told) / 2
+
+
+def chosen_rows(
+    score: Tensor, labels: Tensor, count: int, num: int, power: float, generator: torch.Generator
+) -> Tensor:
+    """``num`` samples in the same shares of classes, each chosen among ``count`` of its class."""
+    rows = []
+    for name in labels.unique():
+        own = (labels == name).nonzero().squeeze(1)
+        each = num // len(labels.unique())
+        groups = own[torch.randperm(len(own), generator=generator)[: each * count]].view(each, count)
+        pick = choose(score[groups], torch.rand(groups.shape, generator=generator), power)
+        rows.append(groups.gather(1, pick[:, None]).squeeze(1))
+    return torch.cat(rows)
+
+
+def main() -> None:
+    """Draw, fit, choose, write one line per number of candidates."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("model", "data", "train-data", "classifier", "out"):
+        parser.add_argument(f"--{name}", required=True)
+    parser.add_argument("--setting", default=None, help="default: the model's")
+    parser.add_argument("--samples", type=int, default=8200, help="to draw")
+    parser.add_argument("--num", type=int, default=2000, help="images to judge")
+    parser.add_argument("--counts", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--repeats", type=int, default=4)
+    parser.add_argument("--power", type=float, default=2.0)
+    parser.add_argument("--compile", action="store_true")
+    options = parser.parse_args()
+    if max(options.counts) * options.num > options.samples:
+        parser.error(f"--counts {max(options.counts)} of --num {options.num} images need as many --samples")
+
+    plain = Pipeline.from_pretrained(options.model, device="cpu", dtype=torch.bfloat16)
+    pipe = Pipeline.from_pretrained(options.model, device="cpu", dtype=torch.bfloat16, compile=options.compile)
+    settings = parse_setting(options.setting, pipe) if options.setting else pipe.settings()
+    config, extractor, features = pipe.model.config, get_extractor("efficientnet-lite0"), Features()
+    test = read_images(options.data, "test", *config.image_side, None)
+    train = read_images(options.train_data, "train", *config.image_side, 25_000)
+    judge = load_classifier(Path(options.classifier), test.class_names)
+    samples, seconds = draw(pipe, settings, options.samples)
+    assert samples.labels is not None
+
+    def read(images: Tensor) -> Tensor:
+        return torch.cat([features(part) for part in images.split(250)])
+
+    score, accuracy = scores(
+        features, (read(train.images), train.labels), (read(samples.images), samples.labels), config.num_classes
+    )
+    (real, _), (ours, _) = extract(extractor, test.images), extract(extractor, samples.images)
+    (_, real_judged), (seen, judged) = predict(judge, test.images), predict(judge, samples.images)
+    with flop_counter() as counter:
+        features(samples.images[:1])
+    flops, critic = sampling_flops(plain, settings), int(counter.get_total_flops())
+    generator, lines = torch.Generator().manual_seed(0), []
+    for count in options.counts:
+        distance, kernel, classifier, right = [], [], [], []
+        for _ in range(options.repeats):
+            rows = chosen_rows(score, samples.labels, count, options.num, options.power, generator)
+            distance.append(frechet_distance(Gaussian.of(ours[rows]), Gaussian.of(real)))
+            kernel.append(1000 * kernel_distance(real, ours[rows])[0])
+            classifier.append(frechet_distance(Gaussian.of(judged[rows]), Gaussian.of(real_judged)))
+            right.append(float((seen[rows] == samples.labels[rows]).float().mean()))
+        means = (round(sum(values) / len(values), 4) for values in (distance, kernel, classifier, right))
+        figures = dict(
+            zip(("FD-EffNetLite0", "KID x 1000", "FD-classifier", "classifier_accuracy"), means, strict=True)
+        )
+        cost = count * (flops["total"] + (critic if count > 1 else 0))
+        about = {"candidates": count, "flops_per_image": cost, "settings": settings.to_json(), "num": options.num}
+        about |= {"samples": options.samples, "repeats": options.repeats, "power": options.power}
+        about |= {
+            "critic_accuracy": round(accuracy, 4),
+            "weights": weights_fingerprint(options.model),
+            "kind": config.kind,
+        }
+        about |= {
+            "seconds_to_draw": round(seconds, 1),
+            "judge": classifier_fingerprint(judge),
+            "commit": source_commit(),
+        }
+        lines.append(json.dumps(figures | about))
+        print(lines[-1], flush=True)
+    Path(options.out).write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
