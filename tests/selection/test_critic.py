@@ -20,7 +20,7 @@ from ecar.selection import Critic, choose, fit_critic, load_critic
 from ecar.selection.critic import Features
 from ecar.training import loop
 from ecar.training.config import TrainConfig
-from ecar.weights import resolve_model, weights_fingerprint
+from ecar.weights import bundled_models, resolve_model, weights_fingerprint
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +142,15 @@ def test_candidates_without_a_critic_or_with_one_of_another_model_are_refused(fa
     for wrong in (0, 65):
         with pytest.raises(ValueError, match=r"candidates must be in 1\.\.64"):
             Pipeline.from_pretrained(fashion)([0], candidates=wrong)
+
+
+def test_bundled_critics_are_of_the_bundled_weights_and_settings() -> None:
+    found = [name for name in bundled_models() if (resolve_model(name) / "critic.safetensors").exists()]
+    assert "cifar10" in found
+    warnings.simplefilter("error")
+    for name in found:
+        pipe = Pipeline.from_pretrained(name)
+        pipe.check_candidates(2, pipe.settings())
 
 
 def test_other_settings_than_the_critic_knows_are_warned_of(fashion: Path) -> None:

@@ -36,6 +36,7 @@ def run(arguments: Sequence[str]) -> None:
         "head_parameters": sum(p.numel() for p in model.head.parameters()),
         "stages": stages,
         "tokenizer": {"kind": tokenizer.kind, **tokenizer.config(), "fingerprint": tokenizer.fingerprint()},
+        "critic": (folder / "critic.safetensors").is_file(),
         "config": model.config.to_json(),
     }
     print(json.dumps(record, indent=2))
