@@ -68,6 +68,20 @@ def test_the_fit_finds_the_ratio_of_two_gaussians_that_depends_on_the_class() ->
     assert abs(fit.accuracy - 0.68) < 0.03  # of two normals one deviation apart: 0.69; 0.91 apart: 0.675
 
 
+@pytest.mark.parametrize("classes", [0, 500])
+def test_no_classes_and_very_many_have_one_critic_for_all(classes: int, tmp_path: Path) -> None:
+    """A weight per class and direction would take gigabytes for a thousand classes, and none has the images for it."""
+    generator = torch.Generator().manual_seed(0)
+    fake, labels = torch.randn(4000, 5, generator=generator), torch.arange(4000) % max(1, classes)
+    real = torch.randn(4000, 5, generator=generator) + 0.8
+    fit = fit_critic(real, labels, fake, labels, classes)
+    assert fit.tensors["by_class"].numel() == 0 and fit.accuracy > 0.75
+    network = Features()
+    Critic(network, fit.tensors, {}).save(tmp_path / "c.safetensors")
+    again = load_critic(tmp_path / "c.safetensors")
+    assert again.of_features(real, labels).mean() > 1 > -1 > again.of_features(fake, labels).mean()
+
+
 def test_candidates_lead_from_the_model_to_the_real_distribution() -> None:
     """Of N(0, 1) chosen by the ratio to N(1, 1): the mean goes to 1 with the number of candidates."""
     generator = torch.Generator().manual_seed(0)

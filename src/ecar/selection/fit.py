@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _DIRECTIONS = 256  # of the features, those in which real images vary most
-_CLASS_DIRECTIONS = 32  # of these, those whose weight depends on the class
+_CLASS_DIRECTIONS = 32  # of these at most, those whose weight depends on the class
+_CLASS_WEIGHTS = 320  # of all classes together: of a thousand classes none has the examples for weights of its own
 _RIDGE = 1e-2
 _HELD_OUT = 0.1
 
@@ -43,7 +44,7 @@ def fit_critic(
     if not (torch.isfinite(real).all() and torch.isfinite(fake).all()):
         raise ValueError("features are not finite; are the images all right?")
     mean, basis = _whitening(real)
-    some = min(_CLASS_DIRECTIONS, basis.shape[1]) if num_classes else 0
+    some = min(_CLASS_DIRECTIONS, _CLASS_WEIGHTS // num_classes, basis.shape[1]) if num_classes else 0
 
     def inputs(features: Tensor, labels: Tensor) -> Tensor:
         x = (features - mean) @ basis
