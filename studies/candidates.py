@@ -97,7 +97,7 @@ def main() -> None:
     (_, real_judged), (seen, judged) = predict(judge, test.images), predict(judge, samples.images)
     with flop_counter() as counter:
         features(samples.images[:1])
-    flops, critic = sampling_flops(plain, settings), int(counter.get_total_flops())
+    flops, critic, commit = sampling_flops(plain, settings), int(counter.get_total_flops()), source_commit()
     generator, lines = torch.Generator().manual_seed(0), []
     for count in options.counts:
         distance, kernel, classifier, right = [], [], [], []
@@ -122,7 +122,7 @@ def main() -> None:
         about |= {
             "seconds_to_draw": round(seconds, 1),
             "judge": classifier_fingerprint(judge),
-            "commit": source_commit(),
+            "commit": commit,
         }
         lines.append(json.dumps(figures | about))
         print(lines[-1], flush=True)
