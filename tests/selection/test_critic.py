@@ -35,11 +35,8 @@ def fashion(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def critic(model: Path, **about: object) -> Critic:
     generator = torch.Generator().manual_seed(0)
     tensors = {
-        "mean": torch.zeros(1280),
-        "basis": torch.randn(1280, 8, generator=generator),
-        "weight": torch.randn(8, generator=generator),
-        "by_class": torch.randn(10, 4, generator=generator),
-        "bias": torch.tensor(0.1),
+        "weight": torch.randn(11, 1280, generator=generator),
+        "bias": torch.randn(11, generator=generator),
     }
     settings = json.loads(json.dumps(Pipeline.from_pretrained(model).settings().to_json()))
     what = {"weights": weights_fingerprint(model), "settings": settings, "power": 1.0}
@@ -72,12 +69,11 @@ def test_the_fit_finds_the_ratio_of_two_gaussians_that_depends_on_the_class() ->
 def test_no_classes_and_very_many_have_one_critic_for_all(classes: int, tmp_path: Path) -> None:
     """A weight per class and direction would take gigabytes for a thousand classes, and none has the images for it."""
     generator = torch.Generator().manual_seed(0)
-    fake, labels = torch.randn(4000, 5, generator=generator), torch.arange(4000) % max(1, classes)
-    real = torch.randn(4000, 5, generator=generator) + 0.8
+    noise, labels = torch.randn(2, 4000, 5, generator=generator), torch.arange(4000) % max(1, classes)
+    fake, real = torch.nn.functional.pad(noise[0], (0, 1275)), torch.nn.functional.pad(noise[1] + 0.8, (0, 1275))
     fit = fit_critic(real, labels, fake, labels, classes)
-    assert fit.tensors["by_class"].numel() == 0 and fit.accuracy > 0.75
-    network = Features()
-    Critic(network, fit.tensors, {}).save(tmp_path / "c.safetensors")
+    assert fit.tensors["weight"].shape == (1, 1280) and fit.accuracy > 0.75
+    Critic(Features(), fit.tensors, {"power": 1.0}).save(tmp_path / "c.safetensors")
     again = load_critic(tmp_path / "c.safetensors")
     assert again.of_features(real, labels).mean() > 1 > -1 > again.of_features(fake, labels).mean()
 
@@ -119,7 +115,7 @@ def test_a_critic_survives_saving_and_damaged_files_are_refused(fashion: Path, t
     assert torch.equal(model(images, labels), again(images, labels)) and again.about == model.about
     plain = model.of_features(model.features(images), torch.full((3,), 10))
     assert torch.equal(plain[2], again(images, labels)[2]) and not torch.equal(plain[0], again(images, labels)[0])
-    save_file({"mean": torch.zeros(3)}, tmp_path / "other.safetensors")
+    save_file({"bias": torch.zeros(3)}, tmp_path / "other.safetensors")
     (tmp_path / "cut.safetensors").write_bytes((tmp_path / "c.safetensors").read_bytes()[:500])
     for name in ("other", "cut", "none"):
         with pytest.raises(ValueError, match=f"{name}.safetensors"):

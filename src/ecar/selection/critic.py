@@ -23,7 +23,7 @@ from ecar.tensors import write_tensors
 
 _SIDE = 96  # the smaller side of an image is enlarged to this at least, as the network was trained on large ones
 _FORMAT = "1"
-_TENSORS = ("mean", "basis", "weight", "by_class", "bias")
+_TENSORS = ("weight", "bias")
 
 
 class Features(nn.Module):
@@ -54,15 +54,11 @@ class Critic(nn.Module):
 
     Args:
         features: the frozen network.
-        tensors: ``mean`` (D,) and ``basis`` (D, P) that whiten the features, ``weight`` (P,), ``by_class`` (K, Q):
-            what a class adds to the first Q weights, ``bias`` ().
+        tensors: ``weight`` (R, D) and ``bias`` (R,): a row for each class and a last one for none; or one for all.
         about: the model and settings whose samples it was fitted to, and how.
     """
 
-    mean: Tensor
-    basis: Tensor
     weight: Tensor
-    by_class: Tensor
     bias: Tensor
 
     def __init__(self, features: Features, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
@@ -73,17 +69,12 @@ class Critic(nn.Module):
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
         """Images (B, 3, H, W) uint8 and class ids (B,); ids beyond the classes are none -> (B,)."""
-        return self.of_features(self.features(images), labels.to(self.mean.device))
+        return self.of_features(self.features(images), labels.to(self.weight.device))
 
     def of_features(self, features: Tensor, labels: Tensor) -> Tensor:
         """The same from what ``features`` gives, (B, D)."""
-        x = (features - self.mean) @ self.basis  # (B, P)
-        score = x @ self.weight + self.bias
-        classes, some = self.by_class.shape
-        if classes:
-            own = torch.where((labels < classes)[:, None], self.by_class[labels.clamp(max=classes - 1)], 0.0)
-            score = score + (x[:, :some] * own).sum(1)
-        return score
+        rows = labels.clamp(max=len(self.weight) - 1)
+        return (features * self.weight[rows]).sum(1) + self.bias[rows]
 
     def save(self, path: Path) -> None:
         """Write a ``.safetensors`` file; ``load_critic`` reads it."""
@@ -106,16 +97,15 @@ def load_critic(path: str | Path) -> Critic:
             tensors = {name: file.get_tensor(name) for name in _TENSORS}
         if about.pop("format") != _FORMAT:
             raise KeyError("format")
-        known = about.pop("features")
+        known, rows = about.pop("features"), len(tensors["bias"])
+        if tensors["weight"].shape != (rows, EfficientNetLite.num_features) or not 0 < float(about["power"]) <= 10:
+            raise KeyError("weight")
     except Exception as error:
         raise ValueError(f"{path}: not a critic of ecar critic ({type(error).__name__})") from error
     features = Features()
     if known != features.fingerprint:
         raise ValueError(f"{path}: reads features {known}, and those installed are {features.fingerprint}")
-    try:
-        return Critic(features, tensors, about).eval()
-    except (RuntimeError, IndexError) as error:
-        raise ValueError(f"{path}: damaged ({error})") from error
+    return Critic(features, tensors, about).eval()
 
 
 def choose(log_ratio: Tensor, uniform: Tensor, power: float) -> Tensor:

@@ -63,15 +63,20 @@ def fit_critic(
     (real_x, real_held), (fake_x, fake_held) = sides
     weights = _logistic(real_x, fake_x)
     right = [(real_held @ weights[:-1] + weights[-1] > 0), (fake_held @ weights[:-1] + weights[-1] < 0)]
-    directions = basis.shape[1]
-    tensors = {
-        "mean": mean,
-        "basis": basis,
-        "weight": weights[:directions],
-        "by_class": weights[directions:-1].view(num_classes, some),
-        "bias": weights[-1],
-    }
-    return Fit(tensors, float(torch.stack([r.float().mean() for r in right]).mean()))
+    return Fit(
+        _unwhitened(weights, mean, basis, num_classes if some else 0),
+        float(torch.stack([r.float().mean() for r in right]).mean()),
+    )
+
+
+def _unwhitened(theta: Tensor, mean: Tensor, basis: Tensor, classes: int) -> dict[str, Tensor]:
+    """The coefficients as ``weight`` (classes + 1, D) and ``bias`` (classes + 1,) of the features themselves."""
+    count = basis.shape[1]
+    weight = (basis @ theta[:count])[None]
+    if classes:
+        own = theta[count:-1].view(classes, -1)
+        weight = torch.cat([weight + own @ basis[:, : own.shape[1]].T, weight])
+    return {"weight": weight, "bias": theta[-1] - weight @ mean}
 
 
 def _whitening(features: Tensor) -> tuple[Tensor, Tensor]:
