@@ -20,8 +20,7 @@ from results import write_result
 from ecar.benchmark.flops import flop_counter
 from ecar.data.images import to_signed
 from ecar.data.source import ImageReport, iterate_images, load_source
-from ecar.evaluation.samples import from_decoded
-from ecar.sampling.pictures import grid
+from ecar.sampling.pictures import from_decoded, grid
 from ecar.tokenizers import load_tokenizer
 
 

@@ -19,7 +19,7 @@ from curve import draw, parse_setting
 from torch import Tensor
 
 from ecar import Pipeline
-from ecar.benchmark.flops import flop_counter, sampling_flops
+from ecar.benchmark.flops import flops_of, sampling_flops
 from ecar.cli.options import source_commit
 from ecar.evaluation.classifier import classifier_fingerprint, load_classifier, predict
 from ecar.evaluation.extractors import extract, get_extractor
@@ -34,11 +34,8 @@ def scores(
     features: Features, real: tuple[Tensor, Tensor], fake: tuple[Tensor, Tensor], classes: int
 ) -> tuple[Tensor, float]:
     """Logarithm of the ratio of each sample (N,), by the critic of the other half; and the critics' mean accuracy."""
-    found, halves = (
-        torch.zeros(len(fake[1])),
-        torch.randperm(len(fake[1]), generator=torch.Generator().manual_seed(0)) % 2,
-    )
-    told = []
+    halves = torch.randperm(len(fake[1]), generator=torch.Generator().manual_seed(0)) % 2
+    found, told = torch.zeros(len(halves)), []
     for half in (0, 1):
         theirs, ours = halves != half, halves == half
         fit = fit_critic(*real, fake[0][theirs], fake[1][theirs], classes)
@@ -95,9 +92,20 @@ def main() -> None:
     )
     (real, _), (ours, _) = extract(extractor, test.images), extract(extractor, samples.images)
     (_, real_judged), (seen, judged) = predict(judge, test.images), predict(judge, samples.images)
-    with flop_counter() as counter:
-        features(samples.images[:1])
-    flops, critic, commit = sampling_flops(plain, settings), int(counter.get_total_flops()), source_commit()
+    flops, critic = sampling_flops(plain, settings), flops_of(lambda: features(samples.images[:1]))
+    about = {
+        "settings": settings.to_json(),
+        "num": options.num,
+        "samples": options.samples,
+        "repeats": options.repeats,
+        "power": options.power,
+        "critic_accuracy": round(accuracy, 4),
+        "weights": weights_fingerprint(options.model),
+        "kind": config.kind,
+        "seconds_to_draw": round(seconds, 1),
+        "judge": classifier_fingerprint(judge),
+        "commit": source_commit(),
+    }
     generator, lines = torch.Generator().manual_seed(0), []
     for count in options.counts:
         distance, kernel, classifier, right = [], [], [], []
@@ -112,19 +120,7 @@ def main() -> None:
             zip(("FD-EffNetLite0", "KID x 1000", "FD-classifier", "classifier_accuracy"), means, strict=True)
         )
         cost = count * (flops["total"] + (critic if count > 1 else 0))
-        about = {"candidates": count, "flops_per_image": cost, "settings": settings.to_json(), "num": options.num}
-        about |= {"samples": options.samples, "repeats": options.repeats, "power": options.power}
-        about |= {
-            "critic_accuracy": round(accuracy, 4),
-            "weights": weights_fingerprint(options.model),
-            "kind": config.kind,
-        }
-        about |= {
-            "seconds_to_draw": round(seconds, 1),
-            "judge": classifier_fingerprint(judge),
-            "commit": commit,
-        }
-        lines.append(json.dumps(figures | about))
+        lines.append(json.dumps({**figures, "candidates": count, "flops_per_image": cost, **about}))
         print(lines[-1], flush=True)
     Path(options.out).write_text("\n".join(lines) + "\n")
 

@@ -34,11 +34,12 @@ from ecar.evaluation.evaluate import Judge, check_classes, measure
 from ecar.evaluation.extractors import get_extractor
 from ecar.evaluation.metrics import chosen
 from ecar.evaluation.reference import read_images, reference_from_images
-from ecar.evaluation.samples import Samples, from_decoded, reconstruct
+from ecar.evaluation.samples import Samples, reconstruct
 from ecar.flow.solvers import get_solver, uniform_grid
 from ecar.model import StageModel
 from ecar.sampling.loop import sample_latents
 from ecar.sampling.noise import StageNoise, draw_noise
+from ecar.sampling.pictures import from_decoded
 from ecar.stages import Stage, end_point, jump, noises, pyramid
 from ecar.training.distill import Teacher
 from ecar.weights import weights_fingerprint

@@ -16,17 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# kernel, stride, expansion, output channels, repeats
-_STAGES = [
-    (3, 1, 1, 16, 1),
-    (3, 2, 6, 24, 2),
-    (5, 2, 6, 40, 2),
-    (3, 2, 6, 80, 3),
-    (5, 1, 6, 112, 3),
-    (5, 2, 6, 192, 4),
-    (3, 1, 6, 320, 1),
-]
-_SIZE_2 = ((16, 1), (24, 3), (48, 3), (88, 4), (120, 4), (208, 5), (352, 1))  # its output channels and repeats
+_STAGES = ((1, 1), (2, 6), (2, 6), (2, 6), (1, 6), (2, 6), (1, 6))  # stride, expansion; kernels are as the weights say
+_SIZES = {  # output channels and repeats of each stage
+    0: ((16, 1), (24, 2), (40, 2), (80, 3), (112, 3), (192, 4), (320, 1)),
+    2: ((16, 1), (24, 3), (48, 3), (88, 4), (120, 4), (208, 5), (352, 1)),
+}
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _BN_EPS = 1e-3
 
@@ -94,9 +88,7 @@ class EfficientNetLite(nn.Module):
     def _build(self, state: dict[str, Tensor]) -> None:
         self.stem = _folded(state, "_conv_stem", "_bn0", 2)
         blocks, index, channels = [], 0, 32
-        for number, (_kernel, stride, expansion, out, repeats) in enumerate(_STAGES):
-            if self.size == 2:
-                out, repeats = _SIZE_2[number]
+        for (stride, expansion), (out, repeats) in zip(_STAGES, _SIZES[self.size], strict=True):
             for repeat in range(repeats):
                 step, prefix = (stride if repeat == 0 else 1), f"_blocks.{index}."
                 expand = _folded(state, prefix + "_expand_conv", prefix + "_bn0", 1) if expansion > 1 else None
@@ -120,6 +112,17 @@ class EfficientNetLite(nn.Module):
         """Pooled features (B, 1280) of images (B, 3, H, W) in [-1, 1]; nothing is resized here."""
         x = self.layers(images, len(self.blocks) - 1)[-1]
         return F.relu6(self.head(x)).mean((2, 3))
+
+    @torch.no_grad()
+    def of_pixels(self, images: Tensor, side: int) -> Tensor:
+        """Pooled features (B, 1280), float32 computed in bfloat16, of images (B, 3, H, W) uint8 whose smaller side is
+        enlarged (bilinear) to ``side`` pixels at least."""
+        x = images.to(self.shift.device).float() / 127.5 - 1
+        if (small := min(x.shape[-2:])) < side:
+            size = [round(length * side / small) for length in x.shape[-2:]]
+            x = F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+        with torch.autocast(x.device.type, torch.bfloat16):
+            return self(x.contiguous(memory_format=torch.channels_last)).float()
 
 
 def _folded(state: dict[str, Tensor], conv: str, norm: str, stride: int, groups: int = 1) -> SameConv:

@@ -16,7 +16,7 @@ from ecar.data.files import read_json
 from ecar.model import build_model
 from ecar.remote import check_repo_id, hub_reason
 from ecar.sampling.pictures import grid
-from ecar.weights import save_model, weights_fingerprint
+from ecar.weights import critic_file, save_model, weights_fingerprint
 
 if TYPE_CHECKING:
     from ecar.sampling.pipeline import Pipeline
@@ -55,9 +55,10 @@ def write_folder(pipe: Pipeline, folder: Path, repo_id: str, card: CardOptions, 
             raise ValueError("an optimised (packed, int8) model cannot be saved: load it again without quantize")
         save_model(folder, pipe.model, pipe.tokenizer)
     else:
-        for name in ("config.json", "model.safetensors", "critic.safetensors"):
-            if name != "critic.safetensors" or (source / name).exists():
-                shutil.copyfile(source / name, folder / name)
+        for name in ("config.json", "model.safetensors"):
+            shutil.copyfile(source / name, folder / name)
+        if critic := critic_file(source):
+            shutil.copyfile(critic, folder / critic.name)
         shutil.copytree(source / "tokenizer", folder / "tokenizer")
     if record is not None:
         _check_judged(card, record, weights_fingerprint(folder))

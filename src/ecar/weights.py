@@ -70,6 +70,12 @@ def _download(text: str) -> Path:
     return Path(folder)
 
 
+def critic_file(folder: Path) -> Path | None:
+    """The critic in a model folder (``ecar critic``), where there is one."""
+    path = folder / "critic.safetensors"
+    return path if path.is_file() else None
+
+
 def save_model(folder: Path, model: StageModel, tokenizer: Tokenizer, dtype: torch.dtype = torch.float32) -> None:
     """Write a model folder; ``dtype`` is that of the stored weights."""
     tokenizer.save(folder / "tokenizer", dtype)  # first: it may refuse

@@ -121,7 +121,7 @@ class DiT(StageModel):
     def compile_blocks(self) -> None:
         """As everywhere, but for training on CPU only attention and MLP: Inductor's backward of a whole block is NaN
         there in bfloat16 (torch 2.13, where it is vectorised)."""
-        if not self.training or next(self.parameters()).device.type != "cpu":
+        if not self.training or self.device.type != "cpu":
             return super().compile_blocks()
         for block in self.head.blocks:
             block.attn1.compile(dynamic=False)

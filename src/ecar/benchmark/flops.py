@@ -26,6 +26,13 @@ def flop_counter() -> FlopCounterMode:
     return FlopCounterMode(display=False, custom_mapping={kernel: attention})
 
 
+def flops_of(call: Callable[[], object]) -> int:
+    """FLOPs of a call."""
+    with flop_counter() as counter:
+        call()
+    return int(counter.get_total_flops())
+
+
 def sampling_flops(pipe: Pipeline, settings: SamplingConfig, candidates: int = 1) -> dict[str, int]:
     """FLOPs per image: ``model`` (transformer, head, guidance), ``decoder``, ``total``; with several candidates
     those of all of them, and of the ``critic``.
@@ -36,9 +43,8 @@ def sampling_flops(pipe: Pipeline, settings: SamplingConfig, candidates: int = 1
     if candidates == 1:
         return flops
     image = torch.zeros(1, 3, *pipe.model.config.image_side, dtype=torch.uint8)
-    with flop_counter() as counter:
-        pipe.critic(image, torch.zeros(1, dtype=torch.int64))
-    parts = {"model": flops["model"], "decoder": flops["decoder"], "critic": int(counter.get_total_flops())}
+    critic = flops_of(lambda: pipe.critic(image, torch.zeros(1, dtype=torch.int64)))
+    parts = {"model": flops["model"], "decoder": flops["decoder"], "critic": critic}
     parts = {name: candidates * count for name, count in parts.items()}
     return parts | {"total": sum(parts.values())}
 
@@ -52,7 +58,5 @@ def count_flops(pipe: Pipeline, draw: Callable[[Tensor, list[StageNoise]], Tenso
     with flop_counter() as counter:
         latents = draw(labels, noise)
     sampling = int(counter.get_total_flops())
-    with flop_counter() as counter:
-        pipe.decoder.decode(latents)
-    decoder = int(counter.get_total_flops())
+    decoder = flops_of(lambda: pipe.decoder.decode(latents))
     return {"model": sampling, "decoder": decoder, "total": sampling + decoder}

@@ -120,9 +120,10 @@ def _samples(
     options: CriticOptions, pipe: Pipeline, settings: SamplingConfig, labels: torch.Tensor, features: Features
 ) -> torch.Tensor:
     """Features of a sample for each label."""
-    import numpy as np
     import torch
     from tqdm.auto import tqdm
+
+    from ecar.sampling.pictures import from_pil
 
     parts = []
     for first in tqdm(range(0, len(labels), options.batch_size), desc="sampling", disable=None):
@@ -133,6 +134,5 @@ def _samples(
             guidance=settings.guidance, solver=settings.solver, guidance_from=settings.guidance_from,
             batch_size=options.batch_size,
         )  # fmt: skip
-        pixels = torch.from_numpy(np.stack([np.asarray(image) for image in out.images])).permute(0, 3, 1, 2)
-        parts.append(features(pixels).cpu())
+        parts.append(features(from_pil(out.images)).cpu())
     return torch.cat(parts)

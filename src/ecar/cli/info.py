@@ -23,7 +23,7 @@ class InfoOptions:
 def run(arguments: Sequence[str]) -> None:
     """Load the model (which checks it) and print its configuration as JSON."""
     options = parse(InfoOptions, arguments, "info")
-    from ecar.weights import load_model, resolve_model
+    from ecar.weights import critic_file, load_model, resolve_model
 
     folder = resolve_model(options.model)
     model, tokenizer = load_model(folder)
@@ -36,7 +36,7 @@ def run(arguments: Sequence[str]) -> None:
         "head_parameters": sum(p.numel() for p in model.head.parameters()),
         "stages": stages,
         "tokenizer": {"kind": tokenizer.kind, **tokenizer.config(), "fingerprint": tokenizer.fingerprint()},
-        "critic": (folder / "critic.safetensors").is_file(),
+        "critic": critic_file(folder) is not None,
         "config": model.config.to_json(),
     }
     print(json.dumps(record, indent=2))

@@ -185,17 +185,15 @@ def _check_size(options: SampleOptions, files: _Files, count: int, side: tuple[i
 
 def _write(output: Output, files: _Files, options: SampleOptions, record: str, *, labelled: bool) -> None:
     """Write every file asked for; PNGs carry ``record``, from which they can be made again."""
-    import numpy as np
     import torch
 
     from ecar.evaluation.samples import Samples, write_samples
-    from ecar.sampling.pictures import grid, save_gif, save_png, strip
+    from ecar.sampling.pictures import from_pil, grid, save_gif, save_png, strip
 
     count, metadata = len(output.images), {"ecar": record}
     columns, scale = _columns(options, count), _scale(options, output.images[0].width)
     if files.out.suffix.lower() == ".npz":
-        images = torch.from_numpy(np.stack([np.asarray(image) for image in output.images])).permute(0, 3, 1, 2)
-        write_samples(files.out, Samples(images, torch.tensor(output.labels) if labelled else None))
+        write_samples(files.out, Samples(from_pil(output.images), torch.tensor(output.labels) if labelled else None))
     else:
         save_png(grid(output.images, columns, scale=scale), files.out, metadata)
     if files.stages is not None:

@@ -68,14 +68,8 @@ class EfficientNetExtractor:
         self.network = EfficientNetLite(weights=weights).to(device)
         self.fingerprint = _digest([self.network.fingerprint.encode(), b"bilinear 128 bf16"])
 
-    @torch.no_grad()
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        x = images.to(self.device).float() / 127.5 - 1
-        if (small := min(x.shape[-2:])) < self.side:
-            size = [round(side * self.side / small) for side in x.shape[-2:]]
-            x = F.interpolate(x, size=size, mode="bilinear", align_corners=False)
-        with torch.autocast(torch.device(self.device).type, torch.bfloat16):
-            return self.network(x.contiguous(memory_format=torch.channels_last)).float().cpu(), None
+        return self.network.of_pixels(images, self.side).cpu(), None
 
 
 class InceptionExtractor:

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from ecar.config import SamplingConfig, differences
 from ecar.data.files import read_json
 from ecar.evaluation.metrics import chosen
-from ecar.sampling.pictures import to_uint8
+from ecar.sampling.pictures import from_decoded
 from ecar.sampling.pipeline import Pipeline
 
 
@@ -170,11 +170,6 @@ def choose(samples: Samples, num: int) -> Samples:
     rows = chosen(len(samples.images), num)
     labels = None if samples.labels is None else samples.labels[rows]
     return replace(samples, images=samples.images[rows], labels=labels)
-
-
-def from_decoded(images: Tensor) -> Tensor:
-    """A tokenizer's output (B, 3, H, W) in [-1, 1] -> uint8, rounded as in every picture that is written."""
-    return _to_tensor(to_uint8(images.float()))
 
 
 @torch.no_grad()

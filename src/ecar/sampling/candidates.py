@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ecar.config import SamplingConfig
 from ecar.sampling.noise import candidate_seeds, draw_choices
-from ecar.sampling.pictures import to_uint8
+from ecar.sampling.pictures import from_decoded
 
 if TYPE_CHECKING:
     from ecar.selection import Critic
@@ -73,8 +73,7 @@ def best_candidates(
     each = [candidate_seeds(seed, candidates) for seed in seeds]
     labels = [label for label in ids for _ in range(candidates)]
     drawn = draw(labels, [seed for row in each for seed in row])
-    pixels = torch.from_numpy(to_uint8(drawn)).permute(0, 3, 1, 2)
-    scores = critic(pixels, torch.tensor(labels)).view(len(ids), candidates)
+    scores = critic(from_decoded(drawn), torch.tensor(labels)).view(len(ids), candidates)
     picks = choose(scores, draw_choices(seeds, candidates), float(critic.about["power"])).tolist()
     rows = [candidates * number + pick for number, pick in enumerate(picks)]
     return drawn[rows], [row[pick] for row, pick in zip(each, picks, strict=True)]

@@ -28,6 +28,20 @@ def to_pil(images: Tensor) -> list[Image.Image]:
     return [Image.fromarray(array) for array in to_uint8(images)]
 
 
+def from_decoded(images: Tensor) -> Tensor:
+    """A tokenizer's output (B, 3, H, W) in [-1, 1] -> uint8, rounded as in every picture that is written."""
+    return _channels_first(to_uint8(images.float()))
+
+
+def from_pil(images: list[Image.Image]) -> Tensor:
+    """PIL images of one size -> (B, 3, H, W) uint8."""
+    return _channels_first(np.stack([np.asarray(image) for image in images]))
+
+
+def _channels_first(images: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+
+
 def about_square(count: int) -> int:
     """Columns of a grid of ``count`` images."""
     return math.ceil(math.sqrt(count))

@@ -127,7 +127,7 @@ class Pipeline:
         Raises:
             ValueError: nothing there, or damaged, no such device, a critic with an adapter; the message says what.
         """
-        from ecar.weights import load_model, resolve_model, weights_fingerprint
+        from ecar.weights import critic_file, load_model, resolve_model, weights_fingerprint
 
         if critic is not None and adapter is not None:
             raise ValueError(f"{critic} knows the samples of {name}, not those with an adapter: leave one out")
@@ -140,9 +140,8 @@ class Pipeline:
         pipe = cls(model.to(device, dtype), tokenizer.to(device), str(name))
         if decoder is not None:
             pipe.decoder = load_decoder(decoder, tokenizer).to(device).eval()
-        own = resolve_model(name) / "critic.safetensors"
-        if critic is not None or (own.is_file() and adapter is None):  # with an adapter, the samples are others
-            pipe.critic_file = own if critic is None else Path(critic)
+        if adapter is None:  # with one, the samples are others
+            pipe.critic_file = critic_file(resolve_model(name)) if critic is None else Path(critic)
         pipe.optimize(compile=compile, quantize=quantize, cuda_graphs=cuda_graphs)
         return pipe
 

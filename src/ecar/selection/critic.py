@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from safetensors import safe_open
 from torch import Tensor, nn
 
@@ -38,15 +37,9 @@ class Features(nn.Module):
         """Of the network's weights."""
         return self.network.fingerprint
 
-    @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) uint8 -> (B, 1280)."""
-        x = images.to(self.network.shift.device).float() / 127.5 - 1
-        if (small := min(x.shape[-2:])) < _SIDE:
-            size = [round(side * _SIDE / small) for side in x.shape[-2:]]
-            x = F.interpolate(x, size=size, mode="bilinear", align_corners=False)
-        with torch.autocast(x.device.type, torch.bfloat16):
-            return self.network(x.contiguous(memory_format=torch.channels_last)).float()
+        return self.network.of_pixels(images, _SIDE)
 
 
 class Critic(nn.Module):
