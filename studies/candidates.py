@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ecar import Pipeline
 from ecar.benchmark.flops import flops_of, sampling_flops
-from ecar.cli.options import source_commit
+from ecar.cli.options import source_commit, torch_dtype, usable_dtype
 from ecar.evaluation.classifier import classifier_fingerprint, load_classifier, predict
 from ecar.evaluation.extractors import extract, get_extractor
 from ecar.evaluation.metrics import Gaussian, frechet_distance, kernel_distance
@@ -74,8 +74,9 @@ def main() -> None:
     if max(options.counts) * options.num > options.samples:
         parser.error(f"--counts {max(options.counts)} of --num {options.num} images need as many --samples")
 
-    plain = Pipeline.from_pretrained(options.model, device="cpu", dtype=torch.bfloat16)
-    pipe = Pipeline.from_pretrained(options.model, device="cpu", dtype=torch.bfloat16, compile=options.compile)
+    dtype = torch_dtype(usable_dtype("bf16", "cpu"))
+    plain = Pipeline.from_pretrained(options.model, device="cpu", dtype=dtype)
+    pipe = Pipeline.from_pretrained(options.model, device="cpu", dtype=dtype, compile=options.compile)
     settings = parse_setting(options.setting, pipe) if options.setting else pipe.settings()
     config, extractor, features = pipe.model.config, get_extractor("efficientnet-lite0"), Features()
     test = read_images(options.data, "test", *config.image_side, None)
@@ -99,6 +100,7 @@ def main() -> None:
         "samples": options.samples,
         "repeats": options.repeats,
         "power": options.power,
+        "dtype": str(dtype).removeprefix("torch."),
         "critic_accuracy": round(accuracy, 4),
         "weights": weights_fingerprint(options.model),
         "kind": config.kind,

@@ -21,3 +21,18 @@ def resolve_device(name: str) -> str:
     if name.startswith("cuda:"):  # events, streams and graphs are made on the current device, not on that of the work
         torch.cuda.set_device(name)
     return name
+
+
+def computes_bfloat16(device: str | torch.device) -> bool:
+    """Whether products in bfloat16 are worth it there. CPUs without AVX-512 or AMX and GPUs before Ampere only imitate
+    them: on such a CPU sampling takes 6 times as long as in float32, an EfficientNet 12 (docs/cost.md)."""
+    kind = torch.device(device).type
+    if kind == "cpu":
+        return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return kind != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def mixed_precision(device: str | torch.device, *, wanted: bool = True) -> torch.autocast:
+    """A context in which products are in bfloat16, where that is wanted and worth it."""
+    enabled = wanted and computes_bfloat16(device)
+    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=enabled)

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ecar.devices import mixed_precision
+
 _STAGES = ((1, 1), (2, 6), (2, 6), (2, 6), (1, 6), (2, 6), (1, 6))  # stride, expansion; kernels are as the weights say
 _SIZES = {  # output channels and repeats of each stage
     0: ((16, 1), (24, 2), (40, 2), (80, 3), (112, 3), (192, 4), (320, 1)),
@@ -115,13 +117,13 @@ class EfficientNetLite(nn.Module):
 
     @torch.no_grad()
     def of_pixels(self, images: Tensor, side: int) -> Tensor:
-        """Pooled features (B, 1280), float32 computed in bfloat16, of images (B, 3, H, W) uint8 whose smaller side is
-        enlarged (bilinear) to ``side`` pixels at least."""
+        """Pooled features (B, 1280) of images (B, 3, H, W) uint8 whose smaller side is enlarged (bilinear) to ``side``
+        pixels at least; float32, computed in bfloat16 where the device does."""
         x = images.to(self.shift.device).float() / 127.5 - 1
         if (small := min(x.shape[-2:])) < side:
             size = [round(length * side / small) for length in x.shape[-2:]]
             x = F.interpolate(x, size=size, mode="bilinear", align_corners=False)
-        with torch.autocast(x.device.type, torch.bfloat16):
+        with mixed_precision(x.device):
             return self(x.contiguous(memory_format=torch.channels_last)).float()
 
 

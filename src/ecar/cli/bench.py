@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ecar.cli.options import check_dtype, output_file, parse, source_commit, torch_dtype
+from ecar.cli.options import check_dtype, output_file, parse, source_commit, torch_dtype, usable_dtype
 
 if TYPE_CHECKING:
     from ecar.benchmark.bench import Side
@@ -97,6 +97,7 @@ def run(arguments: Sequence[str]) -> None:
     from ecar.benchmark.resolutions import cost_by_resolution, draw_costs
     from ecar.devices import resolve_device
 
+    options = replace(options, dtype=usable_dtype(options.dtype, options.device))
     device, dtype = resolve_device(options.device), torch_dtype(options.dtype)
     _check_tools(options, device)
     systems = {"ecar": lambda side: _ecar(options, side), "dit": lambda side: (_dit(options, side), _euler(options)[0])}

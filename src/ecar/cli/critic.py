@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from ecar.cli.options import check_dtype, one_or_all, output_file, parse, torch_dtype
+from ecar.cli.options import check_dtype, one_or_all, output_file, parse, torch_dtype, usable_dtype
 
 if TYPE_CHECKING:
     import torch
@@ -72,6 +72,7 @@ def run(arguments: Sequence[str]) -> None:
     if not 0 <= options.seed <= MAX_SEED - options.num + 1:
         raise ValueError(f"--seed must be in 0..{MAX_SEED - options.num + 1} with --num {options.num}")
     features = Features()  # first: it may be missing
+    options = replace(options, dtype=usable_dtype(options.dtype, options.device))
     how = {"device": options.device, "dtype": torch_dtype(options.dtype), "compile": options.compile}
     pipe = Pipeline.from_pretrained(options.model, **how)  # type: ignore[arg-type]
     steps, guidance, start = (one_or_all(v) for v in (options.steps, options.guidance, options.guidance_from))

@@ -18,6 +18,7 @@ from ecar.cli.options import (
     parse,
     source_commit,
     torch_dtype,
+    usable_dtype,
 )
 
 if TYPE_CHECKING:
@@ -116,6 +117,7 @@ def run(arguments: Sequence[str]) -> None:
     from ecar.evaluation.samples import check_folder
 
     device = resolve_device(options.device)
+    options = replace(options, dtype=usable_dtype(options.dtype, device))
     extractor = get_extractor(options.extractor, weights=options.weights, device=device)
     check_count(options.num, extractor, options.allow_small)
     if options.reference_num is not None:

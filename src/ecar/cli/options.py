@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -91,6 +92,21 @@ def check_quantize(name: str | None) -> None:
     """ValueError unless ``name`` is int8 or nothing."""
     if name not in (None, "int8"):
         raise ValueError(f"--quantize must be int8, got {name!r}")
+
+
+def usable_dtype(name: str, device: str) -> str:
+    """A checked name, or fp32, with a warning, in place of bf16 on a device that only imitates it.
+
+    Raises:
+        ValueError: no such device.
+    """
+    from ecar.devices import computes_bfloat16, resolve_device
+
+    device = resolve_device(device)
+    if name == "fp32" or computes_bfloat16(device):
+        return name
+    warnings.warn(f"this {device} only imitates bfloat16, which is slow: float32 is computed instead", stacklevel=2)
+    return "fp32"
 
 
 def torch_dtype(name: str) -> torch.dtype:

@@ -31,7 +31,7 @@ class Replica:
     def __init__(self, model: str, device: str, dtype: str, threads: int, keys: list[str]) -> None:
         import torch
 
-        from ecar.cli.options import torch_dtype
+        from ecar.cli.options import torch_dtype, usable_dtype
         from ecar.sampling.pipeline import Pipeline
         from ecar.serving.engine import Engine
         from ecar.serving.metrics import Metrics
@@ -39,9 +39,8 @@ class Replica:
         if threads:
             torch.set_num_threads(threads)
         self.name, self.keys = served_name(model), keys
-        self.engine = Engine(
-            lambda: Pipeline.from_pretrained(model, device=device, dtype=torch_dtype(dtype)), Limits(), Metrics()
-        )
+        number = torch_dtype(usable_dtype(dtype, device))
+        self.engine = Engine(lambda: Pipeline.from_pretrained(model, device=device, dtype=number), Limits(), Metrics())
         self.engine.start()
 
     def __serve_build_asgi_app__(self) -> Any:

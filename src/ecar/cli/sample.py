@@ -5,13 +5,22 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from ecar.cli.options import check_critic, check_dtype, check_quantize, one_or_all, output_file, parse, torch_dtype
+from ecar.cli.options import (
+    check_critic,
+    check_dtype,
+    check_quantize,
+    one_or_all,
+    output_file,
+    parse,
+    torch_dtype,
+    usable_dtype,
+)
 
 if TYPE_CHECKING:
     from ecar import Pipeline
@@ -111,6 +120,7 @@ def run(arguments: Sequence[str]) -> None:
     from ecar import Pipeline, __version__
     from ecar.weights import weights_fingerprint
 
+    options = replace(options, dtype=usable_dtype(options.dtype, options.device))
     pipe = Pipeline.from_pretrained(
         options.model, device=options.device, dtype=torch_dtype(options.dtype), compile=options.compile,
         quantize=options.quantize, cuda_graphs=options.cuda_graphs, adapter=options.adapter, decoder=options.decoder,

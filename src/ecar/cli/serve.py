@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from ecar.cli.options import check_dtype, check_quantize, parse, torch_dtype
+from ecar.cli.options import check_dtype, check_quantize, parse, torch_dtype, usable_dtype
 from ecar.serving.config import Limits
 
 KEYS_VARIABLE = "ECAR_API_KEYS"
@@ -50,6 +50,8 @@ class ServeOptions:
     tiny one (diffusers' AutoencoderTiny, such as TAESD)."""
     adapter: str | None = None
     """Folder of a LoRA adapter of MODEL (ecar train --lora-rank)."""
+    critic: str | None = None
+    """Critic of the model, for requests with candidates; default: critic.safetensors in its folder."""
     threads: int = 0
     """CPU threads of the engine; 0 leaves the choice to torch."""
     limits: Limits = field(default_factory=Limits)
@@ -79,12 +81,17 @@ def run(arguments: Sequence[str]) -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
 
+    options = replace(options, dtype=usable_dtype(options.dtype, options.device))
+
     def load() -> Pipeline:
-        return Pipeline.from_pretrained(
+        pipe = Pipeline.from_pretrained(
             options.model, device=options.device, dtype=torch_dtype(options.dtype), compile=options.compile,
             quantize=options.quantize, cuda_graphs=options.cuda_graphs, adapter=options.adapter,
-            decoder=options.decoder,
+            decoder=options.decoder, critic=options.critic,
         )  # fmt: skip
+        if options.critic is not None:
+            _ = pipe.critic  # read now: a wrong file ends the process
+        return pipe
 
     bound = bind(options.host, options.port)
     engine = Engine(load, options.limits, Metrics())

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from ecar.devices import mixed_precision
 from ecar.evaluation.extractors import state_fingerprint
 from ecar.tensors import write_tensors
 
@@ -78,7 +79,7 @@ def train_classifier(
         batch = _shifted(images[rows], generator)
         if flip and torch.rand((), generator=generator) < 0.5:
             batch = batch.flip(-1)
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed_precision("cpu"):
             logits = model(_signed(batch))
         loss = F.cross_entropy(logits.float(), labels[rows], label_smoothing=0.05)
         optimizer.zero_grad()

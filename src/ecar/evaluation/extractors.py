@@ -62,11 +62,13 @@ class EfficientNetExtractor:
     side = 128
 
     def __init__(self, weights: str | None = None, device: str = "cpu") -> None:
+        from ecar.devices import computes_bfloat16
         from ecar.features import EfficientNetLite
 
         self.device = device
         self.network = EfficientNetLite(weights=weights).to(device)
-        self.fingerprint = _digest([self.network.fingerprint.encode(), b"bilinear 128 bf16"])
+        precision = b"bf16" if computes_bfloat16(device) else b"fp32"
+        self.fingerprint = _digest([self.network.fingerprint.encode(), b"bilinear 128 " + precision])
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         return self.network.of_pixels(images, self.side).cpu(), None

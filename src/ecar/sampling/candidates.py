@@ -68,12 +68,26 @@ def best_candidates(
     Returns:
         The chosen samples (B, 3, H, W), and the seed of each.
     """
-    from ecar.selection import choose
-
     each = [candidate_seeds(seed, candidates) for seed in seeds]
     labels = [label for label in ids for _ in range(candidates)]
     drawn = draw(labels, [seed for row in each for seed in row])
-    scores = critic(from_decoded(drawn), torch.tensor(labels)).view(len(ids), candidates)
-    picks = choose(scores, draw_choices(seeds, candidates), float(critic.about["power"])).tolist()
+    picks = picks_of(drawn, critic, ids, seeds)
     rows = [candidates * number + pick for number, pick in enumerate(picks)]
     return drawn[rows], [row[pick] for row, pick in zip(each, picks, strict=True)]
+
+
+def picks_of(drawn: Tensor, critic: Critic, ids: list[int], seeds: list[int]) -> list[int]:
+    """Which candidate of each of B images is chosen, from 0.
+
+    Args:
+        drawn: decoded candidates (B K, 3, H, W) in [-1, 1], those of an image together, in the order of their seeds.
+        critic: of the model.
+        ids: class of each image.
+        seeds: its seed.
+    """
+    from ecar.selection import choose
+
+    candidates = len(drawn) // len(ids)
+    labels = torch.tensor(ids).repeat_interleave(candidates)
+    scores = critic(from_decoded(drawn), labels).view(len(ids), candidates)
+    return choose(scores, draw_choices(seeds, candidates), float(critic.about["power"])).tolist()

@@ -12,6 +12,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor, nn
 
+from ecar.devices import computes_bfloat16
 from ecar.model import StageModel
 from ecar.sampling.graphs import graph_head
 
@@ -137,7 +138,7 @@ def optimize(
         if not torch.backends.mkldnn.is_available():
             raise ValueError(f'quantize="{quantize}" on CPU needs a torch with oneDNN; this build has none')
         _replace(blocks, Int8Linear)
-    elif compile and model.device.type == "cpu" and model.dtype == torch.bfloat16 and _packs_bfloat16():
+    elif compile and model.device.type == "cpu" and model.dtype == torch.bfloat16 and computes_bfloat16(model.device):
         _replace(blocks, PackedLinear)
     if compile:
         model.compile_blocks()
@@ -150,10 +151,6 @@ def _quantize_with_torchao(blocks: list[nn.Module]) -> None:
         raise ValueError('quantize="int8" on this device needs torchao: pip install torchao') from None
     for block in blocks:
         quantize_(block, Int8WeightOnlyConfig())
-
-
-def _packs_bfloat16() -> bool:
-    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _replace(modules: list[nn.Module], kind: type[PackedLinear] | type[Int8Linear]) -> None:

@@ -26,7 +26,7 @@ _TENSORS = ("weight", "bias")
 
 
 class Features(nn.Module):
-    """What the critic reads: EfficientNet-Lite2 (not the network of the metrics), in bfloat16."""
+    """What the critic reads: EfficientNet-Lite2 (not the network of the metrics), in bfloat16 where the device does."""
 
     def __init__(self) -> None:
         super().__init__()

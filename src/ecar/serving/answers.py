@@ -20,7 +20,7 @@ from ecar.serving.errors import ApiError
 from ecar.serving.files import FileStore
 from ecar.serving.job import Job
 from ecar.serving.middleware import FILES
-from ecar.serving.rows import Preview
+from ecar.serving.rows import Finished, Preview
 from ecar.serving.schema import ImageData, ImagesAnswer
 
 PING_SECONDS = 10.0
@@ -58,16 +58,16 @@ async def whole_answer(job: Job, request: Request, files: FileStore | None, only
         await asyncio.wait({collect, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not collect.done():
             raise ApiError(499, "client_closed_request", "the client went away")
-        images, order = await collect, job.order
+        found, order = await collect, job.order
     finally:
         job.cancel()
         collect.cancel()
         gone.cancel()
     data = []
-    for image, seed in zip(images, order.seeds, strict=True):
+    for (image, chosen), seed in zip(found, order.seeds, strict=True):
         url = None if files is None else f"{request.base_url}{FILES[1:]}{files.put(image, order.format)}"
         text = None if only_url else base64.b64encode(image).decode()
-        data.append(ImageData(b64_json=text, url=url, seed=seed))
+        data.append(ImageData(b64_json=text, url=url, seed=seed, chosen_seed=None if chosen == seed else chosen))
     return ImagesAnswer(
         created=int(time.time()), data=data, output_format=order.format, size=order.size_text,
         quality=order.quality, background="opaque", usage=order.usage,
@@ -79,20 +79,22 @@ async def _disconnect(request: Request) -> None:
         pass
 
 
-async def _collect(job: Job) -> list[bytes]:
+async def _collect(job: Job) -> list[tuple[bytes, int]]:
+    """Encoded images, and the seed that drew each."""
     order = job.order
     frames: list[list[Image.Image]] = [[] for _ in order.seeds]
-    images: dict[int, Image.Image] = {}
+    images: dict[int, Finished] = {}
     async for found in job.events():
         if found is not None:
             index, event = found
             if isinstance(event, Preview):
                 frames[index].append(event.image)
             else:
-                images[index] = event.image
+                images[index] = event
 
-    def encode_all() -> list[bytes]:
-        return [encode_bytes(images[i], order, frames=frames[i], seed=seed) for i, seed in enumerate(order.seeds)]
+    def encode_all() -> list[tuple[bytes, int]]:
+        made = [(images[i].image, images[i].seed, frames[i]) for i in range(len(order.seeds))]
+        return [(encode_bytes(image, order, frames=before, seed=seed), seed) for image, seed, before in made]
 
     return await asyncio.to_thread(encode_all)
 
@@ -119,8 +121,10 @@ async def event_stream(job: Job) -> AsyncIterator[str]:
                 body.update(b64_json=data, partial_image_index=event.number, stage=event.stage)
                 yield _event("image_generation.partial_image", body)
             else:
-                data = await asyncio.to_thread(encode, event.image, order, seed=seed)
+                data = await asyncio.to_thread(encode, event.image, order, seed=event.seed)
                 body.update(b64_json=data, stage=order.stages, usage=usage)
+                if event.seed != seed:
+                    body.update(chosen_seed=event.seed)
                 yield _event("image_generation.completed", body)
     except ApiError as error:
         yield f"event: error\ndata: {json.dumps(error.body())}\n\n"

@@ -22,7 +22,7 @@ from ecar.serving.errors import ApiError
 from ecar.serving.files import FileStore
 from ecar.serving.job import Job
 from ecar.serving.middleware import FILES, Front
-from ecar.serving.order import make_order
+from ecar.serving.order import make_order, most_candidates
 
 STATIC = Path(__file__).parent / "static"
 
@@ -119,6 +119,7 @@ def _add_models(app: FastAPI, engine: Engine, name: str) -> None:
             id=name, created=created, owned_by="ecar", size=f"{config.image_side[1]}x{config.image_side[0]}",
             stages=stages, solver=settings.solver, num_classes=config.num_classes,
             max_images=MAX_IMAGES, max_steps=engine.limits.max_steps,
+            max_candidates=most_candidates(engine.pipe, engine.limits),
             fixed_steps=settings.fixed_steps,
         )  # fmt: skip
 

@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
+import logging
 import time
 
 import torch
 from torch import Tensor
 
+from ecar.sampling.candidates import picks_of
 from ecar.sampling.loop import Rows, VelocityCallback, advance
 from ecar.sampling.noise import StageNoise, draw_noise
 from ecar.sampling.pictures import to_pil
 from ecar.sampling.pipeline import Pipeline, padded_count
+from ecar.serving.config import Limits
 from ecar.serving.metrics import Metrics
 from ecar.serving.rows import Chunk, EngineError, Failed, Finished, Row
 from ecar.stages import Stage, data_from_end
+
+log = logging.getLogger("ecar.serving")
 
 
 class Computer:
     """Advances chunks and sends previews, images and errors to their rows."""
 
-    def __init__(self, pipe: Pipeline, metrics: Metrics, max_batch: int) -> None:
-        self.pipe, self.model, self.metrics, self.max_batch = pipe, pipe.model, metrics, max_batch
+    def __init__(self, pipe: Pipeline, metrics: Metrics, limits: Limits) -> None:
+        self.pipe, self.model, self.metrics, self.max_batch = pipe, pipe.model, metrics, limits.max_batch
+        self.offers_candidates = limits.max_candidates > 1
 
     def warm_up(self) -> None:
-        """One image with the default settings. Compiled: one batch of every size that can come, guided (twice the
-        rows) and not, so that no request waits for the compiler."""
+        """One image with the default settings, and the critic where candidates may be asked for. Compiled: one batch
+        of every size that can come, guided (twice the rows) and not, so that no request waits for the compiler."""
         self.pipe(seeds=[0])
+        self._load_critic()
         if not self.pipe.fixed_shapes:
             return
         sizes, stages = sorted({padded_count(n + 1) for n in range(self.max_batch)}), len(self.model.plan)
@@ -112,11 +119,42 @@ class Computer:
         if not rows:
             return
         images = self.pipe.decoder.decode(latents)
-        good, now = self._finite(rows, images), time.monotonic()
-        for index, image in zip(good, to_pil(images[good]), strict=True):
-            rows[index].emit(Finished(image))
-            self.metrics.image_seconds.observe(now - rows[index].queued)
-        self.metrics.images.inc(len(good))
+        good = self._finite(rows, images)
+        done = [(rows[i], images[i], rows[i].seed) for i in good if rows[i].group is None]
+        done += self._best([rows[i] for i in good if self._completes(rows[i], images[i])])
+        now = time.monotonic()
+        for (row, _, seed), image in zip(done, to_pil(torch.stack([d[1] for d in done])) if done else [], strict=True):
+            row.emit(Finished(image, seed))
+            self.metrics.image_seconds.observe(now - row.queued)
+        self.metrics.images.inc(len(done))
+
+    def _completes(self, row: Row, image: Tensor) -> bool:
+        """Whether the row is the last of its group's candidates."""
+        if row.group is None:
+            return False
+        row.group.decoded[row.group.seeds.index(row.seed)] = image
+        return row.group.complete
+
+    def _best(self, last: list[Row]) -> list[tuple[Row, Tensor, int]]:
+        """Of the groups of these rows the chosen candidates (3, H, W), and their seeds."""
+        found, groups = [], [(row, row.group) for row in last if row.group is not None]
+        for count in {len(group.seeds) for _, group in groups}:
+            some = [(row, group) for row, group in groups if len(group.seeds) == count]
+            drawn = torch.stack([group.decoded[place] for _, group in some for place in range(count)])
+            picks = picks_of(drawn, self.pipe.critic, [row.label for row, _ in some], [g.seed for _, g in some])
+            for number, ((row, group), pick) in enumerate(zip(some, picks, strict=True)):
+                found.append((row, drawn[count * number + pick], group.seeds[pick]))
+        return found
+
+    def _load_critic(self) -> None:
+        """Read it now, not at the first request. One that cannot be used is told once, and then there is none."""
+        if self.pipe.critic_file is None or not self.offers_candidates:
+            return
+        try:
+            _ = self.pipe.critic  # read on first use
+        except ValueError as error:
+            log.warning("no candidates are offered: %s", error)
+            self.pipe.critic_file = None
 
     def _finite(self, rows: list[Row], values: Tensor) -> list[int]:
         """Rows whose values are finite; the others get their error."""

@@ -26,6 +26,8 @@ class Limits:
     """Seconds from arrival until a request is given up (504)."""
     max_steps: int = 128
     """Solver steps of one image, all stages together: the bound of what one image may cost."""
+    max_candidates: int = 8
+    """Candidates of one image, of which the critic of the model chooses; 1 where it has none."""
     max_body: int = 2**20
     """Bytes of a request body."""
     body_seconds: float = 20.0
@@ -51,7 +53,7 @@ class Limits:
     def check(self) -> None:
         """ValueError, naming the flag, unless the values are usable. (The command line's parser would wrap one raised
         while it builds the object.)"""
-        for name in ("max_batch", "max_steps", "max_body", "max_connections"):
+        for name in ("max_batch", "max_steps", "max_candidates", "max_body", "max_connections"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
         if self.max_queue < MAX_IMAGES:

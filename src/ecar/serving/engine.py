@@ -125,7 +125,7 @@ class Engine:
         while not self._stop:
             try:
                 start = time.monotonic()
-                computer = Computer(self.pipe, self.metrics, self.limits.max_batch)
+                computer = Computer(self.pipe, self.metrics, self.limits)
                 computer.warm_up()
                 with self._changed:
                     if self.state == "starting":

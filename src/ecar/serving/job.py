@@ -7,10 +7,11 @@ import contextlib
 import time
 from collections.abc import AsyncIterator
 
+from ecar.sampling.noise import candidate_seeds
 from ecar.serving.engine import Engine
 from ecar.serving.errors import ApiError
 from ecar.serving.order import Order
-from ecar.serving.rows import EngineError, Event, Failed, Finished, Preview, Row
+from ecar.serving.rows import EngineError, Event, Failed, Finished, Group, Preview, Row
 
 GRACE = 5.0  # seconds after the deadline in which the engine itself reports it; a device that hangs does not
 
@@ -27,7 +28,7 @@ class Job:
         self.order = order
         self._loop, self._deadline = asyncio.get_running_loop(), time.monotonic() + engine.limits.deadline
         self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
-        self._rows = [self._row(index, seed) for index, seed in enumerate(order.seeds)]
+        self._rows = [row for index, seed in enumerate(order.seeds) for row in self._rows_of(index, seed)]
         try:
             engine.submit(self._rows)
         except EngineError as error:
@@ -35,12 +36,19 @@ class Job:
             self._rows = []
             raise ApiError.of(error) from None
 
-    def _row(self, index: int, seed: int) -> Row:
+    def _rows_of(self, index: int, seed: int) -> list[Row]:
+        """An image's row, or those of its candidates."""
+        if self.order.candidates == 1:
+            return [self._row(index, seed, None)]
+        group = Group(seed, candidate_seeds(seed, self.order.candidates))
+        return [self._row(index, own, group) for own in group.seeds]
+
+    def _row(self, index: int, seed: int, group: Group | None) -> Row:
         def emit(event: Event) -> None:
             with contextlib.suppress(RuntimeError):  # the loop has ended: nobody waits any more
                 self._loop.call_soon_threadsafe(self._events.put_nowait, (index, event))
 
-        return Row(self.order.label, seed, self.order.settings, emit, self.order.points, self._deadline)
+        return Row(self.order.label, seed, self.order.settings, emit, self.order.points, self._deadline, group=group)
 
     def cancel(self) -> None:
         """Rows that are not finished leave at the next stage boundary."""
@@ -55,7 +63,7 @@ class Job:
         Raises:
             ApiError: one image failed, or time is up; the others are cancelled then.
         """
-        left = len(self._rows)
+        left = len(self.order.seeds)
         try:
             while left:
                 remaining = self._deadline + GRACE - time.monotonic()

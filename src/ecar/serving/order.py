@@ -26,6 +26,7 @@ class Order:
     Attributes:
         label: class id.
         seeds: one per image.
+        candidates: samples drawn for each, of which the critic chooses one.
         points: where previews are decoded; for a gif, its frames before the last.
         size: (width, height) in pixels.
         compression: quality of jpeg and webp, 0..100.
@@ -35,6 +36,7 @@ class Order:
     label: int
     class_name: str
     seeds: tuple[int, ...]
+    candidates: int
     settings: SamplingConfig
     points: tuple[Point, ...]
     stages: int
@@ -75,12 +77,14 @@ def make_order(request: GenerateRequest, pipe: Pipeline, limits: Limits) -> Orde
     seed = request.seed if request.seed is not None else secrets.randbelow(MAX_SEED - n)
     if seed + n - 1 > MAX_SEED:
         raise ApiError(400, "invalid_value", f"seed + n - 1 must not exceed {MAX_SEED}", "seed")
-    image_tokens = n * sum(stage.tokens for stage in pipe.model.plan)
+    candidates = _candidates(request, pipe, limits)
+    image_tokens = n * candidates * sum(stage.tokens for stage in pipe.model.plan)
     details = TokenDetails(text_tokens=1, image_tokens=0)
     return Order(
         label=label,
         class_name=config.class_names[label] if label < len(config.class_names) else "",
         seeds=tuple(range(seed, seed + n)),
+        candidates=candidates,
         settings=settings,
         points=_points(request, settings),
         stages=len(pipe.model.plan),
@@ -147,6 +151,28 @@ def _settings(request: GenerateRequest, pipe: Pipeline, factor: float, limits: L
         return pipe.settings(steps=settings.steps, guidance=request.guidance_scale, solver=request.solver)
     except ValueError as error:
         raise ApiError(400, "invalid_value", str(error), "guidance_scale") from None
+
+
+def most_candidates(pipe: Pipeline, limits: Limits) -> int:
+    """What a request may ask for: 1 where the model has no critic that can be used."""
+    return 1 if pipe.critic_file is None else min(limits.max_candidates, limits.max_queue)
+
+
+def _candidates(request: GenerateRequest, pipe: Pipeline, limits: Limits) -> int:
+    candidates, n = request.candidates or 1, request.n or 1
+    if candidates == 1:
+        return 1
+    if pipe.critic_file is None:
+        raise ApiError(400, "unsupported_value", "this model has no critic to choose among candidates", "candidates")
+    if candidates > (most := most_candidates(pipe, limits)):
+        raise ApiError(400, "too_many_candidates", f"{candidates} candidates; this server allows {most}", "candidates")
+    if n * candidates > limits.max_queue:
+        message = f"{n} images of {candidates} candidates are more than the {limits.max_queue} samples of the queue"
+        raise ApiError(400, "too_many_candidates", message, "candidates")
+    if request.partial_images or request.output_format == "gif":
+        message = "which candidate is shown is known at its end only: previews and gifs need candidates 1"
+        raise ApiError(400, "invalid_value", message, "candidates")
+    return candidates
 
 
 def _points(request: GenerateRequest, settings: SamplingConfig) -> tuple[Point, ...]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from PIL import Image
+from torch import Tensor
 
 from ecar.config import SamplingConfig
 from ecar.sampling.loop import Rows
@@ -41,9 +42,10 @@ class Preview:
 
 @dataclass(frozen=True)
 class Finished:
-    """The image."""
+    """The image, and the seed that drew it: of candidates, that of the one chosen."""
 
     image: Image.Image
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,28 @@ Event = Preview | Finished | Failed
 
 
 @dataclass(eq=False)
+class Group:
+    """Candidates for one image, drawn as rows of their own.
+
+    Attributes:
+        seed: of the image.
+        seeds: of its candidates.
+        decoded: by candidate, (3, H, W) in [-1, 1]: those that are finished.
+    """
+
+    seed: int
+    seeds: list[int]
+    decoded: dict[int, Tensor] = field(default_factory=dict, repr=False)
+
+    @property
+    def complete(self) -> bool:
+        """All are finished."""
+        return len(self.decoded) == len(self.seeds)
+
+
+@dataclass(eq=False)
 class Row:
-    """One image that was asked for.
+    """One image that was asked for, or a candidate for one.
 
     Attributes:
         label: class id; the null class is unconditional.
@@ -68,6 +90,7 @@ class Row:
         previews: points at which it wants to be seen.
         deadline: on the clock of ``time.monotonic``.
         cancelled: set by whoever asked; the row leaves at the next stage boundary, without an event.
+        group: of which it is a candidate; the last of a group to finish sends the ``Finished`` of the image.
     """
 
     label: int
@@ -77,6 +100,7 @@ class Row:
     previews: tuple[Point, ...] = ()
     deadline: float = float("inf")
     cancelled: bool = False
+    group: Group | None = None
     noise: list[StageNoise] = field(default_factory=list, repr=False)
     queued: float = field(default_factory=time.monotonic)
     previewed: int = 0

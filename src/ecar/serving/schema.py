@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from ecar.sampling.candidates import MOST_CANDIDATES
 from ecar.sampling.noise import MAX_SEED
 from ecar.serving.config import MAX_IMAGES
 
@@ -44,6 +45,9 @@ class GenerateRequest(BaseModel):
         None, description="Extension: solver steps of every stage, or one number per stage. Overrides quality."
     )
     solver: Literal["euler", "heun", "ab2"] | None = Field(None, description="Extension.")
+    candidates: int | None = Field(
+        None, ge=1, le=MOST_CANDIDATES, description="Extension: samples per image, of which a critic shows one."
+    )
     negative_prompt: str | None = Field(None, max_length=32_000, description="Refused unless empty.")
     user: str | None = Field(None, max_length=1024, description="Ignored, as are the next three.")
     safety_identifier: str | None = Field(None, max_length=1024)
@@ -59,6 +63,7 @@ class ImageData(BaseModel):
     b64_json: str | None = Field(None, description="Left out where response_format is url.")
     url: str | None = Field(None, description="Where the server keeps images (--url-ttl).")
     seed: int
+    chosen_seed: int | None = Field(None, description="Of the candidate that is shown, where it is not the first.")
 
 
 class TokenDetails(BaseModel):
@@ -111,6 +116,8 @@ class ModelInfo(BaseModel):
     num_classes: int
     max_images: int
     max_steps: int
+    max_candidates: int
+    """1: it has no critic, or not what the critic needs."""
     fixed_steps: bool
     """It was distilled for these steps, and draws worse in any others."""
 

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ecar.devices import mixed_precision
+
 _LEARNING_RATE = 1e-3
 _WARM_UP = 150  # updates of the adversary before the decoder hears of it: one that has learnt nothing leads astray
 _MOST = 1.0  # of the factor below: where an adversary is beaten its gradient vanishes, and the factor would grow
@@ -57,7 +59,7 @@ class Adversary:
         self.updates += 1
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.updates)
         noise = torch.randn(real.shape, generator=generator).to(real.device)
-        with torch.autocast(real.device.type, torch.bfloat16):
+        with mixed_precision(real.device):
             verdicts = self.network(torch.cat([real, decoded.detach(), real + _JITTER * noise]))
         truth, fake, jittered = verdicts.float().chunk(3)
         hinge = F.relu(1 - truth).mean() + F.relu(1 + fake).mean()

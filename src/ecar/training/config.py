@@ -141,7 +141,7 @@ class TrainConfig(JsonConfig):
     uniform_t: float = 0.2
     """Share of times drawn uniformly; the rest is logit-normal(t_mean, 1)."""
     dtype: str = "bf16"
-    """Autocast: bf16 or fp32. Loss and head output are always float32."""
+    """Autocast: bf16 (fp32 all the same on devices that only imitate it) or fp32. Loss and head output are float32."""
     compile: bool = False
     """torch.compile the loss: a minute or two to start, then faster."""
     device: str = "auto"

@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ecar.data.latents import LatentTable
-from ecar.devices import resolve_device
+from ecar.devices import mixed_precision, resolve_device
 from ecar.model import StageModel, build_model
 from ecar.tokenizers import Tokenizer
 from ecar.training.about import run_record
@@ -305,8 +305,8 @@ class Trainer:
         """Add the gradient of a micro-batch; returns its times (S, b) and losses (rows of the stage,)."""
         config, draws = self.config, part.draws(draws)
         self.watchdog.at(self.step, FORWARD)
-        rows, autocast = tuple(r // part.count for r in self.rows), config.dtype == "bf16"
-        with torch.autocast(torch.device(config.device).type, torch.bfloat16, enabled=autocast):
+        rows = tuple(r // part.count for r in self.rows)
+        with mixed_precision(config.device, wanted=config.dtype == "bf16"):
             losses = self.losses(part.rows(z), part.rows(labels), draws, rows)
         self.watchdog.at(self.step, BACKWARD)
         means = torch.stack([loss.mean() for loss in losses])

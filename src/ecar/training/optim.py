@@ -7,6 +7,7 @@ from collections import defaultdict
 import torch
 from torch import Tensor, nn
 
+from ecar.devices import computes_bfloat16
 from ecar.training.config import TrainConfig
 
 
@@ -69,10 +70,10 @@ class BatchedMuon(torch.optim.Muon):
 
 
 def orthogonal(matrices: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
-    """Matrices (K, m, n) with their singular values brought near 1: Newton-Schulz steps in bfloat16, as in
-    ``torch.optim.Muon``."""
+    """Matrices (K, m, n) with their singular values brought near 1: Newton-Schulz steps in bfloat16 where the
+    device computes it, as in ``torch.optim.Muon``."""
     a, b, c = coefficients
-    x = matrices.bfloat16()
+    x = matrices.bfloat16() if computes_bfloat16(matrices.device) else matrices.float()
     tall = x.shape[1] > x.shape[2]
     x = x.mT if tall else x
     x = x / torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True).clamp(min=eps)

@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ecar.config import SamplingConfig
+from ecar.devices import mixed_precision
 from ecar.model import StageModel, build_model
 from ecar.sampling.loop import check_settings, sample_latents
 from ecar.sampling.noise import draw_noise
@@ -70,8 +71,7 @@ def draw_own_samples(model: StageModel, config: TrainConfig) -> tuple[Tensor, Te
     first, parts = _FIRST_SEED + config.seed % 2**20 * 2**31, []
     for rows in tqdm(torch.arange(num).split(_BATCH), desc="sampling", disable=None):
         noise = draw_noise((first + rows).tolist(), model.plan, model.config.channels)
-        kind, bf16 = torch.device(config.device).type, config.dtype == "bf16"
-        with torch.autocast(kind, torch.bfloat16, enabled=bf16):
+        with mixed_precision(config.device, wanted=config.dtype == "bf16"):
             latents = sample_latents(model, labels[rows].to(config.device), noise, settings)
         parts.append(latents.half().cpu())
     return torch.cat(parts), labels

@@ -29,7 +29,7 @@ from tqdm.auto import tqdm
 from ecar.config import differences
 from ecar.data.images import to_signed
 from ecar.data.source import ImageReport, iterate_images, load_source
-from ecar.devices import resolve_device
+from ecar.devices import mixed_precision, resolve_device
 from ecar.features import EfficientNetLite
 from ecar.tokenizers import load_tokenizer
 from ecar.tokenizers.conv import ConvTokenizer
@@ -225,7 +225,7 @@ class _Run:
         for group in optimizer.param_groups:
             group["lr"] = lr
         batch, noise = _draw(config, self.images, now)
-        with torch.autocast(torch.device(config.device).type, torch.bfloat16):
+        with mixed_precision(config.device):
             terms, raw = self.loss(batch, noise)
         optimizer.zero_grad(set_to_none=True)
         self.loss.total(terms).backward()

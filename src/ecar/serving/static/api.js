@@ -48,7 +48,7 @@ async function patient(path, options) {
 
 // Calls onEvent with each event of the stream: previews, images. Throws what goes wrong.
 export async function generate(body, key, signal, onEvent) {
-  const request = { ...body, stream: true, partial_images: PREVIEWS };
+  const request = { ...body, stream: true, partial_images: body.candidates ? 0 : PREVIEWS }; // who is chosen is known last
   const options = { method: "POST", headers: headers(key), body: JSON.stringify(request), signal };
   const response = await patient("/v1/images/generations", options);
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
@@ -83,6 +83,7 @@ export function bodies(settings) {
     seed: settings.seed,
     ...(settings.guidance === null ? {} : { guidance_scale: settings.guidance }),
     num_inference_steps: settings.steps,
+    ...(settings.candidates > 1 ? { candidates: settings.candidates } : {}),
   }));
 }
 

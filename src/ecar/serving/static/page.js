@@ -46,6 +46,8 @@ function showModel() {
   const { id, size, stages, max_images: most } = state.model;
   $("about").textContent = `${id}: ${size}, ${stages.length} stages of ${stages.map((s) => s.side.join("x")).join(", ")}`;
   $("count").max = most;
+  $("candidates").max = state.model.max_candidates;
+  $("candidates-field").hidden = state.model.max_candidates === 1;
   $("guidance").placeholder = stages.map((stage) => stage.guidance).join(", ");
   $("steps").replaceChildren(...stages.map((stage, index) => element("label", { textContent: `Steps ${index + 1} ` }, [
     element("input", { type: "number", min: 1, max: state.model.max_steps, value: stage.steps, required: true }),
@@ -71,6 +73,7 @@ function settings() {
     count: Number($("count").value),
     seed: Number($("seed").value),
     guidance: $("guidance").value === "" ? null : Number($("guidance").value), // null: the model's own, per stage
+    candidates: Number($("candidates").value),
     steps: [...$("steps").querySelectorAll("input")].map((field) => Number(field.value)),
   };
 }
@@ -79,6 +82,7 @@ function use(wanted) {
   $("count").value = wanted.count;
   $("seed").value = wanted.seed;
   $("guidance").value = wanted.guidance ?? "";
+  $("candidates").value = wanted.candidates;
   $("steps").querySelectorAll("input").forEach((field, index) => { field.value = wanted.steps[index]; });
   noteSteps();
   $("classes").querySelectorAll("input").forEach((box) => { box.checked = wanted.classes.includes(Number(box.value)); });
