@@ -55,7 +55,7 @@ ALLOWED = {
         "benchmark",
     },
     "serving": {"config", "stages", "sampling", "serving"},
-    "evaluation": {"config", "data", "features", "sampling", "tensors", "evaluation"},
+    "evaluation": {"config", "data", "devices", "features", "sampling", "tensors", "evaluation"},
 }
 
 

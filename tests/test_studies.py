@@ -239,3 +239,22 @@ def test_candidates_are_chosen_within_their_class_and_by_their_score(monkeypatch
     assert len(set(rows.tolist())) == 2000 and (labels[rows] == 0).sum() == 1000
     expected = 0.25 + 0.5 * torch.tensor(1.0).sigmoid()  # both good, or one of them and it is chosen
     assert abs(float(score[rows].mean()) - float(expected)) < 0.03
+
+
+def test_candidates_are_drawn_by_cost_and_lines_of_other_numbers_of_images_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plot, line = load("candidates_plot"), {"num": 8, "power": 2.0, "FD-EffNetLite0": 3.0, "KID x 1000": 1.0}
+    for name, num in (("a", 8), ("b", 9)):
+        lines = [{**line, "num": num, "candidates": k, "flops_per_image": 5 * k} for k in (2, 1)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
+    a, b = str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")
+    assert [each["candidates"] for each in plot.read([["ECAR", a]])["ECAR"]] == [1, 2]
+    out = tmp_path / "c.png"
+    monkeypatch.setattr("sys.argv", ["candidates_plot.py", "--system", "ECAR", a, "--out", str(out)])
+    plot.main()
+    assert out.stat().st_size > 1000
+    monkeypatch.setattr("sys.argv", ["candidates_plot.py", "--system", "E", a, "--system", "D", b, "--out", str(out)])
+    with pytest.raises(SystemExit):
+        plot.main()
+    assert "different num" in capsys.readouterr().err

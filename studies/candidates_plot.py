@@ -1,0 +1,67 @@
+"""Quality against cost with candidates, of several systems, from the lines of studies/candidates.py.
+
+python studies/candidates_plot.py --system "ECAR" ecar.jsonl --system "DiT, 10 steps" dit_10.jsonl --out candidates.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+_METRICS = ("FD-EffNetLite0", "KID x 1000")
+_TICKS = (1, 2, 4, 8, 16, 32)
+
+
+def read(systems: list[list[str]]) -> dict[str, list[dict[str, Any]]]:
+    """Lines by name of the system, by cost.
+
+    Raises:
+        ValueError: lines that count other images, or choose among them otherwise.
+    """
+    found: dict[str, list[dict[str, Any]]] = {}
+    for name, *files in systems:
+        lines = [json.loads(line) for file in files for line in Path(file).read_text().splitlines()]
+        found.setdefault(name, []).extend(lines)
+    everything = [line for lines in found.values() for line in lines]
+    for key in ("num", "power"):
+        if len(values := {line[key] for line in everything}) > 1:
+            raise ValueError(f"lines of different {key} ({values}) cannot be compared")
+    return {name: sorted(lines, key=lambda line: line["flops_per_image"]) for name, lines in found.items()}
+
+
+def main() -> None:
+    """Read, draw."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--system", nargs="+", action="append", required=True, help="name and files of lines")
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    try:
+        systems = read(options.system)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    figure, axes = plt.subplots(1, len(_METRICS), figsize=(10, 4), constrained_layout=True)
+    for axis, metric in zip(axes, _METRICS, strict=True):
+        for name, lines in systems.items():
+            costs, values = [line["flops_per_image"] / 1e9 for line in lines], [line[metric] for line in lines]
+            axis.plot(costs, values, marker="o", label=name)
+            for cost, value, line in zip(costs, values, lines, strict=True):
+                axis.annotate(str(line["candidates"]), (cost, value), textcoords="offset points", xytext=(4, 5))
+        axis.set(xscale="log", xlabel="GFLOP an image, all candidates and the critic", ylabel=metric)
+        axis.set_xticks(_TICKS, [str(tick) for tick in _TICKS])
+        axis.minorticks_off()
+        axis.grid(alpha=0.3)
+    axes[0].legend()
+    num = next(iter(systems.values()))[0]["num"]
+    figure.suptitle(f"Chosen among so many candidates (numbers at the points); {num:,} images. Lower is better.")
+    figure.savefig(options.out, dpi=110)
+
+
+if __name__ == "__main__":
+    main()
