@@ -15,8 +15,9 @@ from safetensors.torch import save_file
 from ecar.benchmark.flops import sampling_flops
 from ecar.cli.main import main
 from ecar.sampling.noise import candidate_seeds, draw_choices
+from ecar.sampling.pictures import from_pil
 from ecar.sampling.pipeline import Pipeline
-from ecar.selection import Critic, choose, fit_critic, load_critic
+from ecar.selection import Critic, accepts, choose, fit_critic, load_critic
 from ecar.selection.critic import Features
 from ecar.training import loop
 from ecar.training.config import TrainConfig
@@ -37,6 +38,7 @@ def critic(model: Path, **about: object) -> Critic:
     tensors = {
         "weight": torch.randn(11, 1280, generator=generator),
         "bias": torch.randn(11, generator=generator),
+        "quantiles": torch.randn(11, 64, generator=generator).mul(8).sort(1).values,
     }
     settings = json.loads(json.dumps(Pipeline.from_pretrained(model).settings().to_json()))
     what = {"weights": weights_fingerprint(model), "settings": settings, "power": 1.0}
@@ -97,6 +99,48 @@ def test_the_choice_is_in_proportion_to_the_ratio_and_its_power() -> None:
     )
     for power, share in ((1.0, 2 / 3), (2.0, 4 / 5)):
         assert abs(float(choose(ratio, uniform, power).double().mean()) - share) < 0.01
+
+
+def test_the_share_that_is_accepted_is_the_one_asked_for_in_every_class_and_the_best_are_in_it() -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(20_000) % 2
+    fake = torch.randn(20_000, 3, generator=generator)
+    real = fake + torch.tensor([[1.0, 0.0, 0.0], [0.0, 3.0, 0.0]])[labels]
+    fit = fit_critic(real, labels, fake, labels, 2)
+    told = Critic(Features(), fit.tensors, {"power": 2.0})
+    scores, uniform = told.of_features(fake, labels), torch.rand(20_000, generator=generator)
+    for share in (0.05, 0.5, 0.9):
+        good = accepts(scores, told.levels(labels, share), uniform, 2.0)
+        for name in (0, 1):
+            assert abs(float(good[labels == name].float().mean()) - share) < 0.015
+        assert scores[good].mean() > scores[~good].mean() + 0.5
+
+
+def test_acceptance_gives_what_rejection_sampling_does_and_an_image_is_the_same_in_any_batch(fashion: Path) -> None:
+    """By hand: candidates one after the other, each accepted or not; after the last, one of all."""
+    pipe = Pipeline.from_pretrained(fashion)
+    labels, seeds, most = [0, 1, 2, 3, 4, 5, 6, 7], range(8), 3
+    whole = pipe(labels, seeds=seeds, candidates=most, acceptance=0.4)
+    alone = [pipe([n], seeds=[s], candidates=most, acceptance=0.4) for n, s in zip(labels, seeds, strict=True)]
+    assert whole.chosen == [a.chosen[0] for a in alone] and whole.drawn == [a.drawn[0] for a in alone]
+    expected, drawn = [], []
+    for label, seed in zip(labels, seeds, strict=True):
+        own, uniform = candidate_seeds(seed, most), draw_choices([seed], 2 * most)[0]
+        images = from_pil(pipe([label] * most, seeds=own).images)
+        scores, level = (
+            pipe.critic(images, torch.tensor([label] * most)),
+            pipe.critic.levels(torch.tensor([label]), 0.4),
+        )
+        good = accepts(scores, level.repeat(most), uniform[most:], 1.0).tolist()
+        last = good.index(True) if any(good) else most - 1
+        pick = last if any(good) else int(choose(scores[None], uniform[None, :most], 1.0))
+        expected.append(own[pick])
+        drawn.append(last + 1)
+    assert (whole.chosen, whole.drawn) == (expected, drawn) and len(set(drawn)) == most
+    assert [c != s for c, s in zip(whole.chosen, seeds, strict=True)].count(True) >= 3
+    again = pipe(labels, seeds=whole.chosen)
+    for one, other in zip(whole.images, again.images, strict=True):
+        assert np.abs(np.asarray(one, np.int16) - np.asarray(other, np.int16)).max() <= 1
 
 
 def test_candidates_of_neighbouring_seeds_share_nothing() -> None:
@@ -199,6 +243,15 @@ def test_the_command_makes_a_critic_that_sample_and_evaluate_use(
     record = json.loads((tmp_path / "e.json").read_text())
     assert record["candidates"] == 2 and record["critic"] and record["flops_per_image"]["critic"] > 0
     assert main([*judge, "--seed", "1"]) == 2  # other samples than those in the folder
+    judge[-1] = str(tmp_path / "accepted.json")
+    assert main([*judge, "--acceptance", "0.6"]) == 0
+    record = json.loads((tmp_path / "accepted.json").read_text())
+    one = sampling_flops(Pipeline.from_pretrained(model), Pipeline.from_pretrained(model).settings())["model"]
+    assert 1 < record["candidates_drawn"] < 2 and record["acceptance"] == 0.6
+    assert record["flops_per_image"]["model"] == pytest.approx(record["candidates_drawn"] * one, rel=1e-4)
+    capsys.readouterr()
+    args = ["sample", model, "--per-class", "2", "--candidates", "8", "--acceptance", "0.5", "--out", str(out)]
+    assert main(args) == 0 and 6 < json.loads(capsys.readouterr().out.splitlines()[-1])["drawn"] < 40
 
 
 @pytest.mark.parametrize(
@@ -207,6 +260,9 @@ def test_the_command_makes_a_critic_that_sample_and_evaluate_use(
         (["sample", "fashion", "--candidates", "2"], "has no critic"),
         (["sample", "fashion", "--critic", "c.safetensors"], "--critic chooses among candidates"),
         (["sample", "fashion", "--critic", "nothing.safetensors", "--candidates", "2"], "no such file"),
+        (["sample", "cifar10", "--acceptance", "1", "--candidates", "2"], "--acceptance must be between 0 and 1"),
+        (["sample", "cifar10", "--acceptance", "nan", "--candidates", "2"], "--acceptance must be between 0 and 1"),
+        (["sample", "cifar10", "--acceptance", "0.5"], "--acceptance needs --candidates 2 or more"),
         (["critic", "fashion", "--data", "nowhere", "--num", "99"], "--num must be at least 100"),
         (["critic", "fashion", "--data", "nowhere", "--power", "0"], "--power must be above 0"),
         (["critic", "fashion", "--data", "nowhere", "--out", "c.bin"], "must end in .safetensors"),

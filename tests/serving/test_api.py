@@ -10,7 +10,8 @@ from fastapi.testclient import TestClient
 
 from conftest import random_model, tiny_config
 from ecar.config import SamplingConfig
-from ecar.sampling.pipeline import AmbiguousClass, Pipeline
+from ecar.sampling.classes import AmbiguousClass
+from ecar.sampling.pipeline import Pipeline
 from ecar.serving.app import create_app
 from ecar.serving.config import Limits
 from ecar.serving.engine import Engine

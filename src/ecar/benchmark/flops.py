@@ -33,9 +33,9 @@ def flops_of(call: Callable[[], object]) -> int:
     return int(counter.get_total_flops())
 
 
-def sampling_flops(pipe: Pipeline, settings: SamplingConfig, candidates: int = 1) -> dict[str, int]:
-    """FLOPs per image: ``model`` (transformer, head, guidance), ``decoder``, ``total``; with several candidates
-    those of all of them, and of the ``critic``.
+def sampling_flops(pipe: Pipeline, settings: SamplingConfig, candidates: float = 1) -> dict[str, int]:
+    """FLOPs per image: ``model`` (transformer, head, guidance), ``decoder``, ``total``; with several candidates (on
+    average, with acceptance) those of all of them, and of the ``critic``.
 
     Matrix products and convolutions; element-wise work is not counted.
     """
@@ -45,7 +45,7 @@ def sampling_flops(pipe: Pipeline, settings: SamplingConfig, candidates: int = 1
     image = torch.zeros(1, 3, *pipe.model.config.image_side, dtype=torch.uint8)
     critic = flops_of(lambda: pipe.critic(image, torch.zeros(1, dtype=torch.int64)))
     parts = {"model": flops["model"], "decoder": flops["decoder"], "critic": critic}
-    parts = {name: candidates * count for name, count in parts.items()}
+    parts = {name: round(candidates * count) for name, count in parts.items()}
     return parts | {"total": sum(parts.values())}
 
 

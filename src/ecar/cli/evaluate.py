@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 # What decides the images that a model makes.
 _SAMPLING = (
     *("steps", "guidance", "solver", "guidance_on", "guidance_from", "seed"),
-    *("dtype", "compile", "quantize", "decoder", "candidates", "critic"),
+    *("dtype", "compile", "quantize", "decoder", "candidates", "acceptance", "critic"),
 )
 
 
@@ -80,6 +80,8 @@ class EvaluateOptions:
     """Time of a stage, in [0, 1), from which guidance acts, one number or one per stage; default: the model's."""
     candidates: int = 1
     """Samples drawn for each image, of which a critic chooses one (ecar critic)."""
+    acceptance: float | None = None
+    """Share of samples that the critic accepts: --candidates are then the most that are drawn for an image."""
     critic: str | None = None
     """Critic of the model; default: critic.safetensors in its folder."""
     seed: int = 0
@@ -139,7 +141,7 @@ def run(arguments: Sequence[str]) -> None:
         classifier = _new_classifier(options, reference, train)
     if pipe is not None:
         samples, made = _sample(options, pipe, folder, settings, about)
-        record |= made | {"flops_per_image": sampling_flops(plain, settings, options.candidates)}
+        record |= made | {"flops_per_image": sampling_flops(plain, settings, samples.drawn)}
     assert samples is not None
     record["samples"] = {"fingerprint": samples.fingerprint(), "file": options.samples}
     record["reference"] = {"name": reference.name, "num": reference.count, "fingerprint": reference.fingerprint}
@@ -166,7 +168,7 @@ def _check(options: EvaluateOptions) -> None:
         raise ValueError(f"--samples are judged as they are: {', '.join(given)} would change nothing; leave it out")
     check_dtype(options.dtype)
     check_quantize(options.quantize)
-    check_critic(options.critic, options.candidates)
+    check_critic(options.critic, options.candidates, options.acceptance)
     if options.batch_size < 1 or options.classifier_epochs < 1:
         raise ValueError("--batch-size and --classifier-epochs must be at least 1")
     if options.data.endswith(".npz"):
@@ -203,7 +205,7 @@ def _pipeline(options: EvaluateOptions, device: str) -> Pipeline | None:
         options.model, device=device, dtype=torch_dtype(options.dtype), decoder=options.decoder,
         critic=options.critic, **_fast(options),
     )  # fmt: skip
-    pipe.check_candidates(options.candidates, _settings(options, pipe))
+    pipe.check_candidates(options.candidates, _settings(options, pipe), options.acceptance)
     return pipe
 
 
@@ -246,6 +248,7 @@ def _about(options: EvaluateOptions, pipe: Pipeline, *, parameters: int) -> dict
         "quantize": options.quantize,
         "decoder": options.decoder,
         "candidates": options.candidates if options.candidates > 1 else None,
+        "acceptance": options.acceptance,
         "critic": _critic(pipe) if options.candidates > 1 else None,
     }
 
@@ -273,13 +276,15 @@ def _sample(
     from ecar.weights import resolve_model
 
     assert options.model is not None
-    how: dict[str, Any] = {"seed": options.seed, "settings": settings, "record": about, "batch": options.batch_size}
-    how["candidates"] = options.candidates
     with run_lock(folder):  # two commands would both make what is missing
-        samples = make_samples(pipe, options.num, folder=folder, **how)
+        samples = make_samples(
+            pipe, options.num, folder=folder, seed=options.seed, settings=settings, record=about,
+            batch=options.batch_size, candidates=options.candidates, acceptance=options.acceptance,
+        )  # fmt: skip
     write_samples(folder / "samples.npz", samples)
     about = about | {"settings": settings.to_json(), "seed": options.seed, "seconds": round(samples.seconds, 2)}
     about["ema"] = training_record(resolve_model(options.model)).get("ema")  # whose decay the averaged weights have
+    about["candidates_drawn"] = round(samples.drawn, 4)
     about["seconds_per_image"] = round(samples.seconds / options.num, 6)
     return samples, about
 

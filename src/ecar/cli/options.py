@@ -82,8 +82,12 @@ def check_dtype(name: str) -> None:
         raise ValueError(f"--dtype must be fp32 or bf16, got {name!r}")
 
 
-def check_critic(critic: str | None, candidates: int) -> None:
-    """ValueError for a critic that has nothing to choose from."""
+def check_critic(critic: str | None, candidates: int, acceptance: float | None) -> None:
+    """ValueError for a critic that has nothing to choose from, or an acceptance that is none."""
+    if acceptance is not None and not 0 < acceptance < 1:
+        raise ValueError(f"--acceptance must be between 0 and 1, got {acceptance}")
+    if acceptance is not None and candidates == 1:
+        raise ValueError("--acceptance needs --candidates 2 or more: so many are drawn for an image at most")
     if critic is not None and candidates == 1:
         raise ValueError("--critic chooses among candidates: give --candidates 2 or more, or leave it out")
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 MOST_PIXELS = 1 << 28  # of a sheet: more than that takes gigabytes, and few programs open it
 MOST_GIF_SIDE = 65_535  # the format has two bytes for it
+_TOLD = ("candidates", "acceptance", "dtype", "compile", "quantize", "cuda_graphs", "decoder")  # as they are
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +59,9 @@ class SampleOptions:
     """Time of a stage, in [0, 1), from which guidance acts, one number or one per stage; default: the model's."""
     candidates: int = 1
     """Samples drawn for each image, of which a critic chooses one (ecar critic); costs as many times as much."""
+    acceptance: float | None = None
+    """Share of samples that the critic accepts, as 0.5: candidates are then drawn one after the other until one is
+    accepted, and --candidates at most; costs about 1 / ACCEPTANCE times as much."""
     critic: str | None = None
     """Critic of the model; default: critic.safetensors in its folder."""
     stages: str | None = None
@@ -111,7 +115,7 @@ def run(arguments: Sequence[str]) -> None:
     """Parse, check every path, sample, write; prints one JSON object as the last line."""
     options = parse(SampleOptions, arguments, "sample")
     files = _Files.of(options)
-    check_critic(options.critic, options.candidates)
+    check_critic(options.critic, options.candidates, options.acceptance)
     if options.per_class < 1 or options.scale < 0:
         raise ValueError("--per-class must be at least 1 and --scale at least 0")
     check_dtype(options.dtype)
@@ -138,6 +142,7 @@ def run(arguments: Sequence[str]) -> None:
         guidance_on=options.guidance_on,
         guidance_from=one_or_all(options.guidance_from),
         candidates=options.candidates,
+        acceptance=options.acceptance,
         batch_size=options.batch_size,
         return_stages=bool(files.stages or files.gif),
         progress=True,
@@ -155,12 +160,8 @@ def run(arguments: Sequence[str]) -> None:
         "classes": options.classes,
         "per_class": options.per_class,
         "settings": output.settings.to_json(),
-        "candidates": options.candidates,
-        "dtype": options.dtype,
-        "compile": options.compile,
-        "quantize": options.quantize,
-        "cuda_graphs": options.cuda_graphs,
-        "decoder": options.decoder,
+        **{name: getattr(options, name) for name in _TOLD},
+        "drawn": sum(output.drawn),
         "out": str(files.out),
     }
     _write(output, files, options, json.dumps(record), labelled=pipe.model.config.num_classes > 0)

@@ -27,12 +27,13 @@ from ecar.sampling.pipeline import Pipeline
 
 @dataclass(frozen=True)
 class Samples:
-    """Images (N, 3, H, W) uint8, labels (N,) int64 or None (no classes), and the seconds that making them took (0:
-    read)."""
+    """Images (N, 3, H, W) uint8, labels (N,) int64 or None (no classes), the seconds that making them took (0: read),
+    and the mean number of candidates drawn for one."""
 
     images: Tensor
     labels: Tensor | None
     seconds: float = 0.0
+    drawn: float = 1.0
 
     def fingerprint(self) -> str:
         """SHA-256 (16 hex digits) of the pixels and labels."""
@@ -52,13 +53,14 @@ def make_samples(
     record: dict[str, object],
     batch: int,
     candidates: int = 1,
+    acceptance: float | None = None,
 ) -> Samples:
     """Sample ``num`` images into ``folder``, a file per batch; images that are there already are not made again.
 
     Args:
         record: everything that decides what the images are; a folder made with another record is refused.
         batch: images per file and samples per forward pass; another one than before is no matter.
-        candidates: samples of which the critic chooses each image.
+        candidates, acceptance: as of ``Pipeline``.
 
     Raises:
         ValueError: the folder holds other samples, or its files have images missing, doubled or damaged.
@@ -77,13 +79,14 @@ def make_samples(
         output = pipe(
             labels, seeds=[seed + i for i in ids], batch_size=batch, steps=settings.steps, guidance=settings.guidance,
             solver=settings.solver, guidance_on=settings.guidance_on, guidance_from=settings.guidance_from,
-            candidates=candidates,
+            candidates=candidates, acceptance=acceptance,
         )  # fmt: skip
         seconds = time.perf_counter() - start
         images = np.stack([np.asarray(image) for image in output.images])
         file = folder / f"ids_{ids[0]:08d}.npz"
-        _write_npz(file, images=images, labels=np.asarray(output.labels), ids=np.asarray(ids), seconds=seconds)
-    samples = collect(folder, num)
+        arrays = {"images": images, "labels": output.labels, "ids": ids, "drawn": output.drawn}
+        _write_npz(file, **{name: np.asarray(array) for name, array in arrays.items()}, seconds=seconds)
+    samples = collect(folder, num, candidates)
     return samples if pipe.model.config.num_classes else replace(samples, labels=None)
 
 
@@ -111,8 +114,8 @@ def _whole(record: dict[str, object], seed: int, settings: SamplingConfig) -> di
     return dict(json.loads(json.dumps({**record, "seed": seed, "settings": settings.to_json()})))
 
 
-def collect(folder: Path, num: int) -> Samples:
-    """The samples of ids 0 .. num - 1 in ``folder``.
+def collect(folder: Path, num: int, candidates: int = 1) -> Samples:
+    """The samples of ids 0 .. num - 1 in ``folder``; files that do not say how many were drawn took ``candidates``.
 
     Raises:
         ValueError: ids missing or doubled.
@@ -128,8 +131,9 @@ def collect(folder: Path, num: int) -> Samples:
     order = np.argsort(ids)[np.sort(ids) < num]
     images = np.concatenate([p["images"] for p in parts])[order]
     labels = np.concatenate([p["labels"] for p in parts])[order]
+    drawn = float(np.concatenate([p.get("drawn", np.full(len(p["ids"]), candidates)) for p in parts])[order].mean())
     seconds = sum(float(p["seconds"]) * float((p["ids"] < num).mean()) for p in parts)
-    return Samples(_to_tensor(images), torch.from_numpy(labels.astype(np.int64)), seconds)
+    return Samples(_to_tensor(images), torch.from_numpy(labels.astype(np.int64)), seconds, drawn)
 
 
 def read_samples(path: Path) -> Samples:

@@ -6,6 +6,7 @@ import json
 import operator
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,23 +40,46 @@ def critic_of(name: str, file: Path | None) -> Critic:
     return critic
 
 
-def check_candidates(candidates: int, settings: SamplingConfig, critic: Callable[[], Critic]) -> None:
+def check_candidates(
+    candidates: int, acceptance: float | None, settings: SamplingConfig, critic: Callable[[], Critic]
+) -> None:
     """Warns where the critic was made for other settings: it then knows other samples.
 
     Raises:
-        ValueError: a number out of range; or what ``critic`` raises, called where there is something to choose.
+        ValueError: numbers out of range, a critic that knows no acceptance; or what ``critic`` raises, called where
+            there is something to choose.
     """
+    check_acceptance(acceptance, candidates)
     if not 1 <= operator.index(candidates) <= MOST_CANDIDATES:
         raise ValueError(f"candidates must be in 1..{MOST_CANDIDATES}, got {candidates}")
     if candidates > 1:
         made, now = critic().about.get("settings"), json.loads(json.dumps(settings.to_json()))  # lists, as a file has
         if made != now:
             warnings.warn(f"the critic was made for samples with {made}, not {now}", stacklevel=4)
+        if acceptance is not None:
+            critic().levels(torch.zeros(1, dtype=torch.int64), acceptance)
+
+
+def check_acceptance(acceptance: float | None, candidates: int) -> None:
+    """ValueError for a share out of range, or where there is nothing to accept."""
+    if acceptance is not None and not 0 < acceptance < 1:
+        raise ValueError(f"acceptance must be between 0 and 1, got {acceptance}")
+    if acceptance is not None and candidates == 1:
+        raise ValueError("acceptance needs candidates of 2 or more: so many are drawn for an image at most")
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Chosen samples (B, 3, H, W) in [-1, 1], the seed of each, and how many were drawn for it."""
+
+    images: Tensor
+    seeds: list[int]
+    drawn: list[int]
 
 
 def best_candidates(
     draw: Callable[[list[int], list[int]], Tensor], critic: Critic, ids: list[int], seeds: list[int], candidates: int
-) -> tuple[Tensor, list[int]]:
+) -> Chosen:
     """Draw several samples for each image and choose one.
 
     Args:
@@ -64,16 +88,52 @@ def best_candidates(
         ids: class of each of B images.
         seeds: its seed.
         candidates: samples per image.
-
-    Returns:
-        The chosen samples (B, 3, H, W), and the seed of each.
     """
     each = [candidate_seeds(seed, candidates) for seed in seeds]
     labels = [label for label in ids for _ in range(candidates)]
     drawn = draw(labels, [seed for row in each for seed in row])
     picks = picks_of(drawn, critic, ids, seeds)
     rows = [candidates * number + pick for number, pick in enumerate(picks)]
-    return drawn[rows], [row[pick] for row, pick in zip(each, picks, strict=True)]
+    best = [row[pick] for row, pick in zip(each, picks, strict=True)]
+    return Chosen(drawn[rows], best, [candidates] * len(ids))
+
+
+def accepted_candidates(
+    draw: Callable[[list[int], list[int]], Tensor],
+    critic: Critic,
+    ids: list[int],
+    seeds: list[int],
+    candidates: int,
+    acceptance: float,
+) -> Chosen:
+    """Draw samples for each image, one after the other, until the critic accepts one.
+
+    Args:
+        draw, critic, ids, seeds: as of ``best_candidates``.
+        candidates: samples for an image at most; of so many that were all refused, one is chosen as there.
+        acceptance: share of all samples that is accepted.
+    """
+    from ecar.selection import accepts, choose
+
+    power, count = float(critic.about["power"]), len(ids)
+    each, uniform = [candidate_seeds(seed, candidates) for seed in seeds], draw_choices(seeds, 2 * candidates)
+    levels, scores = critic.levels(torch.tensor(ids), acceptance), torch.full((count, candidates), -torch.inf)
+    kept: list[list[Tensor]] = [[] for _ in ids]  # of each image: those refused, and at last the one accepted
+    picks, left = [0] * count, list(range(count))
+    for number in range(candidates):
+        images = draw([ids[i] for i in left], [each[i][number] for i in left])
+        scores[left, number] = critic(from_decoded(images), torch.tensor([ids[i] for i in left])).cpu()
+        good = accepts(scores[left, number], levels[left], uniform[left, candidates + number], power).tolist()
+        for i, image in zip(left, images, strict=True):
+            kept[i].append(image)
+            picks[i] = number
+        left = [i for i, fine in zip(left, good, strict=True) if not fine]
+        if not left:
+            break
+    for i, pick in zip(left, choose(scores[left], uniform[left, :candidates], power).tolist(), strict=True):
+        picks[i] = pick
+    best = [each[i][pick] for i, pick in enumerate(picks)]
+    return Chosen(torch.stack([kept[i][pick] for i, pick in enumerate(picks)]), best, [len(k) for k in kept])
 
 
 def picks_of(drawn: Tensor, critic: Critic, ids: list[int], seeds: list[int]) -> list[int]:

@@ -144,6 +144,14 @@ def optimize(
         model.compile_blocks()
 
 
+def padded_count(count: int) -> int:
+    """Rows of a batch of ``count`` images with fixed shapes: compiled code is of one size, and one of 1, 2, 4, 8, 12,
+    16, 24, 32, 48, ... serves many counts."""
+    power = 1 << (count - 1).bit_length()
+    between = 3 * power // 4  # half-way from the power before; of few rows, the filling costs little
+    return between if power >= 16 and count <= between else power
+
+
 def _quantize_with_torchao(blocks: list[nn.Module]) -> None:
     try:
         from torchao.quantization import Int8WeightOnlyConfig, quantize_

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import operator
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -16,29 +14,20 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ecar.config import CardOptions, SamplingConfig, plain_name
+from ecar.config import CardOptions, SamplingConfig
 from ecar.devices import resolve_device
 from ecar.flow.guidance import coarse_guidance
 from ecar.model import StageModel
-from ecar.sampling.candidates import best_candidates, check_candidates, critic_of
+from ecar.sampling.candidates import Chosen, accepted_candidates, best_candidates, check_candidates, critic_of
+from ecar.sampling.classes import Classes, Label
 from ecar.sampling.loop import StageResult, check_settings, sample_latents
 from ecar.sampling.noise import draw_noise
-from ecar.sampling.optimize import optimize
+from ecar.sampling.optimize import optimize, padded_count
 from ecar.sampling.pictures import to_pil
 from ecar.tokenizers import Tokenizer, load_decoder
 
 if TYPE_CHECKING:
     from ecar.selection import Critic
-
-Label = int | str | None
-
-
-class UnknownClass(ValueError):
-    """No class of that name or id."""
-
-
-class AmbiguousClass(ValueError):
-    """A name that fits several classes."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +42,7 @@ class Output:
         seeds: seed of each image, as asked for.
         settings: steps, guidance and solver that were used.
         chosen: seed that drew each image: with candidates, that of the chosen one; alone it draws the same image.
+        drawn: candidates that were drawn for each image.
     """
 
     images: list[Image.Image]
@@ -61,6 +51,7 @@ class Output:
     seeds: list[int]
     settings: SamplingConfig
     chosen: list[int]
+    drawn: list[int]
 
 
 @dataclass(frozen=True)
@@ -92,9 +83,7 @@ class Pipeline:
         self.fixed_shapes = False
         self.critic_file: Path | None = None
         self._critic: Critic | None = None
-        # Once: a data set may have thousands of names, and a server looks one up for each request.
-        self._names = [plain_name(name) for name in model.config.class_names]
-        self._synonyms = [{plain_name(p) for p in name.split(",")} - {""} for name in model.config.class_names]
+        self._classes = Classes(model.config)
 
     @classmethod
     def from_pretrained(
@@ -121,8 +110,7 @@ class Pipeline:
             cuda_graphs: replay the head's passes instead of launching their kernels, for few images on a GPU.
             adapter: folder of a LoRA adapter of this model (``ecar train --lora-rank``), merged into the weights.
             decoder: decode with another one than the model's tokenizer has: see ``ecar.tokenizers.load_decoder``.
-            critic: file of ``ecar critic``, which chooses among candidates; default: ``critic.safetensors`` in the
-                model's folder, if there is one.
+            critic: file of ``ecar critic``; default: ``critic.safetensors`` in the model's folder, if there is one.
 
         Raises:
             ValueError: nothing there, or damaged, no such device, a critic with an adapter; the message says what.
@@ -185,45 +173,8 @@ class Pipeline:
         return self.model.config.class_names
 
     def class_id(self, label: Label) -> int:
-        """A name, an id or None -> class id.
-
-        A string is a name first (exactly, then without regard to case and separators), then one of its synonyms (a
-        name such as "tench, Tinca tinca" lists them with commas), then an id in digits: a class that is called "7" is
-        found by its name. Numbers (also numpy's) are ids.
-
-        Raises:
-            UnknownClass: a ValueError; near names are offered.
-            AmbiguousClass: a ValueError: a name that fits several.
-        """
-        config = self.model.config
-        if label is None:
-            return config.null_class
-        if not isinstance(label, str):
-            return self._checked_id(operator.index(label))
-        fitting = [index for index, name in enumerate(config.class_names) if name == label]  # some data have it twice
-        plain = plain_name(label)
-        if not fitting:
-            fitting = [index for index, name in enumerate(self._names) if name and name == plain]
-        if not fitting:
-            fitting = [index for index, known in enumerate(self._synonyms) if plain in known]
-        if len(fitting) == 1:
-            return fitting[0]
-        if fitting:
-            listed = ", ".join(f"{config.class_names[i]} (id {i})" for i in fitting)
-            raise AmbiguousClass(f"class {label!r} fits {listed}; spell it exactly or give the id")
-        if label.strip().isdecimal() and len(label) < 20:
-            return self._checked_id(int(label))
-        close = difflib.get_close_matches(plain[:40], self._names, 3, 0.4)
-        near = [config.class_names[self._names.index(name)] for name in close]
-        hint = f"did you mean {', '.join(near)}?" if near else f"classes: {_listed(config.class_names)}"
-        raise UnknownClass(f"unknown class {label!r}; {hint}")
-
-    def _checked_id(self, number: int) -> int:
-        count = self.model.config.num_classes
-        if not 0 <= number < count:
-            known = f"0..{count - 1}" if count else "none: it was trained without labels"
-            raise UnknownClass(f"unknown class {number}; the model's classes are {known}")
-        return number
+        """A name, a synonym, an id or None -> class id; ValueError: ``UnknownClass``, ``AmbiguousClass``."""
+        return self._classes.id_of(label)
 
     def settings(
         self,
@@ -264,7 +215,7 @@ class Pipeline:
         if guidance_from is not None:
             starts = guidance_from if isinstance(guidance_from, Sequence) else (guidance_from,) * stages
             changes["guidance_from"] = tuple(float(t) for t in starts)
-        result = dataclasses.replace(base, **changes)  # type: ignore[arg-type]
+        result = replace(base, **changes)  # type: ignore[arg-type]
         check_settings(result, stages)
         if base.fixed_steps and (result.steps, result.solver) != (base.steps, base.solver):
             text = f"this model was distilled for {base.steps} {base.solver} steps; others give worse images"
@@ -287,6 +238,7 @@ class Pipeline:
         guidance_on: str | None = None,
         guidance_from: Sequence[float] | float | None = None,
         candidates: int = 1,
+        acceptance: float | None = None,
         batch_size: int = 64,
         return_stages: bool = False,
         on_stage: Callable[[StagePreview], None] | None = None,
@@ -304,6 +256,8 @@ class Pipeline:
             guidance_on: velocity or tokens.
             guidance_from: time of the stage from which guidance on velocities acts, one number or one per stage.
             candidates: samples drawn for each image, of which the critic chooses one; costs as many times as much.
+            acceptance: share of all samples that the critic accepts, in (0, 1): candidates are then drawn one after
+                the other until one is accepted, and ``candidates`` at most. Costs about 1 / acceptance times as much.
             batch_size: samples computed at once.
             return_stages: also decode a preview of each stage.
             on_stage: called with the previews of the first batch onwards, stage by stage.
@@ -313,6 +267,24 @@ class Pipeline:
             ValueError: unknown class, wrong counts or settings, candidates without a critic.
         """
         settings = self.settings(steps, guidance, solver, guidance_on, guidance_from)
+        ids, seeds = self._asked(labels, seeds)
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        self.check_candidates(candidates, settings, acceptance)
+        images: list[Image.Image] = []
+        stages: list[list[Image.Image]] = [[] for _ in self.model.plan] if return_stages else []
+        chosen, number = list[int](), list[int]()
+        count = batch_size if acceptance is not None else max(1, batch_size // candidates)
+        for first in tqdm(range(0, len(ids), count), desc="sampling", unit="batch", disable=None if progress else True):
+            chunk = slice(first, first + count)
+            best = self._chosen(ids[chunk], seeds[chunk], settings, candidates, acceptance, stages, on_stage)
+            images += to_pil(best.images)
+            chosen += best.seeds
+            number += best.drawn
+        return Output(images, stages, ids, seeds, settings, chosen, number)
+
+    def _asked(self, labels: Sequence[Label] | None, seeds: Sequence[int] | None) -> tuple[list[int], list[int]]:
+        """Class ids and seeds, one of each per image."""
         if isinstance(labels, str):
             raise ValueError(f"labels takes a list: [{labels!r}]")
         if labels is None:
@@ -323,19 +295,7 @@ class Pipeline:
             raise ValueError(f"{len(ids)} labels but {len(seeds)} seeds; give one seed per image")
         if len(ids) == 0:
             raise ValueError("no images asked for: labels and seeds are empty")
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        self.check_candidates(candidates, settings)
-        images: list[Image.Image] = []
-        stages: list[list[Image.Image]] = [[] for _ in self.model.plan] if return_stages else []
-        chosen: list[int] = []
-        count = max(1, batch_size // candidates)
-        for first in tqdm(range(0, len(ids), count), desc="sampling", unit="batch", disable=None if progress else True):
-            chunk = slice(first, first + count)
-            drawn, best = self._chosen(ids[chunk], seeds[chunk], settings, candidates, stages, on_stage)
-            images += to_pil(drawn)
-            chosen += best
-        return Output(images, stages, ids, seeds, settings, chosen)
+        return ids, seeds
 
     def _chosen(
         self,
@@ -343,22 +303,27 @@ class Pipeline:
         seeds: list[int],
         settings: SamplingConfig,
         candidates: int,
+        acceptance: float | None,
         stages: list[list[Image.Image]],
         on_stage: Callable[[StagePreview], None] | None,
-    ) -> tuple[Tensor, list[int]]:
-        """Decoded images (B, 3, H, W) in [-1, 1], of several candidates the critic's choice, and their seeds."""
+    ) -> Chosen:
         if candidates == 1:
-            return self._batch(ids, seeds, settings, stages, on_stage), seeds
-        drawn, best = best_candidates(
-            lambda i, s: self._batch(i, s, settings, [], None), self.critic, ids, seeds, candidates
-        )
-        if stages or on_stage is not None:  # drawn once more: most candidates need no previews
-            self._batch(ids, best, settings, stages, on_stage)
-        return drawn, best
+            return Chosen(self._batch(ids, seeds, settings, stages, on_stage), seeds, [1] * len(ids))
 
-    def check_candidates(self, candidates: int, settings: SamplingConfig) -> None:
-        """ValueError: a number out of range, or no critic of this model; warns where it is one of other settings."""
-        check_candidates(candidates, settings, lambda: self.critic)
+        def draw(labels: list[int], seeds: list[int]) -> Tensor:
+            return self._batch(labels, seeds, settings, [], None)
+
+        if acceptance is None:
+            best = best_candidates(draw, self.critic, ids, seeds, candidates)
+        else:
+            best = accepted_candidates(draw, self.critic, ids, seeds, candidates, acceptance)
+        if stages or on_stage is not None:  # drawn once more: most candidates need no previews
+            self._batch(ids, best.seeds, settings, stages, on_stage)
+        return best
+
+    def check_candidates(self, candidates: int, settings: SamplingConfig, acceptance: float | None = None) -> None:
+        """ValueError: numbers out of range, or no critic of this model; warns where it is one of other settings."""
+        check_candidates(candidates, acceptance, settings, lambda: self.critic)
 
     def _batch(
         self,
@@ -385,15 +350,3 @@ class Pipeline:
         wanted = preview if stages or on_stage is not None else None
         latents = sample_latents(model, torch.tensor(ids, device=model.device), noise, settings, wanted)
         return self.decoder.decode(latents[:count])
-
-
-def padded_count(count: int) -> int:
-    """Rows of a batch of ``count`` images with fixed shapes: compiled code is of one size, and one of 1, 2, 4, 8, 12,
-    16, 24, 32, 48, ... serves many counts."""
-    power = 1 << (count - 1).bit_length()
-    between = 3 * power // 4  # half-way from the power before; of few rows, the filling costs little
-    return between if power >= 16 and count <= between else power
-
-
-def _listed(names: tuple[str, ...]) -> str:
-    return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "") if names else "none"

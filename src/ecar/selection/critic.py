@@ -23,6 +23,7 @@ from ecar.tensors import write_tensors
 _SIDE = 96  # the smaller side of an image is enlarged to this at least, as the network was trained on large ones
 _FORMAT = "1"
 _TENSORS = ("weight", "bias")
+_QUANTILES = "quantiles"
 
 
 class Features(nn.Module):
@@ -47,18 +48,21 @@ class Critic(nn.Module):
 
     Args:
         features: the frozen network.
-        tensors: ``weight`` (R, D) and ``bias`` (R,): a row for each class and a last one for none; or one for all.
+        tensors: ``weight`` (R, D) and ``bias`` (R,): a row for each class and a last one for none; or one for all. And
+            ``quantiles`` (R, Q) of the scores of the model's samples, evenly spread, for acceptance (files from before
+            it have none).
         about: the model and settings whose samples it was fitted to, and how.
     """
 
     weight: Tensor
     bias: Tensor
+    quantiles: Tensor | None
 
     def __init__(self, features: Features, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
         super().__init__()
         self.features, self.about = features, about
-        for name in _TENSORS:
-            self.register_buffer(name, tensors[name].float())
+        for name in (*_TENSORS, _QUANTILES):
+            self.register_buffer(name, tensors[name].float() if name in tensors else None)
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
         """Images (B, 3, H, W) uint8 and class ids (B,); ids beyond the classes are none -> (B,)."""
@@ -69,10 +73,27 @@ class Critic(nn.Module):
         rows = labels.clamp(max=len(self.weight) - 1)
         return (features * self.weight[rows]).sum(1) + self.bias[rows]
 
+    def levels(self, labels: Tensor, acceptance: float) -> Tensor:
+        """Scores (B,) from which samples of these classes are accepted for sure, so that of all samples a share of
+        ``acceptance`` is accepted by ``accepts``.
+
+        Raises:
+            ValueError: the file is from before quantiles.
+        """
+        if self.quantiles is None:
+            raise ValueError("this critic was made before acceptance was: make it again with `ecar critic`")
+        scores, power = self.quantiles.double().cpu(), float(self.about["power"])
+        low, high = scores.min(1).values - 60 / power, scores.max(1).values  # of the former all are accepted
+        for _ in range(60):
+            middle = (low + high) / 2
+            share = (power * (scores - middle[:, None])).clamp(max=0).exp().mean(1)
+            low, high = torch.where(share > acceptance, middle, low), torch.where(share > acceptance, high, middle)
+        return low[labels.cpu().clamp(max=len(low) - 1)]
+
     def save(self, path: Path) -> None:
         """Write a ``.safetensors`` file; ``load_critic`` reads it."""
         metadata = {"ecar": json.dumps({"format": _FORMAT, "features": self.features.fingerprint, **self.about})}
-        write_tensors(path, {name: getattr(self, name) for name in _TENSORS}, metadata)
+        write_tensors(path, dict(self.named_buffers(recurse=False)), metadata)
 
 
 def load_critic(path: str | Path) -> Critic:
@@ -87,18 +108,34 @@ def load_critic(path: str | Path) -> Critic:
     try:
         with safe_open(path, "pt") as file:
             about = json.loads((file.metadata() or {})["ecar"])
-            tensors = {name: file.get_tensor(name) for name in _TENSORS}
+            tensors = {name: file.get_tensor(name) for name in (*_TENSORS, *({_QUANTILES} & set(file.keys())))}
         if about.pop("format") != _FORMAT:
             raise KeyError("format")
         known, rows = about.pop("features"), len(tensors["bias"])
         if tensors["weight"].shape != (rows, EfficientNetLite.num_features) or not 0 < float(about["power"]) <= 10:
             raise KeyError("weight")
+        if _QUANTILES in tensors and (tensors[_QUANTILES].ndim != 2 or len(tensors[_QUANTILES]) != rows):
+            raise KeyError(_QUANTILES)
     except Exception as error:
         raise ValueError(f"{path}: not a critic of ecar critic ({type(error).__name__})") from error
     features = Features()
     if known != features.fingerprint:
         raise ValueError(f"{path}: reads features {known}, and those installed are {features.fingerprint}")
     return Critic(features, tensors, about).eval()
+
+
+def accepts(log_ratio: Tensor, levels: Tensor, uniform: Tensor, power: float) -> Tensor:
+    """Whether each sample is shown, with probability min(1, (ratio / ratio at the level)^power): rejection sampling,
+    cut off at the level (1810.06758). Of all samples that a model draws, it throws away the worst; of K that are
+    drawn in any case, ``choose`` also throws away good ones.
+
+    Args:
+        log_ratio: (B,), the critic's.
+        levels: (B,), of ``Critic.levels``.
+        uniform: (B,) in (0, 1), independent.
+        power: the critic's.
+    """
+    return uniform.double().cpu().log() < power * (log_ratio.double().cpu() - levels)
 
 
 def choose(log_ratio: Tensor, uniform: Tensor, power: float) -> Tensor:

@@ -12,6 +12,7 @@ _DIRECTIONS = 256  # of the features, those in which real images vary most
 _CLASS_DIRECTIONS = 32  # of these at most, those whose weight depends on the class
 _CLASS_WEIGHTS = 320  # of all classes together: of a thousand classes none has the examples for weights of its own
 _RIDGE = 1e-2
+_QUANTILES = 64
 _HELD_OUT = 0.1
 
 
@@ -62,9 +63,11 @@ def fit_critic(
         sides.append((x[rows[held:]], x[rows[:held]]))
     (real_x, real_held), (fake_x, fake_held) = sides
     weights = _logistic(real_x, fake_x)
+    tensors = _unwhitened(weights, mean, basis, num_classes if some else 0)
+    tensors["quantiles"] = _quantiles(tensors, fake, fake_labels)
     right = [(real_held @ weights[:-1] + weights[-1] > 0), (fake_held @ weights[:-1] + weights[-1] < 0)]
     return Fit(
-        _unwhitened(weights, mean, basis, num_classes if some else 0),
+        tensors,
         float(torch.stack([r.float().mean() for r in right]).mean()),
     )
 
@@ -77,6 +80,15 @@ def _unwhitened(theta: Tensor, mean: Tensor, basis: Tensor, classes: int) -> dic
         own = theta[count:-1].view(classes, -1)
         weight = torch.cat([weight + own @ basis[:, : own.shape[1]].T, weight])
     return {"weight": weight, "bias": theta[-1] - weight @ mean}
+
+
+def _quantiles(tensors: dict[str, Tensor], fake: Tensor, labels: Tensor) -> Tensor:
+    """Scores of the samples, evenly spread over their distribution, by class and, last, of all: (R, Q)."""
+    scores = fake @ tensors["weight"].T + tensors["bias"]  # (M, R)
+    places = (torch.arange(_QUANTILES) + 0.5) / _QUANTILES
+    rows = len(tensors["bias"])
+    own = [scores[labels == row, row] if row < rows - 1 else scores[:, row] for row in range(rows)]
+    return torch.stack([torch.quantile(s if len(s) else scores[:, r], places) for r, s in enumerate(own)])
 
 
 def _whitening(features: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,8 +11,9 @@ from torch import Tensor
 from ecar.sampling.candidates import picks_of
 from ecar.sampling.loop import Rows, VelocityCallback, advance
 from ecar.sampling.noise import StageNoise, draw_noise
+from ecar.sampling.optimize import padded_count
 from ecar.sampling.pictures import to_pil
-from ecar.sampling.pipeline import Pipeline, padded_count
+from ecar.sampling.pipeline import Pipeline
 from ecar.serving.config import Limits
 from ecar.serving.metrics import Metrics
 from ecar.serving.rows import Chunk, EngineError, Failed, Finished, Row

@@ -7,8 +7,9 @@ import secrets
 from dataclasses import dataclass
 
 from ecar.config import SamplingConfig
+from ecar.sampling.classes import AmbiguousClass, UnknownClass
 from ecar.sampling.noise import MAX_SEED
-from ecar.sampling.pipeline import AmbiguousClass, Pipeline, UnknownClass
+from ecar.sampling.pipeline import Pipeline
 from ecar.serving.config import Limits
 from ecar.serving.errors import ApiError
 from ecar.serving.previews import Point, preview_points
