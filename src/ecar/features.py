@@ -25,6 +25,7 @@ _SIZES = {  # output channels and repeats of each stage
 }
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _BN_EPS = 1e-3
+_AT_ONCE = 16  # on a CPU: maps of more images leave its caches, and each is fresh memory from the system (docs/cost.md)
 
 
 class SameConv(nn.Module):
@@ -119,6 +120,10 @@ class EfficientNetLite(nn.Module):
     def of_pixels(self, images: Tensor, side: int) -> Tensor:
         """Pooled features (B, 1280) of images (B, 3, H, W) uint8 whose smaller side is enlarged (bilinear) to ``side``
         pixels at least; float32, computed in bfloat16 where the device does."""
+        count = _AT_ONCE if self.shift.device.type == "cpu" else max(1, len(images))
+        return torch.cat([self._of_pixels(part, side) for part in images.split(count)])
+
+    def _of_pixels(self, images: Tensor, side: int) -> Tensor:
         x = images.to(self.shift.device).float() / 127.5 - 1
         if (small := min(x.shape[-2:])) < side:
             size = [round(length * side / small) for length in x.shape[-2:]]

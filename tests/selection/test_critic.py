@@ -186,8 +186,17 @@ def test_an_image_is_the_same_alone_in_a_batch_and_by_the_seed_that_was_chosen(f
 
 
 def test_candidates_without_a_critic_or_with_one_of_another_model_are_refused(fashion: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="fashion has no critic"):
-        Pipeline.from_pretrained("fashion")([0], candidates=2)
+    plain = tmp_path / "plain"
+    shutil.copytree(fashion, plain, ignore=shutil.ignore_patterns("critic.safetensors"))
+    with pytest.raises(ValueError, match="plain has no critic"):
+        Pipeline.from_pretrained(plain)([0], candidates=2)
+    old = critic(fashion)
+    old.quantiles = None
+    old.save(tmp_path / "old.safetensors")
+    pipe = Pipeline.from_pretrained(fashion, critic=tmp_path / "old.safetensors")
+    assert len(pipe([0], candidates=2).images) == 1
+    with pytest.raises(ValueError, match="before acceptance"):
+        pipe([0], candidates=2, acceptance=0.5)
     critic(fashion, weights="0123").save(tmp_path / "c.safetensors")
     with pytest.raises(ValueError, match="made for the model with weights 0123"):
         Pipeline.from_pretrained(fashion, critic=tmp_path / "c.safetensors")([0], candidates=2)
@@ -200,11 +209,11 @@ def test_candidates_without_a_critic_or_with_one_of_another_model_are_refused(fa
 
 def test_bundled_critics_are_of_the_bundled_weights_and_settings() -> None:
     found = [name for name in bundled_models() if (resolve_model(name) / "critic.safetensors").exists()]
-    assert "cifar10" in found
+    assert {"cifar10", "fashion"} <= set(found)
     warnings.simplefilter("error")
     for name in found:
         pipe = Pipeline.from_pretrained(name)
-        pipe.check_candidates(2, pipe.settings())
+        pipe.check_candidates(2, pipe.settings(), 0.5)
 
 
 def test_other_settings_than_the_critic_knows_are_warned_of(fashion: Path) -> None:
@@ -257,7 +266,6 @@ def test_the_command_makes_a_critic_that_sample_and_evaluate_use(
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
-        (["sample", "fashion", "--candidates", "2"], "has no critic"),
         (["sample", "fashion", "--critic", "c.safetensors"], "--critic chooses among candidates"),
         (["sample", "fashion", "--critic", "nothing.safetensors", "--candidates", "2"], "no such file"),
         (["sample", "cifar10", "--acceptance", "1", "--candidates", "2"], "--acceptance must be between 0 and 1"),
