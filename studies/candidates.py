@@ -5,7 +5,8 @@
 
 Samples are drawn once. Each half is judged by a critic that was fitted to the other half, so that no critic scores a
 sample it has seen. Images are then chosen among 1, 2 and 4 of them, --repeats times at random, and figures are means
-over these: every number of candidates is measured on as many images of the same samples. A setting is that of curve.py.
+over these: every number of candidates is measured on as many images of the same samples. With --acceptance also one
+after the other until one is accepted, among --most. A setting is that of curve.py.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from ecar.evaluation.classifier import classifier_fingerprint, load_classifier, 
 from ecar.evaluation.extractors import extract, get_extractor
 from ecar.evaluation.metrics import Gaussian, frechet_distance, kernel_distance
 from ecar.evaluation.reference import read_images
-from ecar.selection import choose, fit_critic
+from ecar.selection import accepts, choose, fit_critic, levels_of
 from ecar.selection.critic import Critic, Features
 from ecar.weights import weights_fingerprint
 
@@ -58,6 +59,24 @@ def chosen_rows(
     return torch.cat(rows)
 
 
+def accepted_rows(
+    score: Tensor, labels: Tensor, acceptance: float, most: int, num: int, power: float, generator: torch.Generator
+) -> tuple[Tensor, float]:
+    """The same, but the first that is accepted among ``most``; and how many were drawn for an image, on average."""
+    rows, drawn = [], []
+    for name in labels.unique():
+        own = (labels == name).nonzero().squeeze(1)
+        each = num // len(labels.unique())
+        groups = own[torch.randperm(len(own), generator=generator)[: each * most]].view(each, most)
+        level = levels_of(score[own][None], acceptance, power)
+        good = accepts(score[groups], level, torch.rand(groups.shape, generator=generator), power)
+        pick = choose(score[groups], torch.rand(groups.shape, generator=generator), power)  # where none is accepted
+        first = torch.where(good.any(1), good.float().argmax(1), pick)
+        rows.append(groups.gather(1, first[:, None]).squeeze(1))
+        drawn.append(torch.where(good.any(1), first + 1, most).double())
+    return torch.cat(rows), float(torch.cat(drawn).mean())
+
+
 def main() -> None:
     """Draw, fit, choose, write one line per number of candidates."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -67,12 +86,14 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=8200, help="to draw")
     parser.add_argument("--num", type=int, default=2000, help="images to judge")
     parser.add_argument("--counts", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--acceptance", type=float, nargs="*", default=[])
+    parser.add_argument("--most", type=int, default=8, help="candidates, with acceptance")
     parser.add_argument("--repeats", type=int, default=4)
     parser.add_argument("--power", type=float, default=2.0)
     parser.add_argument("--compile", action="store_true")
     options = parser.parse_args()
-    if max(options.counts) * options.num > options.samples:
-        parser.error(f"--counts {max(options.counts)} of --num {options.num} images need as many --samples")
+    if (most := max(*options.counts, options.most if options.acceptance else 1)) * options.num > options.samples:
+        parser.error(f"{most} candidates for each of --num {options.num} images need as many --samples")
 
     dtype = torch_dtype(usable_dtype("bf16", "cpu"))
     plain = Pipeline.from_pretrained(options.model, device="cpu", dtype=dtype)
@@ -109,10 +130,14 @@ def main() -> None:
         "commit": source_commit(),
     }
     generator, lines = torch.Generator().manual_seed(0), []
-    for count in options.counts:
-        distance, kernel, classifier, right = [], [], [], []
+    for count, share in [*((c, None) for c in options.counts), *((options.most, a) for a in options.acceptance)]:
+        distance, kernel, classifier, right, drawn = [], [], [], [], []
         for _ in range(options.repeats):
-            rows = chosen_rows(score, samples.labels, count, options.num, options.power, generator)
+            if share is None:
+                rows, used = chosen_rows(score, samples.labels, count, options.num, options.power, generator), count
+            else:
+                rows, used = accepted_rows(score, samples.labels, share, count, options.num, options.power, generator)
+            drawn.append(used)
             distance.append(frechet_distance(Gaussian.of(ours[rows]), Gaussian.of(real)))
             kernel.append(1000 * kernel_distance(real, ours[rows])[0])
             classifier.append(frechet_distance(Gaussian.of(judged[rows]), Gaussian.of(real_judged)))
@@ -121,8 +146,10 @@ def main() -> None:
         figures = dict(
             zip(("FD-EffNetLite0", "KID x 1000", "FD-classifier", "classifier_accuracy"), means, strict=True)
         )
-        cost = count * (flops["total"] + (critic if count > 1 else 0))
-        lines.append(json.dumps({**figures, "candidates": count, "flops_per_image": cost, **about}))
+        used = sum(drawn) / len(drawn)
+        cost = round(used * (flops["total"] + (critic if count > 1 else 0)))
+        chosen = {"candidates": count, "acceptance": share, "drawn": round(used, 3), "flops_per_image": cost}
+        lines.append(json.dumps({**figures, **chosen, **about}))
         print(lines[-1], flush=True)
     Path(options.out).write_text("\n".join(lines) + "\n")
 

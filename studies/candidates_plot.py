@@ -1,6 +1,6 @@
 """Quality against cost with candidates, of several systems, from the lines of studies/candidates.py.
 
-python studies/candidates_plot.py --system "ECAR" ecar.jsonl --system "DiT, 10 steps" dit_10.jsonl --out candidates.png
+python studies/candidates_plot.py --system "ECAR" ecar.jsonl --system "DiT, 10 steps" dit_10.jsonl --out plot.png
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _TICKS = (1, 2, 4, 8, 16, 32)
 
 
 def read(systems: list[list[str]]) -> dict[str, list[dict[str, Any]]]:
-    """Lines by name of the system, by cost.
+    """Lines by name of the system, by cost; those with acceptance are a curve of their own, from one candidate on.
 
     Raises:
         ValueError: lines that count other images, or choose among them otherwise.
@@ -28,7 +28,11 @@ def read(systems: list[list[str]]) -> dict[str, list[dict[str, Any]]]:
     found: dict[str, list[dict[str, Any]]] = {}
     for name, *files in systems:
         lines = [json.loads(line) for file in files for line in Path(file).read_text().splitlines()]
-        found.setdefault(name, []).extend(lines)
+        plain = [line for line in lines if line.get("acceptance") is None]
+        found.setdefault(name, []).extend(plain)
+        if accepted := [line for line in lines if line.get("acceptance") is not None]:
+            one = [line for line in plain if line["candidates"] == 1]
+            found.setdefault(f"{name}, until one is accepted", []).extend(one + accepted)
     everything = [line for lines in found.values() for line in lines]
     for key in ("num", "power"):
         if len(values := {line[key] for line in everything}) > 1:
@@ -52,14 +56,21 @@ def main() -> None:
             costs, values = [line["flops_per_image"] / 1e9 for line in lines], [line[metric] for line in lines]
             axis.plot(costs, values, marker="o", label=name)
             for cost, value, line in zip(costs, values, lines, strict=True):
-                axis.annotate(str(line["candidates"]), (cost, value), textcoords="offset points", xytext=(4, 5))
+                axis.annotate(
+                    f"{line.get('drawn', line['candidates']):.2g}",
+                    (cost, value),
+                    textcoords="offset points",
+                    xytext=(4, 5),
+                )
         axis.set(xscale="log", xlabel="GFLOP an image, all candidates and the critic", ylabel=metric)
         axis.set_xticks(_TICKS, [str(tick) for tick in _TICKS])
         axis.minorticks_off()
         axis.grid(alpha=0.3)
-    axes[0].legend()
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(systems))
     num = next(iter(systems.values()))[0]["num"]
-    figure.suptitle(f"Chosen among so many candidates (numbers at the points); {num:,} images. Lower is better.")
+    figure.suptitle(
+        f"So many candidates for an image, on average (numbers at the points); {num:,} images. Lower is better."
+    )
     figure.savefig(options.out, dpi=110)
 
 

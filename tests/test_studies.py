@@ -239,6 +239,10 @@ def test_candidates_are_chosen_within_their_class_and_by_their_score(monkeypatch
     assert len(set(rows.tolist())) == 2000 and (labels[rows] == 0).sum() == 1000
     expected = 0.25 + 0.5 * torch.tensor(1.0).sigmoid()  # both good, or one of them and it is chosen
     assert abs(float(score[rows].mean()) - float(expected)) < 0.03
+    rows, drawn = candidates.accepted_rows(score, labels, 0.5, 4, 1000, 30.0, torch.Generator().manual_seed(0))
+    assert len(set(rows.tolist())) == 1000 and (labels[rows] == 0).sum() == 500
+    tries = 1 + 0.5 + 0.25 + 0.125  # each is good with 1/2, and a power of 30 lets none of the others through
+    assert abs(drawn - tries) < 0.1 and abs(float(score[rows].mean()) - 15 / 16) < 0.02
 
 
 def test_candidates_are_drawn_by_cost_and_lines_of_other_numbers_of_images_refused(
@@ -250,6 +254,11 @@ def test_candidates_are_drawn_by_cost_and_lines_of_other_numbers_of_images_refus
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
     a, b = str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")
     assert [each["candidates"] for each in plot.read([["ECAR", a]])["ECAR"]] == [1, 2]
+    half = {**line, "candidates": 8, "acceptance": 0.5, "drawn": 2, "flops_per_image": 9}
+    (tmp_path / "c.jsonl").write_text((tmp_path / "a.jsonl").read_text() + json.dumps(half) + "\n")
+    curves = plot.read([["ECAR", str(tmp_path / "c.jsonl")]])
+    assert [each["flops_per_image"] for each in curves["ECAR"]] == [5, 10]
+    assert [each["flops_per_image"] for each in curves["ECAR, until one is accepted"]] == [5, 9]
     out = tmp_path / "c.png"
     monkeypatch.setattr("sys.argv", ["candidates_plot.py", "--system", "ECAR", a, "--out", str(out)])
     plot.main()

@@ -82,13 +82,8 @@ class Critic(nn.Module):
         """
         if self.quantiles is None:
             raise ValueError("this critic was made before acceptance was: make it again with `ecar critic`")
-        scores, power = self.quantiles.double().cpu(), float(self.about["power"])
-        low, high = scores.min(1).values - 60 / power, scores.max(1).values  # of the former all are accepted
-        for _ in range(60):
-            middle = (low + high) / 2
-            share = (power * (scores - middle[:, None])).clamp(max=0).exp().mean(1)
-            low, high = torch.where(share > acceptance, middle, low), torch.where(share > acceptance, high, middle)
-        return low[labels.cpu().clamp(max=len(low) - 1)]
+        found = levels_of(self.quantiles, acceptance, float(self.about["power"]))
+        return found[labels.cpu().clamp(max=len(found) - 1)]
 
     def save(self, path: Path) -> None:
         """Write a ``.safetensors`` file; ``load_critic`` reads it."""
@@ -136,6 +131,17 @@ def accepts(log_ratio: Tensor, levels: Tensor, uniform: Tensor, power: float) ->
         power: the critic's.
     """
     return uniform.double().cpu().log() < power * (log_ratio.double().cpu() - levels)
+
+
+def levels_of(scores: Tensor, acceptance: float, power: float) -> Tensor:
+    """Levels (R,) at which a share of ``acceptance`` of each row of scores (R, M) is accepted, by bisection."""
+    scores = scores.double().cpu()
+    low, high = scores.min(1).values - 60 / power, scores.max(1).values  # of the former all are accepted
+    for _ in range(60):
+        middle = (low + high) / 2
+        share = (power * (scores - middle[:, None])).clamp(max=0).exp().mean(1)
+        low, high = torch.where(share > acceptance, middle, low), torch.where(share > acceptance, high, middle)
+    return low
 
 
 def choose(log_ratio: Tensor, uniform: Tensor, power: float) -> Tensor:
