@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -45,15 +46,21 @@ def scores(
     return found, sum(told) / 2
 
 
+def groups_of(labels: Tensor, count: int, num: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Of each class samples for its share of ``num`` images, each among ``count``: rows (images, count), none twice."""
+    classes = labels.unique()
+    for name in classes:
+        own = (labels == name).nonzero().squeeze(1)
+        each = num // len(classes)
+        yield own[torch.randperm(len(own), generator=generator)[: each * count]].view(each, count)
+
+
 def chosen_rows(
     score: Tensor, labels: Tensor, count: int, num: int, power: float, generator: torch.Generator
 ) -> Tensor:
     """``num`` samples in the same shares of classes, each chosen among ``count`` of its class."""
     rows = []
-    for name in labels.unique():
-        own = (labels == name).nonzero().squeeze(1)
-        each = num // len(labels.unique())
-        groups = own[torch.randperm(len(own), generator=generator)[: each * count]].view(each, count)
+    for groups in groups_of(labels, count, num, generator):
         pick = choose(score[groups], torch.rand(groups.shape, generator=generator), power)
         rows.append(groups.gather(1, pick[:, None]).squeeze(1))
     return torch.cat(rows)
@@ -64,11 +71,9 @@ def accepted_rows(
 ) -> tuple[Tensor, float]:
     """The same, but the first that is accepted among ``most``; and how many were drawn for an image, on average."""
     rows, drawn = [], []
-    for name in labels.unique():
-        own = (labels == name).nonzero().squeeze(1)
-        each = num // len(labels.unique())
-        groups = own[torch.randperm(len(own), generator=generator)[: each * most]].view(each, most)
-        level = levels_of(score[own][None], acceptance, power)
+    for groups in groups_of(labels, most, num, generator):
+        own = score[labels == labels[groups[0, 0]]]  # of all samples of the class
+        level = levels_of(own[None], acceptance, power)
         good = accepts(score[groups], level, torch.rand(groups.shape, generator=generator), power)
         pick = choose(score[groups], torch.rand(groups.shape, generator=generator), power)  # where none is accepted
         first = torch.where(good.any(1), good.float().argmax(1), pick)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 import tyro
 
 from ecar.commit import source_commit as source_commit
+from ecar.config import check_acceptance
 
 if TYPE_CHECKING:
     import torch
@@ -84,10 +85,8 @@ def check_dtype(name: str) -> None:
 
 def check_critic(critic: str | None, candidates: int, acceptance: float | None) -> None:
     """ValueError for a critic that has nothing to choose from, or an acceptance that is none."""
-    if acceptance is not None and not 0 < acceptance < 1:
-        raise ValueError(f"--acceptance must be between 0 and 1, got {acceptance}")
-    if acceptance is not None and candidates == 1:
-        raise ValueError("--acceptance needs --candidates 2 or more: so many are drawn for an image at most")
+    if acceptance is not None:
+        check_acceptance(acceptance, candidates, "--")
     if critic is not None and candidates == 1:
         raise ValueError("--critic chooses among candidates: give --candidates 2 or more, or leave it out")
 

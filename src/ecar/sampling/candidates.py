@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ecar.config import SamplingConfig
+from ecar.config import SamplingConfig, check_acceptance
 from ecar.sampling.noise import candidate_seeds, draw_choices
 from ecar.sampling.pictures import from_decoded
 
@@ -49,7 +49,8 @@ def check_candidates(
         ValueError: numbers out of range, a critic that knows no acceptance; or what ``critic`` raises, called where
             there is something to choose.
     """
-    check_acceptance(acceptance, candidates)
+    if acceptance is not None:
+        check_acceptance(acceptance, candidates)
     if not 1 <= operator.index(candidates) <= MOST_CANDIDATES:
         raise ValueError(f"candidates must be in 1..{MOST_CANDIDATES}, got {candidates}")
     if candidates > 1:
@@ -58,14 +59,6 @@ def check_candidates(
             warnings.warn(f"the critic was made for samples with {made}, not {now}", stacklevel=4)
         if acceptance is not None:
             critic().levels(torch.zeros(1, dtype=torch.int64), acceptance)
-
-
-def check_acceptance(acceptance: float | None, candidates: int) -> None:
-    """ValueError for a share out of range, or where there is nothing to accept."""
-    if acceptance is not None and not 0 < acceptance < 1:
-        raise ValueError(f"acceptance must be between 0 and 1, got {acceptance}")
-    if acceptance is not None and candidates == 1:
-        raise ValueError("acceptance needs candidates of 2 or more: so many are drawn for an image at most")
 
 
 @dataclass(frozen=True)
@@ -119,17 +112,17 @@ def accepted_candidates(
     each, uniform = [candidate_seeds(seed, candidates) for seed in seeds], draw_choices(seeds, 2 * candidates)
     levels, scores = critic.levels(torch.tensor(ids), acceptance), torch.full((count, candidates), -torch.inf)
     kept: list[list[Tensor]] = [[] for _ in ids]  # of each image: those refused, and at last the one accepted
-    picks, left = [0] * count, list(range(count))
+    left = list(range(count))
     for number in range(candidates):
         images = draw([ids[i] for i in left], [each[i][number] for i in left])
         scores[left, number] = critic(from_decoded(images), torch.tensor([ids[i] for i in left])).cpu()
         good = accepts(scores[left, number], levels[left], uniform[left, candidates + number], power).tolist()
         for i, image in zip(left, images, strict=True):
             kept[i].append(image)
-            picks[i] = number
         left = [i for i, fine in zip(left, good, strict=True) if not fine]
         if not left:
             break
+    picks = [len(images) - 1 for images in kept]
     for i, pick in zip(left, choose(scores[left], uniform[left, :candidates], power).tolist(), strict=True):
         picks[i] = pick
     best = [each[i][pick] for i, pick in enumerate(picks)]

@@ -133,7 +133,7 @@ class Computer:
         """Whether the row is the last of its group's candidates."""
         if row.group is None:
             return False
-        row.group.decoded[row.group.seeds.index(row.seed)] = image
+        row.group.decoded[row.seed] = image
         return row.group.complete
 
     def _best(self, last: list[Row]) -> list[tuple[Row, Tensor, int]]:
@@ -141,7 +141,7 @@ class Computer:
         found, groups = [], [(row, row.group) for row in last if row.group is not None]
         for count in {len(group.seeds) for _, group in groups}:
             some = [(row, group) for row, group in groups if len(group.seeds) == count]
-            drawn = torch.stack([group.decoded[place] for _, group in some for place in range(count)])
+            drawn = torch.stack([group.decoded[seed] for _, group in some for seed in group.seeds])
             picks = picks_of(drawn, self.pipe.critic, [row.label for row, _ in some], [g.seed for _, g in some])
             for number, ((row, group), pick) in enumerate(zip(some, picks, strict=True)):
                 found.append((row, drawn[count * number + pick], group.seeds[pick]))

@@ -65,7 +65,7 @@ class Group:
     Attributes:
         seed: of the image.
         seeds: of its candidates.
-        decoded: by candidate, (3, H, W) in [-1, 1]: those that are finished.
+        decoded: by seed, (3, H, W) in [-1, 1]: those that are finished.
     """
 
     seed: int
