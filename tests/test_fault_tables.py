@@ -10,7 +10,8 @@ TESTS = {path.name: path.read_text() for path in (ROOT / "tests").rglob("test_*.
 
 
 def test_every_test_that_a_table_of_faults_names_exists() -> None:
-    named = re.findall(r"`(?:[./\w]*/)?(test_\w+\.py)::(test_\w+)(?:\.\.\.)?`", (ROOT / "docs/reliability.md").read_text())
+    page = (ROOT / "docs/reliability.md").read_text()
+    named = re.findall(r"`(?:[./\w]*/)?(test_\w+\.py)::(test_\w+)(?:\.\.\.)?`", page)
     assert len(named) > 60
     gone = [f"{file}::{test}" for file, test in named if f"def {test}" not in TESTS.get(file, "")]
     assert gone == []
