@@ -130,8 +130,8 @@ class ECAR(nn.Module):
         self.sides = [tuple(s) for s in config["stages"]["sides"]]
         self.ends, self.rho = config["stages"]["ends"], config["stages"]["rho"]
         self.starts = levels(self.ends, self.rho)
-        self.transformer, self.head = Part(config, config["trunk_depth"]), Part(config, config["head_depth"])
-        self.transformer.norm_out = nn.RMSNorm(width)
+        self.trunk, self.head = Part(config, config["trunk_depth"]), Part(config, config["head_depth"])
+        self.trunk.norm_out = nn.RMSNorm(width)
         self.head.token_in, self.head.map_out = nn.Linear(width, width), nn.Linear(width, config["channels"])
         self.head.time_mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.head.modulation_out = nn.Linear(width, 2 * width)
@@ -141,7 +141,7 @@ class ECAR(nn.Module):
 
     def tokens(self, ys, labels):
         """M_1 .. M_K from y_1 .. y_{K-1}, block-causal over stages."""
-        p, xs, conditions, ids = self.transformer, [], [], []
+        p, xs, conditions, ids = self.trunk, [], [], []
         for k in range(len(ys) + 1):
             x = p.position_in(fourier(self.sides[k])) + p.stage_embedding.weight[k] + p.class_embedding(labels)[:, None]
             if k:

@@ -20,19 +20,19 @@ from pathlib import Path
 import torch
 from results import write_result
 
-from ecar.commit import source_commit
 from ecar.data.latents import MemoryTable
-from ecar.model import build_model
+from ecar.files.commit import source_commit
+from ecar.pretrained.build import build_model
 from ecar.tokenizers import PixelTokenizer
 from ecar.training.build import build_config, with_data
 from ecar.training.config import TrainConfig
 from ecar.training.draws import draw_batch
-from ecar.training.log import RunLog
+from ecar.training.engine.log import RunLog
+from ecar.training.engine.optim import make_optimizers
+from ecar.training.engine.saving import Saver
 from ecar.training.loop import Trainer
 from ecar.training.loss import stage_losses
-from ecar.training.optim import make_optimizers
 from ecar.training.run import save_samples
-from ecar.training.saving import Saver
 
 
 def make_trainer(args: argparse.Namespace, out: Path) -> Trainer:

@@ -15,8 +15,8 @@ import torch
 from results import write_result
 
 from ecar.config import ModelConfig, StageConfig
-from ecar.model import ECAR
-from ecar.presets import get_preset
+from ecar.network.model import ECAR
+from ecar.network.presets import get_preset
 from ecar.training.loss import Draws, stage_losses
 
 

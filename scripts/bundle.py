@@ -17,9 +17,9 @@ import torch
 
 from ecar import Pipeline
 from ecar.hub import training_record
-from ecar.model import ECAR
+from ecar.network.model import ECAR
+from ecar.pretrained.folders import BUNDLED, load_model, save_model
 from ecar.tokenizers import load_decoder
-from ecar.weights import BUNDLED, load_model, save_model
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from results import write_result
 
-from ecar.benchmark.flops import flop_counter
+from ecar.cost.flops import flop_counter
 from ecar.data.images import to_signed
 from ecar.data.source import ImageReport, iterate_images, load_source
 from ecar.sampling.pictures import from_decoded, grid

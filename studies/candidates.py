@@ -21,15 +21,15 @@ from curve import draw, parse_setting
 from torch import Tensor
 
 from ecar import Pipeline
-from ecar.benchmark.flops import flops_of, sampling_flops
 from ecar.cli.options import source_commit, torch_dtype, usable_dtype
+from ecar.cost.flops import flops_of, sampling_flops
 from ecar.evaluation.classifier import classifier_fingerprint, load_classifier, predict
 from ecar.evaluation.extractors import extract, get_extractor
 from ecar.evaluation.metrics import Gaussian, frechet_distance, kernel_distance
 from ecar.evaluation.reference import read_images
-from ecar.selection import accepts, choose, fit_critic, levels_of
-from ecar.selection.critic import Critic, Features
-from ecar.weights import weights_fingerprint
+from ecar.pretrained.folders import weights_fingerprint
+from ecar.refine import accepts, choose, fit_critic, levels_of
+from ecar.refine.critic import Critic, Features
 
 
 def scores(

@@ -26,23 +26,23 @@ import torch
 from torch import Tensor
 
 from ecar import Pipeline
-from ecar.benchmark.flops import count_flops, sampling_flops
 from ecar.cli.options import source_commit
 from ecar.config import SamplingConfig, differences
+from ecar.cost.flops import count_flops, sampling_flops
 from ecar.evaluation.classifier import classifier_fingerprint, load_classifier
 from ecar.evaluation.evaluate import Judge, check_classes, measure
 from ecar.evaluation.extractors import get_extractor
 from ecar.evaluation.metrics import chosen
 from ecar.evaluation.reference import read_images, reference_from_images
 from ecar.evaluation.samples import Samples, reconstruct
-from ecar.flow.solvers import get_solver, uniform_grid
-from ecar.model import StageModel
+from ecar.network.model import StageModel
+from ecar.pretrained.folders import weights_fingerprint
 from ecar.sampling.loop import sample_latents
 from ecar.sampling.noise import StageNoise, draw_noise
 from ecar.sampling.pictures import from_decoded
+from ecar.sampling.solvers import get_solver, uniform_grid
 from ecar.stages import Stage, end_point, jump, noises, pyramid
 from ecar.training.distill import Teacher
-from ecar.weights import weights_fingerprint
 
 _SAME = ("weights", "dtype", "extractor", "reference", "num", "judge", "guided by", "decoder")  # in all lines of a file
 
@@ -78,9 +78,9 @@ def teacher_latents(teacher: Teacher, labels: Tensor, noise: list[StageNoise], s
         if draws.context is not None:
             read.append(y + model.config.context_noise * draws.context)
             x = jump(stage, y, draws.fresh)
-        own = model.transformer(read, labels)[-1]
-        uncond = own if null is labels else model.transformer(read, null)[-1]
-        tokens = own, uncond, teacher.guide.transformer(read, labels)[-1]
+        own = model.trunk(read, labels)[-1]
+        uncond = own if null is labels else model.trunk(read, null)[-1]
+        tokens = own, uncond, teacher.guide.trunk(read, labels)[-1]
 
         def velocity(x: Tensor, t: float, stage: Stage = stage, tokens: tuple[Tensor, ...] = tokens) -> Tensor:
             return teacher.velocity(stage, x, torch.full((len(x),), t), labels, *tokens)

@@ -18,8 +18,8 @@ import sys
 import threading
 from pathlib import Path
 
-from ecar.benchmark.formulas import training_flops
 from ecar.cli.options import parse
+from ecar.cost.formulas import training_flops
 from ecar.training.build import build_config, load_table, with_data
 from ecar.training.config import TrainConfig
 

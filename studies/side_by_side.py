@@ -18,7 +18,7 @@ from curve import draw, parse_setting
 from PIL import Image, ImageDraw
 
 from ecar import Pipeline
-from ecar.benchmark.flops import sampling_flops
+from ecar.cost.flops import sampling_flops
 from ecar.evaluation.reference import read_images
 from ecar.evaluation.samples import Samples
 from ecar.sampling.pictures import grid

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from ecar.config import ModelConfig, SamplingConfig, StageConfig
-from ecar.model import ECAR
+from ecar.network.model import ECAR
 
 # Threads beyond the cores wait for each other by spinning: minutes instead of seconds.
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2

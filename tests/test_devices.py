@@ -11,11 +11,11 @@ import torch
 from conftest import random_model, tiny_config
 from ecar import devices
 from ecar.evaluation.extractors import get_extractor
-from ecar.features import EfficientNetLite
+from ecar.evaluation.features import EfficientNetLite
+from ecar.pretrained.folders import save_model
 from ecar.tokenizers.pixels import PixelTokenizer
 from ecar.training.adversary import Adversary
-from ecar.training.optim import orthogonal
-from ecar.weights import save_model
+from ecar.training.engine.optim import orthogonal
 
 
 @pytest.fixture(params=[False, True])

@@ -14,12 +14,13 @@ from huggingface_hub import ModelCard, errors
 from PIL import Image
 
 from conftest import random_model, tiny_config
-from ecar import Pipeline, weights
+from ecar import Pipeline
 from ecar.cli.main import main
 from ecar.config import CardOptions
 from ecar.hub import push_folder, training_record, write_folder
+from ecar.pretrained import folders as weights
+from ecar.pretrained.folders import resolve_model, save_model, weights_fingerprint
 from ecar.tokenizers import PixelTokenizer
-from ecar.weights import resolve_model, save_model, weights_fingerprint
 
 
 @pytest.fixture

@@ -16,13 +16,13 @@ from threading import Thread
 import pytest
 
 from conftest import random_model, tiny_config
+from ecar.pretrained.folders import save_model, weights_fingerprint
 from ecar.tokenizers import PixelTokenizer
-from ecar.weights import save_model, weights_fingerprint
 
 HOSTILE = ("../evil.json", "tokenizer/../../../evil.safetensors", "/tmp/evil.json", "pytorch_model.bin")
 FINGERPRINT = """
 import sys
-from ecar.weights import load_model, weights_fingerprint
+from ecar.pretrained.folders import load_model, weights_fingerprint
 try:
     load_model(sys.argv[1])
     print(weights_fingerprint(sys.argv[1]))

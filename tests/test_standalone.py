@@ -11,11 +11,11 @@ import torch
 
 from conftest import random_model, tiny_config, windowed_config
 from ecar.config import ModelConfig, SamplingConfig
+from ecar.pretrained.folders import save_model
 from ecar.sampling.loop import sample_latents
 from ecar.sampling.noise import draw_noise
 from ecar.tokenizers import PixelTokenizer
 from ecar.training.loss import Draws, stage_losses
-from ecar.weights import save_model
 
 
 def standalone() -> Any:

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from conftest import random_model, tiny_config
-from ecar.benchmark.flops import sampling_flops
 from ecar.cli.main import main
+from ecar.cost.flops import sampling_flops
 from ecar.evaluation.samples import Samples
 from ecar.sampling.loop import sample_latents
 from ecar.sampling.noise import draw_noise

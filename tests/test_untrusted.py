@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 
 from conftest import random_model, tiny_config
 from ecar.cli.main import main
+from ecar.pretrained.folders import load_model, save_model
 from ecar.tokenizers import ConvTokenizer, PixelTokenizer, load_tokenizer
-from ecar.weights import load_model, save_model
 
 
 class Payload:

@@ -167,9 +167,9 @@ class ModelConfig(JsonConfig):
     heads: int = 4
     """Attention heads; width / heads must be a multiple of 4 (2-D rotary embedding)."""
     trunk_depth: int = 2
-    """Blocks of the stage transformer; 0 for dit, which has none."""
+    """Blocks of the trunk; 0 for dit, which has none."""
     head_depth: int = 5
-    """Blocks of the flow head."""
+    """Blocks of the head."""
     head_window: int = 0
     """Side of the groups of tokens within which the head's attention acts where a map is larger: squares and spread-out
     grids in turn. 0: all tokens of a map see each other."""

@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 
 from ecar.config import PATHS, CardOptions
-from ecar.data.files import read_json
-from ecar.model import build_model
-from ecar.remote import check_repo_id, hub_reason
+from ecar.files.records import read_json
+from ecar.files.remote import check_repo_id, hub_reason
+from ecar.pretrained.build import build_model
+from ecar.pretrained.folders import critic_file, save_model, weights_fingerprint
 from ecar.sampling.pictures import grid
-from ecar.weights import critic_file, save_model, weights_fingerprint
 
 if TYPE_CHECKING:
     from ecar.sampling.pipeline import Pipeline

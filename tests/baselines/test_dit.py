@@ -10,8 +10,8 @@ import torch
 
 from ecar.baselines.dit import TIME_SCALE, DiT, shared_embedder_parameters
 from ecar.config import ModelConfig, SamplingConfig, StageConfig
-from ecar.model import build_model
-from ecar.presets import PRESETS, preset_config
+from ecar.network.presets import PRESETS, preset_config
+from ecar.pretrained.build import build_model
 from ecar.sampling.loop import sample_latents
 from ecar.sampling.noise import draw_noise
 from ecar.sampling.pipeline import Pipeline
@@ -143,7 +143,7 @@ def test_compiled_blocks_have_the_gradients_of_plain_ones_in_bfloat16_on_cpu() -
             model.compile_blocks()
         x, labels, t, stage = torch.randn(16, 3, 8, 8), torch.arange(16) % 4, torch.rand(16), model.plan[0]
         with torch.autocast("cpu", torch.bfloat16):
-            tokens = model.head.embed_tokens(stage, model.transformer([], labels)[0])
+            tokens = model.head.embed_tokens(stage, model.trunk([], labels)[0])
             model.velocity(stage, x, t, tokens, labels).square().mean().backward()
         return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 

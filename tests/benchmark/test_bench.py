@@ -13,8 +13,8 @@ from conftest import tiny_config
 from ecar.benchmark.bench import compare, decoder_cost, make_side, matmul_peak, run_once
 from ecar.cli.main import main
 from ecar.config import SamplingConfig, StageConfig
-from ecar.model import build_model
-from ecar.presets import preset_config
+from ecar.network.presets import preset_config
+from ecar.pretrained.build import build_model
 from ecar.sampling.graphs import GraphedHead, graph_head
 
 TINY = ["--preset", "nano", "--resolution", "32", "--factor", "4", "--peer-factor", "4", "--peer-patch", "1"]
@@ -145,7 +145,7 @@ def test_clocks_come_off_and_zero_layers_are_filled() -> None:
     settings = SamplingConfig(steps=(1, 1, 1), guidance=(1.0, 1.0, 1.0))
     side = make_side("x", tiny_config(), settings, dtype=torch.float32, device="cpu")
     compare([side], 2, 1)
-    assert "forward" not in vars(side.model.head) and "step" not in vars(side.model.transformer)
+    assert "forward" not in vars(side.model.head) and "step" not in vars(side.model.trunk)
     assert all(bool(p.any()) for p in side.model.parameters())
     assert run_once(side, 1) > 0
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from conftest import tiny_config
-from ecar.benchmark.cluster import ClusterPlan, cluster
 from ecar.cli.main import main
+from ecar.cost.cluster import ClusterPlan, cluster
 
 
 def run(share: tuple[float, ...] = (1, 1, 1), **changes: Any) -> dict[str, Any]:

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from conftest import random_model, tiny_config
-from ecar.benchmark.estimate import estimate, saved_bytes
-from ecar.benchmark.memory import LiveBytes, sampling_memory
 from ecar.cli.main import main
 from ecar.config import SamplingConfig
-from ecar.model import build_model
-from ecar.presets import preset_config
+from ecar.cost.estimate import estimate, saved_bytes
+from ecar.cost.memory import LiveBytes, sampling_memory
+from ecar.network.presets import preset_config
+from ecar.pretrained.build import build_model
 from ecar.sampling.loop import sample_latents
 from ecar.sampling.noise import draw_noise
 

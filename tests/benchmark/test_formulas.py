@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from conftest import random_model, tiny_config, windowed_config
-from ecar.benchmark.flops import flop_counter
-from ecar.benchmark.formulas import sampling_flops, training_flops
 from ecar.config import ModelConfig, SamplingConfig, StageConfig
-from ecar.model import build_model
+from ecar.cost.flops import flop_counter
+from ecar.cost.formulas import sampling_flops, training_flops
+from ecar.pretrained.build import build_model
 from ecar.sampling.loop import sample_latents
 from ecar.sampling.noise import draw_noise
 from ecar.training.loss import Draws, stage_losses

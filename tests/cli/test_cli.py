@@ -16,8 +16,8 @@ from PIL import Image
 
 from conftest import random_model, tiny_config
 from ecar.config import SamplingConfig
+from ecar.pretrained.folders import bundled_models, save_model
 from ecar.tokenizers import PixelTokenizer
-from ecar.weights import bundled_models, save_model
 
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
@@ -180,7 +180,7 @@ def test_a_killed_trainer_resumes_and_ends_as_if_nothing_happened(digits_folder:
 
 @pytest.mark.parametrize("name", bundled_models())
 def test_bundled_model_is_small_described_and_draws(name: str, tmp_path: Path) -> None:
-    from ecar.weights import BUNDLED
+    from ecar.pretrained.folders import BUNDLED
 
     weights = sum(file.stat().st_size for file in (BUNDLED / name).rglob("*.safetensors"))
     assert weights <= 12 * 2**20 and (BUNDLED / name / "README.md").exists()

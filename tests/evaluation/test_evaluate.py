@@ -15,7 +15,6 @@ import torch
 from PIL import Image
 
 from conftest import random_model, tiny_config
-from ecar import commit
 from ecar.cli.main import main
 from ecar.cli.options import source_commit
 from ecar.config import ModelConfig
@@ -33,11 +32,12 @@ from ecar.evaluation.extractors import Dinov2Extractor, EfficientNetExtractor, g
 from ecar.evaluation.metrics import Gaussian, frechet_distance
 from ecar.evaluation.reference import read_images, reference_from_images, reference_from_statistics
 from ecar.evaluation.samples import Samples, collect, make_samples, read_samples, write_samples
+from ecar.files import commit
+from ecar.files.lock import run_lock
+from ecar.pretrained.folders import load_model, save_model, weights_fingerprint
 from ecar.sampling.pipeline import Pipeline
 from ecar.training import loop
 from ecar.training.config import TrainConfig
-from ecar.training.lock import run_lock
-from ecar.weights import load_model, save_model, weights_fingerprint
 
 
 @pytest.fixture(scope="module")

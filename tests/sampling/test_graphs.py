@@ -11,7 +11,7 @@ from torch import Tensor
 from conftest import random_model, tiny_config
 from ecar import Pipeline
 from ecar.config import SamplingConfig
-from ecar.model import ECAR
+from ecar.network.model import ECAR
 from ecar.sampling.graphs import CudaRecorder, GraphedHead, graph_head
 from ecar.sampling.loop import sample_latents
 from ecar.sampling.noise import draw_noise

@@ -19,13 +19,13 @@ from conftest import tiny_config
 from ecar import Pipeline
 from ecar.config import SamplingConfig
 from ecar.devices import computes_bfloat16
-from ecar.model import build_model
+from ecar.network.positions import rotary_table
+from ecar.pretrained.build import build_model
 from ecar.sampling import optimize as module
 from ecar.sampling.loop import sample_latents
 from ecar.sampling.noise import StageNoise, draw_noise
 from ecar.sampling.optimize import Int8Linear, PackedLinear
 from ecar.stages import make_plan
-from ecar.transformer.positions import rotary_table
 
 
 def pixels(pipe: Pipeline, count: int) -> np.ndarray:
@@ -153,7 +153,7 @@ def test_no_tensor_comes_from_the_host_while_stages_run(monkeypatch: pytest.Monk
 def test_blocks_compile_without_a_graph_break() -> None:
     model = build_model(tiny_config()).eval()
     x, width = torch.randn(2, 16, model.config.width), model.config.width
-    for block in (model.transformer.blocks[0], model.head.blocks[0]):
+    for block in (model.trunk.blocks[0], model.head.blocks[0]):
         table = rotary_table((4, 4), (4, 4), width // model.config.heads, x.device)
         whole = torch.compile(block, fullgraph=True, backend="eager")  # fullgraph: a break raises
         with torch.no_grad():

@@ -12,12 +12,12 @@ import torch
 
 from conftest import random_model, tiny_config
 from ecar.config import SamplingConfig
+from ecar.pretrained.folders import load_model, save_model
 from ecar.sampling.loop import sample_latents
 from ecar.sampling.noise import draw_noise
 from ecar.sampling.pictures import grid, strip, to_uint8
 from ecar.sampling.pipeline import Pipeline, StagePreview
 from ecar.tokenizers import PixelTokenizer
-from ecar.weights import load_model, save_model
 
 
 @pytest.fixture

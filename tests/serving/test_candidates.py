@@ -18,8 +18,8 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from conftest import random_model, tiny_config
+from ecar.refine import Critic
 from ecar.sampling.pipeline import Pipeline
-from ecar.selection import Critic
 from ecar.serving.app import create_app
 from ecar.serving.config import Limits
 from ecar.serving.engine import Engine

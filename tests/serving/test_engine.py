@@ -36,7 +36,7 @@ class Gate:
 
     def __init__(self, pipe: Pipeline) -> None:
         self.turns, self.waiting, self.open = threading.Semaphore(0), threading.Semaphore(0), False
-        step = pipe.model.transformer.step
+        step = pipe.model.trunk.step
 
         def gated(*arguments: object) -> torch.Tensor:
             if not self.open and threading.current_thread().name == "ecar-engine":
@@ -44,7 +44,7 @@ class Gate:
                 self.turns.acquire()
             return step(*arguments)
 
-        pipe.model.transformer.step = gated
+        pipe.model.trunk.step = gated
 
     def release(self) -> None:
         self.open = True
@@ -117,7 +117,7 @@ def test_compiled_model_meets_batches_of_the_warm_sizes_only_and_makes_the_same_
     pipe = pipeline()
     pipe.fixed_shapes = True
     sizes: set[int] = set()
-    for block in (*pipe.model.transformer.blocks, *pipe.model.head.blocks):
+    for block in (*pipe.model.trunk.blocks, *pipe.model.head.blocks):
         block.register_forward_pre_hook(lambda _, inputs: sizes.add(len(inputs[0])))
     asked = [Asked(pipe, i % 3, i, previews=i % 4, guidance=(1.0, 2.5)[i // 5 % 2]) for i in range(20)]
     gone = asked.pop(6)

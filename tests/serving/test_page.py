@@ -16,8 +16,8 @@ import pytest
 
 from conftest import random_model, tiny_config
 from ecar.config import SamplingConfig
+from ecar.pretrained.folders import save_model
 from ecar.tokenizers import PixelTokenizer
-from ecar.weights import save_model
 from served import ServerProcess
 
 pytest_plugins = ("served",)

@@ -7,7 +7,7 @@ import torch
 
 from conftest import random_model, tiny_config
 from ecar.config import SamplingConfig
-from ecar.model import ECAR
+from ecar.network.model import ECAR
 from ecar.sampling.loop import Rows, advance
 from ecar.sampling.noise import StageNoise, draw_noise
 from ecar.serving.previews import preview_points

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from ecar.pretrained.folders import BUNDLED
 from ecar.tokenizers import ConvTokenizer, PixelTokenizer, Taef2Tokenizer, Tokenizer, load_tokenizer
-from ecar.weights import BUNDLED
 
 
 def diffusers_autoencoder(name: str) -> Any:

@@ -14,7 +14,7 @@ from test_training import killed_at_five, options, weights
 
 from ecar.training import loop, loss
 from ecar.training.config import TrainConfig
-from ecar.training.ema import EMA
+from ecar.training.engine.ema import EMA
 
 
 def test_each_horizon_is_what_a_run_of_that_one_alone_gives(digits_folder: Path, tmp_path: Path) -> None:

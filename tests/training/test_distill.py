@@ -16,15 +16,15 @@ from test_training import draws, killed_at_five, lines, weights
 
 from conftest import random_model, tiny_config
 from ecar.config import SamplingConfig
-from ecar.flow.solvers import uniform_grid
+from ecar.pretrained.folders import load_model, save_model
 from ecar.sampling.pipeline import Pipeline
+from ecar.sampling.solvers import uniform_grid
 from ecar.stages import interpolate, noises, pyramid
 from ecar.training import loop
 from ecar.training.config import TrainConfig
 from ecar.training.distill import Teacher, check_distill, grid_times
 from ecar.training.finetune import Source
 from ecar.training.loss import stage_losses
-from ecar.weights import load_model, save_model
 
 ROWS = (6, 4, 2)
 GUIDANCE, STARTS = (3.0, 1.0, 2.0), (0.4, 0.0, 0.0)
@@ -71,7 +71,7 @@ def test_the_target_is_the_guided_velocity_or_the_midpoint_step_of_it_by_hand(
             one, label = slice(row, row + 1), labels[row : row + 1]
 
             def velocity(m: Any, x: torch.Tensor, t: torch.Tensor, label: torch.Tensor, k: int = k, one: slice = one):  # type: ignore[no-untyped-def]
-                tokens = m.transformer([y[one] for y in ends[:k]], label)[k]
+                tokens = m.trunk([y[one] for y in ends[:k]], label)[k]
                 return m.velocity(m.plan[k], x, t, m.head.embed_tokens(m.plan[k], tokens), label)
 
             def guided(x: torch.Tensor, t: torch.Tensor, label: torch.Tensor = label, k: int = k) -> torch.Tensor:
@@ -106,7 +106,7 @@ def test_of_a_teacher_that_takes_euler_steps_two_are_learned_as_one() -> None:
     theirs, stage = random_model(tiny_config()), random_model(tiny_config()).plan[1]
     teacher = Teacher(theirs, (1.0,) * 3, (0.0,) * 3, steps=(2, 2, 2), halving=True)
     x, labels = torch.randn(3, 3, 4, 6, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2])
-    tokens, t = theirs.transformer([torch.randn(3, 3, 2, 3)], labels)[1], torch.tensor([0.0, 0.5, 1.0])
+    tokens, t = theirs.trunk([torch.randn(3, 3, 2, 3)], labels)[1], torch.tensor([0.0, 0.5, 1.0])
     with torch.no_grad():
         embedded = theirs.head.embed_tokens(stage, tokens)
         first = theirs.velocity(stage, x, t, embedded, labels)
@@ -119,7 +119,7 @@ def test_several_midpoint_steps_of_the_teacher_are_crossed_in_one_of_the_student
     theirs, stage = random_model(tiny_config()), random_model(tiny_config()).plan[1]
     teacher = Teacher(theirs, (1.0,) * 3, (0.0,) * 3, steps=(2, 2, 2), substeps=3)
     start, labels = torch.randn(3, 3, 4, 6, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2])
-    tokens, t = theirs.transformer([torch.randn(3, 3, 2, 3)], labels)[1], torch.tensor([0.0, 0.5, 1.0])
+    tokens, t = theirs.trunk([torch.randn(3, 3, 2, 3)], labels)[1], torch.tensor([0.0, 0.5, 1.0])
     with torch.no_grad():
         embedded, x = theirs.head.embed_tokens(stage, tokens), start
         for step in range(3):
@@ -245,7 +245,7 @@ def test_a_student_of_fewer_blocks_follows_the_whole_teacher(data: Path, tmp_pat
     found = Source.find(config, tmp_path / "new")
     assert found is not None
     theirs, original = Teacher.load(config, found, small).model, load_model(source)[0]
-    assert len(theirs.head.blocks) == 2 and len(theirs.transformer.blocks) == 2
+    assert len(theirs.head.blocks) == 2 and len(theirs.trunk.blocks) == 2
     assert torch.equal(theirs.head.blocks[1].mlp.w_in.weight, original.head.blocks[1].mlp.w_in.weight)
 
 

@@ -23,24 +23,25 @@ from test_watchdog import alive, command, processes
 from worker import TORCHRUN
 
 from conftest import tiny_config
-from ecar import tensors
 from ecar.cli.main import main
 from ecar.data.shards import load_latents
-from ecar.model import build_model
+from ecar.files import tensors
+from ecar.pretrained.build import build_model
+from ecar.pretrained.folders import save_model
 from ecar.tokenizers import PixelTokenizer
-from ecar.training import build, checkpoint, loop
-from ecar.training import log as log_module
+from ecar.training import build, loop
 from ecar.training import tokenizer as tokenizer_module
-from ecar.training.checkpoint import load_checkpoint
 from ecar.training.config import TokenizerConfig
 from ecar.training.curves import LossCurves
-from ecar.training.signals import Stopped
-from ecar.weights import save_model
+from ecar.training.engine import checkpoint
+from ecar.training.engine import log as log_module
+from ecar.training.engine.checkpoint import load_checkpoint
+from ecar.training.engine.signals import Stopped
 
 SECOND = """
 import os, signal, sys
 from ecar.cli.main import main
-from ecar.training import checkpoint
+from ecar.training.engine import checkpoint
 commit = checkpoint.commit
 def killed_twice(folder, step, record, keep=2):
     if step == 6:

@@ -14,13 +14,14 @@ from test_training import killed_at_five, lines, options, weights
 
 from conftest import random_model, tiny_config
 from ecar.config import ModelConfig, SamplingConfig, StageConfig
-from ecar.model import ECAR, build_model
+from ecar.network.model import ECAR
+from ecar.pretrained.build import build_model
+from ecar.pretrained.folders import load_model, save_model
+from ecar.pretrained.transfer import class_rows, transfer
 from ecar.sampling.pipeline import Pipeline
 from ecar.tokenizers import PixelTokenizer
 from ecar.training import loop
 from ecar.training.config import TrainConfig
-from ecar.transfer import class_rows, transfer
-from ecar.weights import load_model, save_model
 
 FREE: dict[str, Any] = {
     "tokenizer": None, "resolution": (), "width": None, "heads": None, "trunk_depth": None, "head_depth": None,
@@ -65,11 +66,11 @@ def moved(config: ModelConfig, before: ModelConfig | None = None) -> tuple[ECAR,
 def test_classes_of_the_same_name_keep_their_rows_in_trunk_and_head_and_so_does_the_null_class() -> None:
     config = small(num_classes=4, class_names=("dog", "one", "zero", "bird"))
     ours, theirs, report = moved(config)
-    for part in ("transformer", "head"):
+    for part in ("trunk", "head"):
         new, old = (getattr(m, part).class_embedding.weight for m in (ours, theirs))
         assert torch.equal(new[[1, 2, 4]], old[[2, 0, 3]])  # one, zero (spelled ZERO), the null class
         assert not any(torch.equal(new[i], row) for i in (0, 3) for row in old)
-    assert set(report.fresh) == {"transformer.class_embedding.weight", "head.class_embedding.weight"}
+    assert set(report.fresh) == {"trunk.class_embedding.weight", "head.class_embedding.weight"}
     assert any("2 of 4 classes (dog, bird)" in note for note in report.notes)
     assert any("1 classes (cat)" in note for note in report.notes)
 
@@ -91,13 +92,10 @@ def test_a_deeper_model_starts_as_the_same_function_and_names_its_new_blocks() -
     labels, x = torch.tensor([0, 2]), torch.randn(2, 12, 4, 4, generator=torch.Generator().manual_seed(0))
     ends = [torch.randn(2, 12, 2, 2, generator=torch.Generator().manual_seed(1))]
     stage, t = ours.plan[1], torch.tensor([0.2, 0.7])
-    v = [
-        m.velocity(stage, x, t, m.head.embed_tokens(stage, m.transformer(ends, labels)[1]), labels)
-        for m in (ours, theirs)
-    ]
+    v = [m.velocity(stage, x, t, m.head.embed_tokens(stage, m.trunk(ends, labels)[1]), labels) for m in (ours, theirs)]
     assert torch.allclose(v[0], v[1], atol=1e-5)
     assert [n.split(" (")[0] for n in report.notes] == [
-        f"initialised fresh: {block}" for block in ("transformer.blocks.2", "head.blocks.2", "head.blocks.3")
+        f"initialised fresh: {block}" for block in ("trunk.blocks.2", "head.blocks.2", "head.blocks.3")
     ]
 
 
@@ -112,7 +110,7 @@ def test_a_stage_more_keeps_the_rows_of_the_stages_whose_levels_stay() -> None:
 def test_other_channels_leave_out_the_layers_at_the_maps_only() -> None:
     ours, theirs, report = moved(small(channels=3))
     assert set(report.fresh) == {
-        "transformer.map_in.weight",
+        "trunk.map_in.weight",
         "head.map_in.weight",
         "head.map_out.weight",
         "head.map_out.bias",

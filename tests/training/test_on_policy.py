@@ -13,7 +13,7 @@ from torch import Tensor
 
 from conftest import random_model, tiny_config
 from ecar.data.order import derive_seed
-from ecar.model import ECAR
+from ecar.network.model import ECAR
 from ecar.stages import end_point, jump, noises, pyramid
 from ecar.training import build, loop
 from ecar.training.config import TrainConfig
@@ -65,7 +65,7 @@ def test_the_loss_is_that_of_the_velocity_from_the_models_own_start_to_the_true_
             k = stage.index
             start = jump(stage, read[-1], d.noise[k][row]) if read else noise[0][row]
             end = end_point(stage, maps[k][row], noise[k][row])
-            embedded = model.head.embed_tokens(stage, model.transformer(read, labels[row])[k])
+            embedded = model.head.embed_tokens(stage, model.trunk(read, labels[row])[k])
             t = d.times[k, row]
             x = start + t.view(-1, 1, 1, 1) * (end - start)
             error = (model.velocity(stage, x, t, embedded, labels[row]) - (end - start)) / model.velocity_scale(stage)

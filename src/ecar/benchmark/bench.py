@@ -14,10 +14,11 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ecar.baselines.dit import DiT, shared_embedder_parameters
-from ecar.benchmark.flops import flop_counter
-from ecar.benchmark.formulas import sampling_flops
 from ecar.config import ModelConfig, SamplingConfig
-from ecar.model import StageModel, build_model
+from ecar.cost.flops import flop_counter
+from ecar.cost.formulas import sampling_flops
+from ecar.network.model import StageModel
+from ecar.pretrained.build import build_model
 from ecar.sampling.loop import sample_latents
 from ecar.sampling.noise import draw_noise
 from ecar.sampling.optimize import optimize
@@ -235,7 +236,7 @@ def _timed(model: StageModel, seconds: dict[str, float]) -> Iterator[None]:
         return wrapped
 
     # An ECAR's modulation is computed for all steps at once, a DiT's inside its blocks.
-    places = [(model.transformer, "step", "trunk"), *((model.head, name, "head") for name in _HEAD_CALLS)]
+    places = [(model.trunk, "step", "trunk"), *((model.head, name, "head") for name in _HEAD_CALLS)]
     before = [(part, name, part.__dict__.get(name)) for part, name, _ in places]
     for part, name, shown in places:
         setattr(part, name, clocked(getattr(part, name), shown))

@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ecar.benchmark.formulas import sampling_flops
 from ecar.config import SamplingConfig
-from ecar.presets import preset_config
+from ecar.cost.formulas import sampling_flops
+from ecar.network.presets import preset_config
 
 _MAR_BUFFER = 64
 _VAR_SIDES = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ecar.benchmark.formulas import sampling_flops
 from ecar.benchmark.peers import Computed
 from ecar.config import ModelConfig, SamplingConfig
+from ecar.cost.formulas import sampling_flops
 from ecar.stages import make_plan
 
 System = Callable[[int], tuple[ModelConfig, SamplingConfig]]

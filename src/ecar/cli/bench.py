@@ -129,7 +129,7 @@ def run(arguments: Sequence[str]) -> None:
 def _measure(options: BenchOptions, record: dict[str, Any], device: str) -> None:
     """Time both sides, as they are and optimised; adds parameters, FLOPs, measurements and ratios to ``record``."""
     from ecar.benchmark.bench import compare, count_parameters, decoder_cost, flops_per_image
-    from ecar.benchmark.memory import sampling_memory
+    from ecar.cost.memory import sampling_memory
 
     ours, peer = _ecar(options, options.resolution)[0], _dit(options, options.resolution)
     peer_settings = dict(zip(options.peer_steps, _euler(options), strict=True))
@@ -320,8 +320,8 @@ def _check_tools(options: BenchOptions, device: str) -> None:
 def _ecar(options: BenchOptions, resolution: int) -> tuple[ModelConfig, SamplingConfig]:
     """ECAR at ``resolution``: each doubling adds a finer stage."""
     from ecar.config import SamplingConfig
-    from ecar.flow.guidance import coarse_guidance
-    from ecar.presets import default_steps, preset_config
+    from ecar.network.presets import default_steps, preset_config
+    from ecar.sampling.guidance import coarse_guidance
     from ecar.sampling.loop import check_settings
 
     side = resolution // options.factor
@@ -344,7 +344,7 @@ def _ecar(options: BenchOptions, resolution: int) -> tuple[ModelConfig, Sampling
 
 
 def _dit(options: BenchOptions, resolution: int) -> ModelConfig:
-    from ecar.presets import preset_config
+    from ecar.network.presets import preset_config
 
     side = resolution // options.peer_factor
     return preset_config(

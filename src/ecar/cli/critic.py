@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from ecar import Pipeline
     from ecar.config import SamplingConfig
-    from ecar.selection import Fit
-    from ecar.selection.critic import Features
+    from ecar.refine import Fit
+    from ecar.refine.critic import Features
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +65,9 @@ def run(arguments: Sequence[str]) -> None:
     if not 0 < options.power <= 10:
         raise ValueError(f"--power must be above 0 and at most 10, got {options.power}")
     from ecar import Pipeline, __version__
+    from ecar.pretrained.folders import weights_fingerprint
+    from ecar.refine.critic import Critic, Features
     from ecar.sampling.noise import MAX_SEED
-    from ecar.selection.critic import Critic, Features
-    from ecar.weights import weights_fingerprint
 
     if not 0 <= options.seed <= MAX_SEED - options.num + 1:
         raise ValueError(f"--seed must be in 0..{MAX_SEED - options.num + 1} with --num {options.num}")
@@ -98,7 +98,7 @@ def _fit(options: CriticOptions, pipe: Pipeline, settings: SamplingConfig, featu
     import torch
 
     from ecar.evaluation.reference import read_images
-    from ecar.selection import fit_critic
+    from ecar.refine import fit_critic
 
     config = pipe.model.config
     images, labels, names = read_images(options.data, "train", *config.image_side, None)

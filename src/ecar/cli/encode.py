@@ -62,8 +62,8 @@ def run(arguments: Sequence[str]) -> None:
     from ecar.data.feed import Feed, open_source, open_stream
     from ecar.data.source import BadImages
     from ecar.devices import resolve_device
+    from ecar.files.lock import run_lock
     from ecar.tokenizers import load_tokenizer
-    from ecar.training.lock import run_lock
     from ecar.training.run import make_out
 
     plan = EncodePlan(

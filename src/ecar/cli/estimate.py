@@ -77,10 +77,10 @@ def run(arguments: Sequence[str]) -> None:
         raise ValueError(
             f"--resolution {options.resolution} does not divide by factor x patch ({options.factor}, {options.patch})"
         )
-    from ecar.benchmark.cluster import ClusterPlan, cluster
-    from ecar.benchmark.estimate import estimate
     from ecar.config import SamplingConfig
-    from ecar.presets import default_steps, preset_config
+    from ecar.cost.cluster import ClusterPlan, cluster
+    from ecar.cost.estimate import estimate
+    from ecar.network.presets import default_steps, preset_config
     from ecar.sampling.loop import check_settings
     from ecar.training.config import shares
 

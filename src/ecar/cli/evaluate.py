@@ -111,7 +111,7 @@ def run(arguments: Sequence[str]) -> None:
     out = output_file(options.out, (".json",))
     _check(options)
     from ecar import __version__
-    from ecar.benchmark.flops import sampling_flops
+    from ecar.cost.flops import sampling_flops
     from ecar.devices import resolve_device
     from ecar.evaluation.classifier import classifier_fingerprint
     from ecar.evaluation.evaluate import Judge, check_count, measure
@@ -233,7 +233,7 @@ def _side(samples: Samples | None) -> tuple[int, int]:
 
 def _about(options: EvaluateOptions, pipe: Pipeline, *, parameters: int) -> dict[str, object]:
     """Beside seed and settings, all that decides what the images are."""
-    from ecar.weights import weights_fingerprint
+    from ecar.pretrained.folders import weights_fingerprint
 
     assert options.model is not None
     return {
@@ -271,9 +271,9 @@ def _sample(
     options: EvaluateOptions, pipe: Pipeline, folder: Path, settings: SamplingConfig, about: dict[str, object]
 ) -> tuple[Samples, dict[str, object]]:
     from ecar.evaluation.samples import make_samples, write_samples
+    from ecar.files.lock import run_lock
     from ecar.hub import training_record
-    from ecar.training.lock import run_lock
-    from ecar.weights import resolve_model
+    from ecar.pretrained.folders import resolve_model
 
     assert options.model is not None
     with run_lock(folder):  # two commands would both make what is missing

@@ -34,8 +34,8 @@ class ExtrapolateOptions:
 def run(arguments: Sequence[str]) -> None:
     """Parse, write the model folder, print its name and weights as JSON."""
     options = parse(ExtrapolateOptions, arguments, "extrapolate")
-    from ecar.extrapolate import extrapolate
-    from ecar.weights import weights_fingerprint
+    from ecar.pretrained.folders import weights_fingerprint
+    from ecar.refine.neon import extrapolate
 
     folder = extrapolate(options.model, options.away_from, options.scale, options.out, options.base)
     print(json.dumps({"model": str(folder), "weights": weights_fingerprint(folder)}))

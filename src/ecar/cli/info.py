@@ -23,7 +23,7 @@ class InfoOptions:
 def run(arguments: Sequence[str]) -> None:
     """Load the model (which checks it) and print its configuration as JSON."""
     options = parse(InfoOptions, arguments, "info")
-    from ecar.weights import critic_file, load_model, resolve_model
+    from ecar.pretrained.folders import critic_file, load_model, resolve_model
 
     folder = resolve_model(options.model)
     model, tokenizer = load_model(folder)
@@ -32,7 +32,7 @@ def run(arguments: Sequence[str]) -> None:
         "model": options.model,
         "folder": str(folder),
         "parameters": model.num_parameters(),
-        "transformer_parameters": sum(p.numel() for p in model.transformer.parameters()),
+        "trunk_parameters": sum(p.numel() for p in model.trunk.parameters()),
         "head_parameters": sum(p.numel() for p in model.head.parameters()),
         "stages": stages,
         "tokenizer": {"kind": tokenizer.kind, **tokenizer.config(), "fingerprint": tokenizer.fingerprint()},

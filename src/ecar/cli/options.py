@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 import tyro
 
-from ecar.commit import source_commit as source_commit
 from ecar.config import check_acceptance
+from ecar.files.commit import source_commit as source_commit
 
 if TYPE_CHECKING:
     import torch

@@ -36,9 +36,9 @@ def run(arguments: Sequence[str]) -> None:
     if options.out is not None and not options.dry_run:
         raise ValueError("--out goes with --dry-run: an upload keeps no folder")
     from ecar import Pipeline
+    from ecar.files.remote import check_repo_id
     from ecar.hub import push, write_folder
-    from ecar.remote import check_repo_id
-    from ecar.weights import resolve_model
+    from ecar.pretrained.folders import resolve_model
 
     check_repo_id(options.repo_id)
     source = resolve_model(options.model)

@@ -122,7 +122,7 @@ def run(arguments: Sequence[str]) -> None:
     check_quantize(options.quantize)
 
     from ecar import Pipeline, __version__
-    from ecar.weights import weights_fingerprint
+    from ecar.pretrained.folders import weights_fingerprint
 
     options = replace(options, dtype=usable_dtype(options.dtype, options.device))
     pipe = Pipeline.from_pretrained(

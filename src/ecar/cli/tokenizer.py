@@ -12,7 +12,7 @@ from ecar.training.config import TokenizerConfig
 def run(arguments: Sequence[str]) -> None:
     """Parse, train, print what was written as JSON. Stopped by a signal, it exits as ``ecar train`` does."""
     config = parse(TokenizerConfig, arguments, "tokenizer")
-    from ecar.training.signals import exit_when_stopped
+    from ecar.training.engine.signals import exit_when_stopped
     from ecar.training.tokenizer import train_tokenizer
 
     with exit_when_stopped():

@@ -16,9 +16,9 @@ def run(arguments: Sequence[str]) -> None:
     """
     older = {"--no-tensorboard": ["--trackers"], "--tensorboard": ["--trackers", "tensorboard"]}
     config = parse(TrainConfig, [new for a in arguments for new in older.get(a, [a])], "train")
-    from ecar.training.log import read_log
+    from ecar.training.engine.log import read_log
+    from ecar.training.engine.signals import exit_when_stopped
     from ecar.training.loop import train
-    from ecar.training.signals import exit_when_stopped
 
     with exit_when_stopped():
         final = train(config)

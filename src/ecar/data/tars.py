@@ -11,8 +11,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from ecar.data.files import write_atomically
 from ecar.data.rows import IMAGE_SUFFIXES, Opened, file_state, natural_key, printable
+from ecar.files.records import write_atomically
 
 _IMAGES = {suffix[1:] for suffix in IMAGE_SUFFIXES}
 _LABELS = {"cls", "json"}

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from ecar.devices import mixed_precision
 from ecar.evaluation.extractors import state_fingerprint
-from ecar.tensors import write_tensors
+from ecar.files.tensors import write_tensors
 
 
 class Classifier(nn.Module):

@@ -63,7 +63,7 @@ class EfficientNetExtractor:
 
     def __init__(self, weights: str | None = None, device: str = "cpu") -> None:
         from ecar.devices import computes_bfloat16
-        from ecar.features import EfficientNetLite
+        from ecar.evaluation.features import EfficientNetLite
 
         self.device = device
         self.network = EfficientNetLite(weights=weights).to(device)

@@ -17,7 +17,7 @@ from ecar.data.source import ImageReport, iterate_images, load_source
 from ecar.evaluation.extractors import Extractor, extract
 from ecar.evaluation.metrics import Gaussian
 from ecar.evaluation.samples import read_npz
-from ecar.tensors import write_tensors
+from ecar.files.tensors import write_tensors
 
 
 @dataclass(frozen=True)

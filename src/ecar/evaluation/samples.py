@@ -19,8 +19,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ecar.config import SamplingConfig, differences
-from ecar.data.files import read_json
 from ecar.evaluation.metrics import chosen
+from ecar.files.records import read_json
 from ecar.sampling.pictures import from_decoded
 from ecar.sampling.pipeline import Pipeline
 

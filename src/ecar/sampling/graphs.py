@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from ecar.model import StageModel
+from ecar.network.model import StageModel
 from ecar.stages import Stage
 
 Pass = Callable[[], Tensor]

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from ecar.config import SamplingConfig
-from ecar.flow.guidance import guide_halves
-from ecar.flow.solvers import get_solver, uniform_grid
-from ecar.model import StageModel
+from ecar.network import StageCache
+from ecar.network.model import StageModel
+from ecar.sampling.guidance import guide_halves
 from ecar.sampling.noise import StageNoise
+from ecar.sampling.solvers import get_solver, uniform_grid
 from ecar.stages import Stage, data_from_end, jump
-from ecar.transformer import StageCache
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Rows:
 
     Attributes:
         labels: (B,) class ids.
-        cache: what the transformer remembers: B rows, or 2 B (unconditional rows behind) while guidance is to come.
+        cache: what the trunk remembers: B rows, or 2 B (unconditional rows behind) while guidance is to come.
         y: y_k of the last finished stage, (B, C, h_k, w_k); None before the first.
         done: number of finished stages.
     """
@@ -106,7 +106,7 @@ class Rows:
     def start(cls, model: StageModel, labels: Tensor, settings: SamplingConfig) -> Self:
         """Rows before the first stage."""
         copies = 2 if _guided(settings, 0) else 1
-        return cls(labels, model.transformer.new_cache(copies * len(labels), labels.device, model.dtype))
+        return cls(labels, model.trunk.new_cache(copies * len(labels), labels.device, model.dtype))
 
     def select(self, rows: Sequence[int]) -> Rows:
         """Some of the rows, copied."""
@@ -184,7 +184,7 @@ def advance(
         context = rows.y + model.config.context_noise * draws.context
         context = context.repeat(len(labels) // batch, 1, 1, 1)
         x = jump(stage, rows.y, x)
-    tokens = model.transformer.step(stage, context, labels, rows.cache)  # M_k
+    tokens = model.trunk.step(stage, context, labels, rows.cache)  # M_k
     velocity = stage_velocity(model, stage, tokens, labels, batch, settings)
 
     def observed(x: Tensor, t: float) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ecar.devices import computes_bfloat16
-from ecar.model import StageModel
+from ecar.network.model import StageModel
 from ecar.sampling.graphs import graph_head
 
 _ROWS = 256  # packing asks for a typical number of rows
@@ -129,7 +129,7 @@ def optimize(
         raise ValueError(f"quantize must be int8 or nothing, got {quantize!r}")
     if cuda_graphs:
         graph_head(model)  # its check comes first; nothing is recorded before the first pass
-    blocks = [*model.transformer.blocks, *model.head.blocks]
+    blocks = [*model.trunk.blocks, *model.head.blocks]
     if quantize is not None and any(isinstance(m, _FastLinear) for block in blocks for m in block.modules()):
         raise ValueError("the weights are packed already; load the model again with compile and quantize together")
     if quantize is not None and model.device.type != "cpu":

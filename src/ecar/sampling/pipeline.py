@@ -16,10 +16,10 @@ from tqdm.auto import tqdm
 
 from ecar.config import CardOptions, SamplingConfig
 from ecar.devices import resolve_device
-from ecar.flow.guidance import coarse_guidance
-from ecar.model import StageModel
-from ecar.sampling.candidates import Chosen, accepted_candidates, best_candidates, check_candidates, critic_of
+from ecar.network.model import StageModel
+from ecar.refine.candidates import Chosen, accepted_candidates, best_candidates, check_candidates, critic_of
 from ecar.sampling.classes import Classes, Label
+from ecar.sampling.guidance import coarse_guidance
 from ecar.sampling.loop import StageResult, check_settings, sample_latents
 from ecar.sampling.noise import draw_noise
 from ecar.sampling.optimize import optimize, padded_count
@@ -27,7 +27,7 @@ from ecar.sampling.pictures import to_pil
 from ecar.tokenizers import Tokenizer, load_decoder
 
 if TYPE_CHECKING:
-    from ecar.selection import Critic
+    from ecar.refine import Critic
 
 
 @dataclass(frozen=True)
@@ -115,14 +115,14 @@ class Pipeline:
         Raises:
             ValueError: nothing there, or damaged, no such device, a critic with an adapter; the message says what.
         """
-        from ecar.weights import critic_file, load_model, resolve_model, weights_fingerprint
+        from ecar.pretrained.folders import critic_file, load_model, resolve_model, weights_fingerprint
 
         if critic is not None and adapter is not None:
             raise ValueError(f"{critic} knows the samples of {name}, not those with an adapter: leave one out")
         device = resolve_device(device)
         model, tokenizer = load_model(name)
         if adapter is not None:
-            from ecar.adapters import apply_adapter
+            from ecar.pretrained.adapters import apply_adapter
 
             model = apply_adapter(model, adapter, weights_fingerprint(name))
         pipe = cls(model.to(device, dtype), tokenizer.to(device), str(name))

@@ -8,7 +8,7 @@ import time
 import torch
 from torch import Tensor
 
-from ecar.sampling.candidates import picks_of
+from ecar.refine.candidates import picks_of
 from ecar.sampling.loop import Rows, VelocityCallback, advance
 from ecar.sampling.noise import StageNoise, draw_noise
 from ecar.sampling.optimize import padded_count

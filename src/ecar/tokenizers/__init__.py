@@ -92,7 +92,7 @@ def _same_latents(tokenizer: ConvTokenizer, other: ConvTokenizer) -> bool:
 
 
 def _load_own(folder: Path, record: dict[str, Any]) -> Tokenizer:
-    from ecar.weights import load_weights
+    from ecar.files.tensors import load_weights
 
     record = dict(record)
     kind, expected = record.pop("kind"), record.pop("fingerprint", None)

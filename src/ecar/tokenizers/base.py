@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ecar.tensors import write_tensors
+from ecar.files.tensors import write_tensors
 
 
 class Tokenizer(nn.Module):

@@ -16,8 +16,8 @@ from einops import rearrange
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from ecar.remote import hub_reason
-from ecar.tensors import write_tensors
+from ecar.files.remote import hub_reason
+from ecar.files.tensors import write_tensors
 from ecar.tokenizers.base import Tokenizer
 
 CLASSES = ("AutoencoderKL", "AutoencoderTiny", "AutoencoderDC", "AutoencoderKLFlux2")

@@ -81,7 +81,7 @@ class Taef2Tokenizer(Tokenizer):
         Raises:
             ValueError: a file is missing (the message says how to convert a pickle), damaged or of another model.
         """
-        from ecar.weights import load_weights
+        from ecar.files.tensors import load_weights
 
         tokenizer = cls()
         for part, name in zip((tokenizer.encoder, tokenizer.decoder), FILES, strict=True):

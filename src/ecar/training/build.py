@@ -8,7 +8,7 @@ from ecar.config import ModelConfig, SamplingConfig, StageConfig
 from ecar.data.latents import LatentTable, MemoryTable, encode_source
 from ecar.data.shards import is_cache, load_latents
 from ecar.data.source import load_source
-from ecar.presets import default_steps, get_preset
+from ecar.network.presets import default_steps, get_preset
 from ecar.stages import make_plan, pyramid, velocity_std
 from ecar.tokenizers import Tokenizer, load_tokenizer
 from ecar.training.config import TrainConfig

@@ -20,13 +20,14 @@ import torch
 from torch import Tensor
 
 from ecar.config import ModelConfig, SamplingConfig
-from ecar.flow.guidance import coarse_guidance, guide
-from ecar.model import StageModel, build_model
+from ecar.network.model import StageModel
+from ecar.pretrained.build import build_model
+from ecar.pretrained.folders import load_config, load_model, resolve_model, weights_fingerprint
+from ecar.pretrained.transfer import class_rows, transfer
+from ecar.sampling.guidance import coarse_guidance, guide
 from ecar.sampling.loop import check_settings
 from ecar.stages import Stage
 from ecar.training.config import TrainConfig
-from ecar.transfer import class_rows, transfer
-from ecar.weights import load_config, load_model, resolve_model, weights_fingerprint
 
 if TYPE_CHECKING:
     from ecar.training.finetune import Source

@@ -16,17 +16,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ecar.adapters import Adapter, merged, save_adapter
 from ecar.config import ModelConfig
-from ecar.data.files import read_json, write_atomically
 from ecar.data.shards import is_cache
-from ecar.model import StageModel, build_model
+from ecar.files.records import read_json, write_atomically
+from ecar.network.model import StageModel
+from ecar.pretrained.adapters import Adapter, merged, save_adapter
+from ecar.pretrained.build import build_model
+from ecar.pretrained.folders import load_model, weights_fingerprint
+from ecar.pretrained.transfer import check_fits, transfer
 from ecar.tokenizers import Tokenizer, load_tokenizer
-from ecar.training.checkpoint import has_checkpoint
 from ecar.training.config import TrainConfig
 from ecar.training.distill import check_classes, check_distill
-from ecar.transfer import check_fits, transfer
-from ecar.weights import load_model, weights_fingerprint
+from ecar.training.engine.checkpoint import has_checkpoint
 
 
 @dataclass

@@ -17,23 +17,35 @@ from tqdm.auto import tqdm
 
 from ecar.data.latents import LatentTable
 from ecar.devices import mixed_precision, resolve_device
-from ecar.model import StageModel, build_model
+from ecar.files.lock import run_lock
+from ecar.network.model import StageModel
+from ecar.pretrained.build import build_model
 from ecar.tokenizers import Tokenizer
-from ecar.training.about import run_record
 from ecar.training.build import build_config, check_model, load_table, rows_per_stage, with_data
-from ecar.training.checkpoint import find_checkpoint, read_record, read_tensors, restore_training, training_tensors
 from ecar.training.config import TrainConfig
 from ecar.training.curves import LossCurves
 from ecar.training.distill import Teacher
-from ecar.training.distributed import Part, World, check_divides, no_sync, parallel
 from ecar.training.draws import BatchesAhead
-from ecar.training.ema import EMA
+from ecar.training.engine.about import run_record
+from ecar.training.engine.checkpoint import (
+    find_checkpoint,
+    read_record,
+    read_tensors,
+    restore_training,
+    training_tensors,
+)
+from ecar.training.engine.distributed import Part, World, check_divides, no_sync, parallel
+from ecar.training.engine.ema import EMA
+from ecar.training.engine.log import RunLog, by_the_way
+from ecar.training.engine.memory import checkpoint_activations, memory_advice
+from ecar.training.engine.optim import learning_rate, make_optimizers
+from ecar.training.engine.saving import Saver
+from ecar.training.engine.sharded import restore_sharded
+from ecar.training.engine.sharding import shard, whole
+from ecar.training.engine.signals import Stopped, StopRequest
+from ecar.training.engine.watchdog import BACKWARD, FORWARD, READ, SAVE, UPDATE, WAIT, Watchdog
 from ecar.training.finetune import Source
-from ecar.training.lock import run_lock
-from ecar.training.log import RunLog, by_the_way
 from ecar.training.loss import Draws, StageLoss
-from ecar.training.memory import checkpoint_activations, memory_advice
-from ecar.training.optim import learning_rate, make_optimizers
 from ecar.training.own_samples import keep_own_samples
 from ecar.training.run import (
     check_max_steps,
@@ -45,11 +57,6 @@ from ecar.training.run import (
     save_final,
     save_samples,
 )
-from ecar.training.saving import Saver
-from ecar.training.sharded import restore_sharded
-from ecar.training.sharding import shard, whole
-from ecar.training.signals import Stopped, StopRequest
-from ecar.training.watchdog import BACKWARD, FORWARD, READ, SAVE, UPDATE, WAIT, Watchdog
 
 MAX_BAD_STEPS = 5
 _ALONE = World()

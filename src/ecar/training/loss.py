@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ecar.model import StageModel
+from ecar.network.model import StageModel
 from ecar.stages import end_point, interpolate, noises, pyramid
 from ecar.training.distill import Teacher
 from ecar.training.on_policy import from_own_end, own_ends
@@ -19,7 +19,7 @@ class Draws:
 
     Attributes:
         noise: e_k, one map (B, C, h_k, w_k) per stage.
-        context: noise on the maps that the transformer reads, one per stage but the last.
+        context: noise on the maps that the trunk reads, one per stage but the last.
         times: t, (S, B) in [0, 1].
         on_policy: (B,) bool, images whose contexts the model makes itself; None: none (see ``on_policy``).
         starts: t0 of these, (S - 1, B).
@@ -109,7 +109,7 @@ def token_maps(
     for count in sorted(set(rows)):
         depth = sum(r >= count for r in rows)  # stages that these images train
         group = slice(first, count)
-        for k, m in enumerate(model.transformer([y[group] for y in ends[: depth - 1]], labels[group])):
+        for k, m in enumerate(model.trunk([y[group] for y in ends[: depth - 1]], labels[group])):
             parts[k].append(m)
         first = count
     return [torch.cat(p) for p in parts]

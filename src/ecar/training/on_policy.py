@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ecar.flow.solvers import adams_bashforth2, uniform_grid
-from ecar.model import StageModel
+from ecar.network.model import StageModel
+from ecar.sampling.solvers import adams_bashforth2, uniform_grid
 from ecar.stages import PathSample, Stage, end_point, jump, path_between, start_point
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def _to_the_end(
     model: StageModel, stage: Stage, read: list[Tensor], labels: Tensor, start: Tensor, end: Tensor, t0: Tensor
 ) -> Tensor:
     """Solve dx/dt = v from the path's point at t0 (one per image) to t = 1: in s with t = t0 + (1 - t0) s."""
-    embedded = model.head.embed_tokens(stage, model.transformer(read, labels)[-1])
+    embedded = model.head.embed_tokens(stage, model.trunk(read, labels)[-1])
     left = (1 - t0).view(-1, 1, 1, 1)
 
     def velocity(x: Tensor, s: float) -> Tensor:

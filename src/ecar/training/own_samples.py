@@ -16,10 +16,11 @@ from tqdm.auto import tqdm
 
 from ecar.config import SamplingConfig
 from ecar.devices import mixed_precision
-from ecar.model import StageModel, build_model
+from ecar.files.tensors import write_tensors
+from ecar.network.model import StageModel
+from ecar.pretrained.build import build_model
 from ecar.sampling.loop import check_settings, sample_latents
 from ecar.sampling.noise import draw_noise
-from ecar.tensors import write_tensors
 from ecar.training.config import TrainConfig
 from ecar.training.finetune import Source
 

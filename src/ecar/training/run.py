@@ -12,17 +12,17 @@ import torch
 
 from ecar import __version__
 from ecar.config import PATHS, ModelConfig, differences
-from ecar.data.files import read_json
 from ecar.data.latents import LatentTable
 from ecar.data.order import batch_indices
-from ecar.model import StageModel
+from ecar.files.records import read_json
+from ecar.network.model import StageModel
+from ecar.pretrained.folders import save_model
 from ecar.sampling.pictures import grid
 from ecar.sampling.pipeline import Pipeline
 from ecar.tokenizers import Tokenizer
-from ecar.training.checkpoint import has_checkpoint
 from ecar.training.config import TrainConfig
+from ecar.training.engine.checkpoint import has_checkpoint
 from ecar.training.finetune import Source
-from ecar.weights import save_model
 
 _UNREADABLE = "restore it, or choose another --out"
 # Options that may change when a run is resumed.

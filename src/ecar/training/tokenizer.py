@@ -30,18 +30,18 @@ from ecar.config import differences
 from ecar.data.images import to_signed
 from ecar.data.source import ImageReport, iterate_images, load_source
 from ecar.devices import mixed_precision, resolve_device
-from ecar.features import EfficientNetLite
+from ecar.evaluation.features import EfficientNetLite
+from ecar.files.lock import run_lock
 from ecar.tokenizers import load_tokenizer
 from ecar.tokenizers.conv import ConvTokenizer
-from ecar.training.about import run_record
 from ecar.training.adversary import Adversary
-from ecar.training.checkpoint import load_checkpoint, restore_training, save_checkpoint, training_tensors
 from ecar.training.config import TOKENIZER_SIZES, TokenizerConfig
-from ecar.training.ema import EMA
-from ecar.training.lock import run_lock
-from ecar.training.log import RunLog
+from ecar.training.engine.about import run_record
+from ecar.training.engine.checkpoint import load_checkpoint, restore_training, save_checkpoint, training_tensors
+from ecar.training.engine.ema import EMA
+from ecar.training.engine.log import RunLog
+from ecar.training.engine.signals import Stopped, StopRequest
 from ecar.training.run import check_max_steps, check_same_options, make_out
-from ecar.training.signals import Stopped, StopRequest
 
 Network = TypeVar("Network", bound=nn.Module)
 _PERCEPTUAL_BLOCKS = (0, 2, 4)  # EfficientNet-Lite0 blocks at strides 2, 4 and 8

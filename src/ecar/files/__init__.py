@@ -1,0 +1,1 @@
+"""Files: tensors, JSON records, locks, the Hub."""

@@ -1,1 +1,0 @@
-"""The flow head, its solvers and guidance."""

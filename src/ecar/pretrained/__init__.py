@@ -1,0 +1,1 @@
+"""Model folders, and networks built by kind."""

@@ -1,0 +1,123 @@
+"""Model folders: ``config.json``, ``model.safetensors`` and ``tokenizer/``. Nothing here ever unpickles."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+
+from ecar.config import ModelConfig
+from ecar.files.remote import check_repo_id, hub_reason
+from ecar.files.tensors import CONVERT, PICKLES, load_weights, write_tensors
+from ecar.network.model import StageModel
+from ecar.pretrained.build import build_model
+from ecar.tokenizers import Tokenizer, load_tokenizer
+
+BUNDLED = Path(__file__).parent.parent / "bundled"
+DEFAULT_MODEL = "fashion"
+_FORMAT = 1
+
+
+def bundled_models() -> list[str]:
+    """Names of the models inside the package."""
+    return sorted(p.parent.name for p in BUNDLED.glob("*/config.json"))
+
+
+def resolve_model(name: str | Path) -> Path:
+    """A bundled name, folder or Hub id -> local folder.
+
+    Raises:
+        ValueError: nothing of that name.
+    """
+    text = str(name)
+    if (BUNDLED / text / "config.json").exists() and "/" not in text:
+        return BUNDLED / text
+    path = Path(text).expanduser()
+    if path.is_file():
+        pickle = path.suffix in PICKLES
+        reason = "a pickle may run code and is never loaded" if pickle else "not a model folder"
+        how = f"; {CONVERT.format(text, 'model.safetensors')}" if pickle else ""
+        raise ValueError(f"{text}: {reason}; give the folder with config.json and model.safetensors{how}")
+    if path.is_dir():
+        return path
+    if text.count("/") != 1 or text.startswith((".", "/", "~")):
+        raise ValueError(f"model {text!r} not found: no such folder; bundled models: {', '.join(bundled_models())}")
+    return _download(text)
+
+
+def _download(text: str) -> Path:
+    """``OWNER/NAME`` or ``OWNER/NAME@REVISION`` from the Hub, or from its cache where there is no network."""
+    repo, _, revision = text.partition("@")
+    check_repo_id(repo)
+    from huggingface_hub import snapshot_download
+
+    patterns, outside = ["*.json", "*.safetensors", "*.md"], ["../*", "*/../*", "/*"]
+    try:
+        folder = snapshot_download(
+            repo, revision=revision or None, allow_patterns=patterns, ignore_patterns=outside, library_name="ecar"
+        )
+    except Exception as error:
+        raise ValueError(f"model {text!r}: no such folder, and from the Hub: {hub_reason(error)}") from error
+    return Path(folder)
+
+
+def critic_file(folder: Path) -> Path | None:
+    """The critic in a model folder (``ecar critic``), where there is one."""
+    path = folder / "critic.safetensors"
+    return path if path.is_file() else None
+
+
+def save_model(folder: Path, model: StageModel, tokenizer: Tokenizer, dtype: torch.dtype = torch.float32) -> None:
+    """Write a model folder; ``dtype`` is that of the stored weights."""
+    tokenizer.save(folder / "tokenizer", dtype)  # first: it may refuse
+    write_tensors(folder / "model.safetensors", {name: t.detach().to(dtype) for name, t in model.state_dict().items()})
+    record = {"format": _FORMAT, "library": "ecar", "model": model.config.to_json()}
+    (folder / "config.json").write_text(json.dumps(record, indent=2) + "\n")
+
+
+def load_config(folder: Path) -> ModelConfig:
+    """The model configuration of a folder; ValueError says what is wrong with it."""
+    path = folder / "config.json"
+    if not path.exists():
+        raise ValueError(f"{folder}: no config.json there; a model folder has config.json and model.safetensors")
+    try:
+        record = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON ({error})") from None
+    if not isinstance(record, dict) or record.get("library") != "ecar" or "model" not in record:
+        raise ValueError(f"{path}: not the configuration of an ecar model")
+    if record.get("format") != _FORMAT:
+        raise ValueError(f"{path}: format {record.get('format')!r} is not {_FORMAT}; another version of ecar wrote it")
+    try:
+        return ModelConfig.from_json(record["model"])
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def weights_fingerprint(name: str | Path) -> str:
+    """SHA-256 (16 hex digits) of the weights file of a model: says which model drew an image."""
+    path = resolve_model(name) / "model.safetensors"
+    if not path.is_file():
+        raise ValueError(f"{path.parent}: no model.safetensors there; a run's model is in its folder final")
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def load_model(name: str | Path) -> tuple[StageModel, Tokenizer]:
+    """Model (float32, in evaluation mode) and tokenizer of a folder, bundled name or Hub id.
+
+    Raises:
+        ValueError: anything missing, damaged, of another shape, or a tokenizer that is not the model's own.
+    """
+    folder = resolve_model(name)
+    config = load_config(folder)
+    model = build_model(config)
+    load_weights(model, folder / "model.safetensors")
+    tokenizer = load_tokenizer(folder / "tokenizer")
+    if config.tokenizer and tokenizer.fingerprint() != config.tokenizer:
+        raise ValueError(
+            f"{folder}: the model was trained on latents of tokenizer {config.tokenizer}, "
+            f"but the folder holds tokenizer {tokenizer.fingerprint()}"
+        )
+    return model.eval(), tokenizer.eval()

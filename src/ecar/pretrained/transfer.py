@@ -1,0 +1,144 @@
+"""Weights of one model into another: what fits is copied, classes of the same name keep their rows, the rest is named.
+
+Positions are functions of the image coordinates, so sides never matter; names and shapes do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ecar.config import ModelConfig, plain_name
+from ecar.network.model import StageModel
+from ecar.stages import make_plan
+
+_CLASS_TABLES = (".class_embedding.weight", ".class_embedder.embedding_table.weight")  # ours, and diffusers' in dit
+_STAGE_TABLES = (".stage_embedding.weight",)
+_OUTPUT = ("head.map_out.",)  # velocities or data: another quantity under the other prediction
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """What ``transfer`` did.
+
+    Attributes:
+        fresh: names of parameters that are not the source's, as a whole or in some rows.
+        notes: the same and what of the source was left out, in words, one entry each.
+    """
+
+    fresh: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+@torch.no_grad()
+def transfer(source: dict[str, Tensor], before: ModelConfig, model: StageModel) -> Transfer:
+    """Fill ``model`` from the weights of a model of configuration ``before``, in place.
+
+    Args:
+        source: state of the other model.
+        before: its configuration.
+        model: freshly initialised; what the source does not have stays as it is.
+
+    Raises:
+        ValueError: another kind, width or number of heads: no weight would mean the same.
+    """
+    now = model.config
+    check_fits(before, now)
+    classes, stages = class_rows(before, now), stage_rows(before, now)
+    fresh: list[str] = []
+    notes: list[str] = []
+    for name, own in model.state_dict().items():
+        theirs = source.get(name)
+        if theirs is None or (before.prediction != now.prediction and name.startswith(_OUTPUT)):
+            fresh.append(name)
+        elif name.endswith(_CLASS_TABLES + _STAGE_TABLES):
+            rows = classes if name.endswith(_CLASS_TABLES) else stages
+            for row, place in rows.items():
+                own[row] = theirs[place]
+            if set(rows) != set(range(len(own))):
+                fresh.append(name)
+        elif theirs.shape == own.shape:
+            own.copy_(theirs)
+        else:
+            fresh.append(name)
+    tables = [name for name in fresh if name.endswith(_CLASS_TABLES + _STAGE_TABLES) and name in source]
+    notes += _listed("initialised fresh", [name for name in fresh if name not in tables])
+    notes += _listed("left out of the source", sorted(set(source) - set(model.state_dict())))
+    notes += _rows_in_words(before, now, classes, stages)
+    return Transfer(tuple(fresh), tuple(notes))
+
+
+def check_fits(before: ModelConfig, now: ModelConfig) -> None:
+    """ValueError where no weight of a model of ``before`` would mean anything in one of ``now``."""
+    for name in ("kind", "width", "heads", "patch"):
+        if getattr(before, name) != getattr(now, name):
+            raise ValueError(
+                f"nothing of a model with {name} {getattr(before, name)} fits one with {name} {getattr(now, name)}; "
+                f"leave the option (or --preset) out, or leave out --init-from"
+            )
+
+
+def class_rows(before: ModelConfig, now: ModelConfig) -> dict[int, int]:
+    """Row of the new class table -> row of the old one, for classes that are the same: by name (exactly, then without
+    regard to case and separators, where that is unique), by number where neither has names; the null class always."""
+    rows = {now.null_class: before.null_class}
+    if not now.class_names and not before.class_names and now.num_classes == before.num_classes:
+        return rows | {i: i for i in range(now.num_classes)}
+    exact = {name: i for i, name in enumerate(before.class_names)}
+    plain = {plain_name(name): i for i, name in enumerate(before.class_names)}
+    ours = [plain_name(name) for name in now.class_names]
+    unique = len(plain) == len(exact) and len(set(ours)) == len(ours)
+    for row, name in enumerate(now.class_names):
+        if name in exact:
+            rows[row] = exact[name]
+        elif unique and plain_name(name) and plain_name(name) in plain:
+            rows[row] = plain[plain_name(name)]
+    return rows
+
+
+def stage_rows(before: ModelConfig, now: ModelConfig) -> dict[int, int]:
+    """Row of the new stage table -> row of the old one: by number in plans of the same length; else a stage is the
+    same where its data levels a_k -> b_k are."""
+    old, new = make_plan(before.stages), make_plan(now.stages)
+    if len(old) == len(new):
+        return {i: i for i in range(len(new))}
+    levels = {(round(s.start, 6), round(s.end, 6)): s.index for s in old}
+    found = {s.index: levels.get((round(s.start, 6), round(s.end, 6))) for s in new}
+    return {index: place for index, place in found.items() if place is not None}
+
+
+def _listed(what: str, names: list[str]) -> list[str]:
+    """Whole layers as one entry each: the parameters of a block or a linear layer go together."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        parts = name.split(".")
+        depth = next((i + 2 for i, part in enumerate(parts) if part.endswith("blocks")), len(parts) - 1)
+        groups.setdefault(".".join(parts[:depth]), []).append(name)
+    return [f"{what}: {group} ({len(members)} parameters)" for group, members in groups.items()]
+
+
+def _rows_in_words(before: ModelConfig, now: ModelConfig, classes: dict[int, int], stages: dict[int, int]) -> list[str]:
+    notes = []
+    new = [i for i in range(now.num_classes) if i not in classes]
+    if new:
+        named = [now.class_names[i] if now.class_names else str(i) for i in new]
+        notes.append(f"initialised fresh: the rows of {len(new)} of {now.num_classes} classes ({_some(named)})")
+    kept = set(classes.values())
+    gone = [i for i in range(before.num_classes) if i not in kept]
+    if gone:
+        named = [before.class_names[i] if before.class_names else str(i) for i in gone]
+        notes.append(f"left out of the source: the rows of {len(gone)} classes ({_some(named)})")
+    if now.kind == "ecar":
+        count = len(now.stages.sides)
+        if missing := [str(i + 1) for i in range(count) if i not in stages]:
+            notes.append(f"initialised fresh: the stage rows of stage {', '.join(missing)} of {count}")
+        places = range(len(before.stages.sides))
+        if unused := [str(i + 1) for i in places if i not in stages.values()]:
+            notes.append(f"left out of the source: the stage rows of stage {', '.join(unused)} of {len(places)}")
+    return notes
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")

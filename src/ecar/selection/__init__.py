@@ -1,6 +1,0 @@
-"""Choosing among candidates: several samples are drawn for an image, and a critic says which of them to show."""
-
-from ecar.selection.critic import Critic, accepts, choose, levels_of, load_critic
-from ecar.selection.fit import Fit, fit_critic
-
-__all__ = ["Critic", "Fit", "accepts", "choose", "fit_critic", "levels_of", "load_critic"]

@@ -1,0 +1,1 @@
+"""Run machinery that knows no stages: checkpoints, logs, processes, signals."""

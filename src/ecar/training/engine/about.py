@@ -1,0 +1,54 @@
+"""What a run is: the first record of its log, enough to start it again elsewhere."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import sys
+from typing import Any
+
+import torch
+
+from ecar import __version__
+from ecar.files.commit import source_commit
+
+
+def run_record(
+    config: Any, *, images: int = 0, skipped: int = 0, parameters: int = 0, world: int = 1, rows: tuple[int, ...] = ()
+) -> dict[str, Any]:
+    """Options as resolved, sizes, versions and machine, for a log.
+
+    Args:
+        config: a dataclass of options with ``batch_size`` (images of one update over all processes), ``max_steps``
+            and ``device``.
+        images: images in the data set.
+        skipped: bad ones that were left out.
+        parameters: weights of the model.
+        world: processes.
+        rows: images per update that train each stage.
+    """
+    device, accumulate = str(config.device), int(getattr(config, "accumulate", 1))
+    cuda = device.startswith("cuda") and torch.cuda.is_available()
+    return {
+        "options": dataclasses.asdict(config),
+        "effective_batch": config.batch_size,
+        "batch_per_process": config.batch_size // (world * accumulate),
+        "accumulate": accumulate,
+        "processes": world,
+        "rows_per_stage": list(rows),
+        "steps": config.max_steps,
+        "epochs": round(config.max_steps * config.batch_size / images, 3) if images else None,
+        "images_in_data": images,
+        "bad_images_skipped": skipped,
+        "parameters": parameters,
+        "versions": {
+            "ecar": __version__,
+            "commit": source_commit(),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+        "device": {"name": device, "kind": torch.cuda.get_device_name(device) if cuda else platform.processor()},
+        "threads": torch.get_num_threads(),
+        "host": platform.node(),
+        "command": sys.argv,
+    }

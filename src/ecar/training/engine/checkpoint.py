@@ -1,0 +1,188 @@
+"""Checkpoints: a folder of safetensors and JSON, written beside its place and renamed, never half there.
+
+``manifest.json`` holds the SHA-256 of every file: safetensors loads a flipped bit without a word.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ecar.files.tensors import write_tensors
+from ecar.training.engine.ema import EMA
+
+_MANIFEST, _STATE = "manifest.json", "state.safetensors"
+
+
+def save_checkpoint(run: Path, step: int, tensors: dict[str, Tensor], record: dict[str, Any], keep: int = 2) -> Path:
+    """Write ``run/checkpoints/step_N``; older ones are deleted only afterwards and ``keep`` of them stay.
+
+    Raises:
+        OSError: it cannot be written; what was there before is untouched.
+    """
+    folder = prepare(run, step)
+    write_tensors(folder / _STATE, tensors)
+    return commit(folder, step, record, keep)
+
+
+def prepare(run: Path, step: int) -> Path:
+    """An empty folder beside the place of a checkpoint. What a save that failed left there goes: it takes the room that
+    this one needs."""
+    folder = run / "checkpoints" / f"step_{step:08d}.tmp"
+    for left in folder.parent.glob("step_*.tmp"):
+        shutil.rmtree(left, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
+
+
+def commit(folder: Path, step: int, record: dict[str, Any], keep: int = 2) -> Path:
+    """Add record and manifest to what lies in a folder of ``prepare``, flush all of it to the disk, put it in its place
+    and delete older ones."""
+    root, target = folder.parent, folder.with_suffix("")
+    (folder / "state.json").write_text(json.dumps({"step": step, **record}, indent=1) + "\n")
+    hashes = {file.name: _sha256(file) for file in sorted(folder.iterdir())}
+    (folder / _MANIFEST).write_text(json.dumps(hashes, indent=1) + "\n")
+    for path in (*folder.iterdir(), folder):
+        _flush(path)
+    shutil.rmtree(target, ignore_errors=True)
+    folder.rename(target)
+    _flush(root)
+    for old in _complete(root)[:-keep]:
+        shutil.rmtree(old)
+    return target
+
+
+def load_checkpoint(run: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """Tensors (whole ones, also of a sharded checkpoint) and record of the newest sound checkpoint; None without any.
+
+    Raises:
+        ValueError: there are checkpoints, and none is sound.
+    """
+    folder = find_checkpoint(run)
+    return None if folder is None else (read_tensors(folder), read_record(folder))
+
+
+def find_checkpoint(run: Path) -> Path | None:
+    """The newest sound checkpoint, or None where there is none. Damaged ones and leftovers of a killed save are named
+    on stderr.
+
+    Raises:
+        ValueError: there are checkpoints, and none is sound.
+    """
+    root = run / "checkpoints"
+    for stale in root.glob("step_*.tmp"):
+        print(f"{stale}: left by a save that was killed; removed", file=sys.stderr)
+        shutil.rmtree(stale)
+    found, faults = _complete(root), []
+    for folder in reversed(found):
+        try:
+            verify(folder)
+            return folder
+        except (SafetensorError, ValueError, OSError) as error:
+            faults.append(f"{folder}: damaged checkpoint ({error})")
+            print(f"{faults[-1]}; trying the one before", file=sys.stderr)
+    if faults:
+        raise ValueError(f"{'; '.join(faults)}; no other is left: choose another --out, or delete them to start again")
+    return None
+
+
+def has_checkpoint(run: Path) -> bool:
+    """Whether ``load_checkpoint`` would look at any (sound or not)."""
+    return bool(_complete(run / "checkpoints"))
+
+
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """Every tensor of a checkpoint, whole, on CPU."""
+    if (folder / _STATE).exists():
+        return load_file(folder / _STATE)
+    from ecar.training.engine.sharded import read_whole
+
+    return read_whole(folder)
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """What a checkpoint says about itself: ``step`` and what was given to the save."""
+    return json.loads((folder / "state.json").read_text())
+
+
+def verify(folder: Path) -> None:
+    """Compare every file with the manifest; those of a checkpoint from before there was one only have to be readable.
+
+    Raises:
+        ValueError: a file is missing or has another hash; it is named.
+        SafetensorError: not readable.
+    """
+    if not (folder / _MANIFEST).exists():
+        read_record(folder)
+        with safe_open(folder / _STATE, framework="pt"):
+            return
+    try:
+        hashes = dict(json.loads((folder / _MANIFEST).read_text()))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{_MANIFEST}: not readable ({error})") from None
+    for name, expected in hashes.items():
+        if not (folder / name).exists():
+            raise ValueError(f"{name} is missing")
+        if _sha256(folder / name) != expected:
+            raise ValueError(f"{name}: hash mismatch")
+
+
+def training_tensors(module: nn.Module, ema: EMA, optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
+    """Everything that training needs to go on, flat: ``model.*``, ``ema.*``, ``ema_DECAY.*``, ``optimizer.J.I.*``."""
+    tensors = {f"model.{n}": t for n, t in module.state_dict().items()}
+    tensors |= ema.tensors()
+    for j, optimizer in enumerate(optimizers):
+        for index, state in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{j}.{index}.{key}": torch.as_tensor(value) for key, value in state.items()}
+    return tensors
+
+
+def restore_training(
+    tensors: dict[str, Tensor], module: nn.Module, ema: EMA, optimizers: list[torch.optim.Optimizer]
+) -> None:
+    """The inverse of ``training_tensors``, in place."""
+    module.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
+    ema.restore(tensors)
+    for j, optimizer in enumerate(optimizers):
+        restore_optimizer(tensors, j, optimizer)
+
+
+def restore_optimizer(tensors: dict[str, Tensor], j: int, optimizer: torch.optim.Optimizer) -> None:
+    """State of the j-th optimizer from flat tensors; the options stay its own."""
+    states: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith(f"optimizer.{j}."):
+            _, _, index, key = name.split(".", 3)
+            states.setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _complete(root: Path) -> list[Path]:
+    """Checkpoints that were put in their places, in their order; a damaged one is still one, to be named. A copy under
+    another name (``step_best``) is its owner's."""
+    return sorted(path for path in root.glob("step_*") if re.fullmatch(r"step_\d+", path.name))
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    """fsync a file or a folder."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
