@@ -57,3 +57,17 @@ def test_what_the_reference_names_exists() -> None:
     for name in named:
         module, _, attribute = name.rpartition(".")
         assert getattr(importlib.import_module(module), attribute).__doc__, name
+
+
+def test_the_functions_of_the_equations_are_where_the_method_says() -> None:
+    """Files moved, and the page of the method named places that were gone."""
+    named = re.findall(r"`([\w/]+\.py)`: ((?:`\w+`(?:, )?)+)", (ROOT / "docs/method.md").read_text())
+    assert len(named) > 10
+    gone = [
+        f"{path}: {name}"
+        for path, names in named
+        for name in re.findall(r"\w+", names)
+        if not (ROOT / "src/ecar" / path).is_file()
+        or not re.search(rf"^(?:def|class) {name}\b", (ROOT / "src/ecar" / path).read_text(), re.MULTILINE)
+    ]
+    assert gone == []
