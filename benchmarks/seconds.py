@@ -16,9 +16,9 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from curve import draw, parse_setting
 from tqdm import tqdm
 
+from curve import draw, parse_setting
 from ecar import Pipeline
 from ecar.cli.bench import cpu_name
 from ecar.cli.options import source_commit

@@ -17,9 +17,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from curve import draw, parse_setting
 from torch import Tensor
 
+from curve import draw, parse_setting
 from ecar import Pipeline
 from ecar.cli.options import source_commit, torch_dtype, usable_dtype
 from ecar.cost.flops import flops_of, sampling_flops

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+from common import seconds_of
 from ecar.baselines.dit import DiT, shared_embedder_parameters
 from ecar.config import ModelConfig, SamplingConfig
 from ecar.cost.flops import flop_counter
@@ -41,9 +42,9 @@ class Side:
     run_settings: SamplingConfig
     scale: float
 
-    def optimize(self, quantize: str | None, cuda_graphs: bool) -> None:
-        """Compile the blocks, and hold their weights packed or in int8, or the head's passes as CUDA graphs."""
-        optimize(self.model, compile=True, quantize=quantize, cuda_graphs=cuda_graphs)
+    def optimize(self, cuda_graphs: bool) -> None:
+        """Compile the blocks, and hold the head's passes as CUDA graphs where asked."""
+        optimize(self.model, compile=True, cuda_graphs=cuda_graphs)
 
 
 def flops_per_image(config: ModelConfig, settings: SamplingConfig) -> dict[str, Any]:
@@ -95,22 +96,6 @@ def run_once(side: Side, batch: int) -> float:
     noise = draw_noise(list(range(batch)), model.plan, model.config.channels)
     labels = torch.arange(batch, device=model.device) % model.config.num_classes
     return seconds_of(lambda: sample_latents(model, labels, noise, side.run_settings), model.device) * side.scale
-
-
-def seconds_of(call: Callable[[], object], device: torch.device) -> float:
-    """Seconds that ``call`` takes on ``device``; on CUDA between two events, so that the host's share of starting and
-    waiting is not in it."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        call()
-        end.record()
-        torch.cuda.synchronize(device)
-        return float(start.elapsed_time(end)) / 1000
-    before = time.perf_counter()
-    call()
-    return time.perf_counter() - before
 
 
 def compare(sides: list[Side], batch: int, repeats: int) -> dict[str, dict[str, Any]]:
@@ -196,13 +181,6 @@ def decoder_cost(kind: str, side: Side, batch: int, resolution: int) -> dict[str
         "flops_per_image": int(counter.get_total_flops()) // batch,
         "seconds_per_batch": round(statistics.median(times), 5),
     }
-
-
-def matmul_peak(dtype: torch.dtype, device: str, size: int = 4096, repeats: int = 5) -> float:
-    """TFLOP/s that one large square matrix product reaches: what the machine can do."""
-    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    times = [seconds_of(lambda: a @ b, a.device) for _ in range(repeats + 1)]
-    return 2 * size**3 / min(times[1:]) / 1e12
 
 
 def cuda_peak(side: Side, batch: int) -> int | None:

@@ -1,26 +1,39 @@
-"""``ecar bench``: ECAR's sampling cost against DiT's, both measured here, in turns."""
+"""ECAR's sampling cost against DiT's, both with random weights and measured here, in turns, in one process.
+
+    python benchmarks/sampling.py --preset xl --resolution 256 --peer-steps 250 50 --batch 1 4 --out bench.json
+
+Prints ratios, and one JSON object as the last line. MAR, VAR and FlowAR are computed from their published
+configurations (published.py). ``--repeats 0`` times nothing: FLOPs, parameters and memory in half a minute.
+"""
 
 from __future__ import annotations
 
-import json
 import os
-import platform
 import shutil
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ecar.cli.options import check_dtype, output_file, parse, source_commit, torch_dtype, usable_dtype
+import tyro
 
-if TYPE_CHECKING:
-    from ecar.benchmark.bench import Side
-    from ecar.config import ModelConfig, SamplingConfig
+from common import machine, matmul_peak, write_result
+from ecar.cli.options import check_dtype, output_file, torch_dtype, usable_dtype
+from ecar.config import ModelConfig, SamplingConfig
+from ecar.cost.memory import sampling_memory
+from ecar.devices import resolve_device
+from ecar.files.commit import source_commit
+from ecar.network.presets import default_steps, preset_config
+from ecar.sampling.guidance import coarse_guidance
+from ecar.sampling.loop import check_settings
+from published import published
+from resolutions import cost_by_resolution, draw_costs
+from timing import Side, compare, count_parameters, decoder_cost, flops_per_image, make_side
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchOptions:
+class Options:
     """Time ECAR against DiT with random weights; other systems are computed from their published configurations."""
 
     preset: str = "xl"
@@ -34,13 +47,9 @@ class BenchOptions:
     stages: int = 3
     """ECAR's stages."""
     trunk_depth: int | None = None
-    """Blocks of ECAR's transformer; default: the preset's."""
+    """Blocks of ECAR's trunk; default: the preset's."""
     head_depth: int | None = None
-    """Blocks of ECAR's flow head; default: the preset's."""
-    head_window: int = 0
-    """Side of the groups within which the attention of ECAR's head acts on larger maps; 0: all tokens."""
-    trunk_window: int = 0
-    """The same for its transformer."""
+    """Blocks of ECAR's head; default: the preset's."""
     steps: tuple[int, ...] | None = None
     """ECAR's solver steps, one number or one per stage; default 8, then 4 for each finer stage."""
     curve: tuple[str, ...] = ()
@@ -68,7 +77,7 @@ class BenchOptions:
     repeats: int = 3
     """Measurements of each side, in turns; the median counts. 0: FLOPs, parameters and memory only (half a minute)."""
     optimized: bool = False
-    """Also measure both sides compiled, and compiled with int8 products (several minutes more; on CPU it needs g++)."""
+    """Also measure both sides compiled (minutes more; on CPU it needs g++)."""
     cuda_graphs: bool = False
     """Also measure both sides compiled and replaying CUDA graphs."""
     decoder: str = "none"
@@ -80,62 +89,61 @@ class BenchOptions:
     """auto (cuda where there is one), cpu, cuda."""
     plot: str | None = None
     """Also draw FLOPs against resolution (.png)."""
-    out: str = "bench.json"
+    out: str = "sampling.json"
     """File to write (.json)."""
 
 
-def run(arguments: Sequence[str]) -> None:
-    """Parse, build, measure; prints a table and one JSON object as the last line."""
-    options = parse(BenchOptions, arguments, "bench")
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse, measure, write. Wrong input ends the process with exit code 2 and one line."""
+    options = tyro.cli(Options, args=arguments, prog="sampling.py", config=(tyro.conf.OmitArgPrefixes,))
+    try:
+        run(options)
+    except ValueError as error:
+        print(f"sampling.py: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def run(options: Options) -> None:
+    """Build, measure; prints a table and one JSON object as the last line.
+
+    Raises:
+        ValueError: options that cannot be, or that would do nothing; before anything is timed.
+    """
     out = output_file(options.out, (".json",))
     plot = output_file(options.plot, (".png",), "--plot") if options.plot else None
     _check(options)
-    import torch
-
-    from ecar.benchmark.bench import matmul_peak
-    from ecar.benchmark.peers import published
-    from ecar.benchmark.resolutions import cost_by_resolution, draw_costs
-    from ecar.devices import resolve_device
-
     options = replace(options, dtype=usable_dtype(options.dtype, options.device))
     device, dtype = resolve_device(options.device), torch_dtype(options.dtype)
     _check_tools(options, device)
-    systems = {"ecar": lambda side: _ecar(options, side), "dit": lambda side: (_dit(options, side), _euler(options)[0])}
+    systems: dict[str, Callable[[int], tuple[ModelConfig, SamplingConfig]]] = {
+        "ecar": lambda side: _ecar(options, side),
+        "dit": lambda side: (_dit(options, side), _euler(options)[0]),
+    }
     by_resolution = cost_by_resolution(systems, options.resolution)  # first: it refuses what cannot be built
+    peaks = [matmul_peak(dtype, device)] if options.repeats else []
     record: dict[str, Any] = {
         "command": asdict(options),
         "commit": source_commit(),
-        "machine": {
-            "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
-            "cpu": cpu_name(),
-            "torch": torch.__version__,
-            "threads": torch.get_num_threads(),
-            "matmul_tflops_per_second": round(matmul_peak(dtype, device), 4) if options.repeats else None,
-        },
+        "machine": machine(device),
+        **_measure(options, device),
     }
-    _measure(options, record, device)
     if options.repeats:  # again: machines that are shared or warm up change
-        peak = record["machine"]["matmul_tflops_per_second"]
-        record["machine"]["matmul_tflops_per_second"] = max(peak, round(matmul_peak(dtype, device), 4))
+        record["machine"]["matmul_tflops_per_second"] = round(max(*peaks, matmul_peak(dtype, device)), 4)
     record["by_resolution"] = by_resolution
     record["computed_at_256"] = [{**asdict(system), "total_flops": system.total} for system in published()]
-    out.write_text(json.dumps(record, indent=2) + "\n")
     if plot is not None:
-        draw_costs(record["by_resolution"], published() if options.resolution == 256 else [], plot)
+        draw_costs(by_resolution, published() if options.resolution == 256 else [], plot)
     _print_table(record)
-    print(json.dumps(record))
+    write_result(record, out)
 
 
-def _measure(options: BenchOptions, record: dict[str, Any], device: str) -> None:
-    """Time both sides, as they are and optimised; adds parameters, FLOPs, measurements and ratios to ``record``."""
-    from ecar.benchmark.bench import compare, count_parameters, decoder_cost, flops_per_image
-    from ecar.cost.memory import sampling_memory
-
+def _measure(options: Options, device: str) -> dict[str, Any]:
+    """Parameters, memory and FLOPs of both sides; seconds and ratios, as they are and optimised."""
     ours, peer = _ecar(options, options.resolution)[0], _dit(options, options.resolution)
     peer_settings = dict(zip(options.peer_steps, _euler(options), strict=True))
     flops = {name: flops_per_image(ours, settings) for name, settings in _settings(options).items()}
     flops |= {f"dit {n} steps": flops_per_image(peer, settings) for n, settings in peer_settings.items()}
-    record |= {
+    record: dict[str, Any] = {
         "parameters": count_parameters(ours, peer),
         "guided": "all channels on both sides (the published DiT guides three of four)" if options.guidance else None,
         "sampling_memory_bytes": {
@@ -150,7 +158,7 @@ def _measure(options: BenchOptions, record: dict[str, Any], device: str) -> None
     if not options.repeats:
         record["ratios"] = [_flop_ratio(options, name, steps, flops) for name in flops for steps in options.peer_steps
                             if name.startswith("ecar")]  # fmt: skip
-        return
+        return record
     sides = _sides(options, peer_settings[options.peer_steps[0]], device)
     for batch in options.batch:
         measured = compare(sides, batch, options.repeats)
@@ -158,16 +166,14 @@ def _measure(options: BenchOptions, record: dict[str, Any], device: str) -> None
         decoders: dict[str, Any] = {}
         if options.decoder != "none":
             plain = [side for side in sides if side.name in ("ecar", "dit")]
-            costs = {side.name: decoder_cost(options.decoder, side, batch, options.resolution) for side in plain}
-            decoders = costs
-            record["decoder"][f"batch {batch}"] = costs
+            decoders = {side.name: decoder_cost(options.decoder, side, batch, options.resolution) for side in plain}
+            record["decoder"][f"batch {batch}"] = decoders
         record["ratios"] += _ratios(options, batch, measured, flops, decoders)
+    return record
 
 
-def _sides(options: BenchOptions, peer_settings: SamplingConfig, device: str) -> list[Side]:
+def _sides(options: Options, peer_settings: SamplingConfig, device: str) -> list[Side]:
     """Both systems in every variant (named "ecar", "ecar compiled", ...), and ECAR at the curve's step counts."""
-    from ecar.benchmark.bench import make_side
-
     dtype, sides = torch_dtype(options.dtype), []
     config, settings = _ecar(options, options.resolution)
     for variant in _variants(options):
@@ -177,7 +183,7 @@ def _sides(options: BenchOptions, peer_settings: SamplingConfig, device: str) ->
             run_steps=options.peer_run_steps,
         )  # fmt: skip
         for side in (ours, peer) if variant else ():
-            side.optimize(quantize="int8" if variant == " int8" else None, cuda_graphs=variant == " graphs")
+            side.optimize(cuda_graphs=variant == " graphs")
         sides += [ours, peer]
         for name, other in _settings(options).items():
             if name != "ecar":
@@ -185,21 +191,21 @@ def _sides(options: BenchOptions, peer_settings: SamplingConfig, device: str) ->
     return sides
 
 
-def _settings(options: BenchOptions) -> dict[str, SamplingConfig]:
+def _settings(options: Options) -> dict[str, SamplingConfig]:
     """Of ECAR, by the names of the sides: the default steps, and the curve's."""
     config, settings = _ecar(options, options.resolution)
     more = {f"ecar {text}": _steps(text, len(config.stages.sides)) for text in options.curve}
     return {"ecar": settings, **{name: replace(settings, steps=steps) for name, steps in more.items()}}
 
 
-def _flop_ratio(options: BenchOptions, name: str, peer_steps: int, flops: dict[str, Any]) -> dict[str, Any]:
+def _flop_ratio(options: Options, name: str, peer_steps: int, flops: dict[str, Any]) -> dict[str, Any]:
     """How many times fewer FLOPs than DiT's at ``peer_steps``."""
     ratio = round(flops[f"dit {peer_steps} steps"]["total"] / flops[name]["total"], 2)
     return {"ecar_steps": _settings(options)[name].steps, "dit_steps": peer_steps, "fewer_flops": ratio}
 
 
 def _ratios(
-    options: BenchOptions, batch: int, measured: dict[str, Any], flops: dict[str, Any], decoders: dict[str, Any]
+    options: Options, batch: int, measured: dict[str, Any], flops: dict[str, Any], decoders: dict[str, Any]
 ) -> list[dict[str, Any]]:
     """How many times DiT costs what ECAR costs: each variant against the same of DiT, at each of DiT's step counts."""
     first, ratios = options.peer_steps[0], []
@@ -232,17 +238,9 @@ def _with_decoder(
     return {"fewer_flops_with_decoder": round(flops, 2), "less_time_with_decoder": round(seconds, 2)}
 
 
-def cpu_name() -> str:
-    """The processor as Linux names it; elsewhere its kind."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def _variants(options: BenchOptions) -> tuple[str, ...]:
-    """What is behind the name of a side: as it is, compiled, compiled with int8 products, compiled and recorded."""
-    optimized = ("", " compiled", " int8") if options.optimized else ("",)
+def _variants(options: Options) -> tuple[str, ...]:
+    """What is behind the name of a side: as it is, compiled, compiled and recorded as graphs."""
+    optimized = ("", " compiled") if options.optimized else ("",)
     return (*optimized, " graphs") if options.cuda_graphs else optimized
 
 
@@ -259,14 +257,12 @@ def _steps(text: str, stages: int) -> tuple[int, ...]:
     return steps
 
 
-def _euler(options: BenchOptions) -> list[SamplingConfig]:
-    from ecar.config import SamplingConfig
-
+def _euler(options: Options) -> list[SamplingConfig]:
     scale = 1.5 if options.guidance else 1.0
     return [SamplingConfig(steps=(n,), guidance=(scale,), solver="euler") for n in options.peer_steps]
 
 
-def _check(options: BenchOptions) -> None:
+def _check(options: Options) -> None:
     if options.decoder not in ("none", "kl", "tiny"):
         raise ValueError(f"--decoder must be none, kl or tiny, got {options.decoder!r}")
     check_dtype(options.dtype)
@@ -294,7 +290,7 @@ def _check(options: BenchOptions) -> None:
         raise ValueError(f"--resolution {options.resolution} does not divide by the latents' factors")
 
 
-def _check_useful(options: BenchOptions) -> None:
+def _check_useful(options: Options) -> None:
     """ValueError for options that would do nothing beside others."""
     if not options.guidance and (options.distilled or options.guide_last):
         raise ValueError("--no-guidance leaves nothing to --distilled and --guide-last: leave these out")
@@ -304,26 +300,18 @@ def _check_useful(options: BenchOptions) -> None:
         raise ValueError("--repeats 0 measures nothing: leave out --optimized, --cuda-graphs and --decoder")
 
 
-def _check_tools(options: BenchOptions, device: str) -> None:
+def _check_tools(options: Options, device: str) -> None:
     """ValueError for what ``device`` cannot do, and for packages and compilers that are missing."""
-    on_cpu = device == "cpu"
     if options.cuda_graphs and not device.startswith("cuda"):
         raise ValueError(f"--cuda-graphs needs a CUDA device, and this runs on {device}")
     if options.plot is not None and find_spec("matplotlib") is None:
         raise ValueError("--plot needs matplotlib; install it with: pip install matplotlib")
-    if options.optimized and on_cpu and shutil.which(os.environ.get("CXX", "g++")) is None:
+    if options.optimized and device == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is None:
         raise ValueError("--optimized compiles, which on CPU needs g++; install it, or name another compiler in CXX")
-    if options.optimized and not on_cpu and find_spec("torchao") is None:
-        raise ValueError("--optimized measures int8 too, which on a GPU needs torchao; install it: pip install torchao")
 
 
-def _ecar(options: BenchOptions, resolution: int) -> tuple[ModelConfig, SamplingConfig]:
+def _ecar(options: Options, resolution: int) -> tuple[ModelConfig, SamplingConfig]:
     """ECAR at ``resolution``: each doubling adds a finer stage."""
-    from ecar.config import SamplingConfig
-    from ecar.network.presets import default_steps, preset_config
-    from ecar.sampling.guidance import coarse_guidance
-    from ecar.sampling.loop import check_settings
-
     side = resolution // options.factor
     stages = options.stages + max(0, (resolution // options.resolution).bit_length() - 1)
     config = preset_config(
@@ -332,7 +320,7 @@ def _ecar(options: BenchOptions, resolution: int) -> tuple[ModelConfig, Sampling
     )  # fmt: skip
     depths = {"trunk_depth": options.trunk_depth, "head_depth": options.head_depth}
     depths = {name: depth for name, depth in depths.items() if depth is not None}
-    config = config.replace(head_window=options.head_window, trunk_window=options.trunk_window, **depths)
+    config = config.replace(**depths)
     steps = options.steps or default_steps(stages)
     if options.steps:
         steps = steps * stages if len(steps) == 1 else steps + steps[-1:] * (stages - options.stages)
@@ -343,9 +331,7 @@ def _ecar(options: BenchOptions, resolution: int) -> tuple[ModelConfig, Sampling
     return config, settings
 
 
-def _dit(options: BenchOptions, resolution: int) -> ModelConfig:
-    from ecar.network.presets import preset_config
-
+def _dit(options: Options, resolution: int) -> ModelConfig:
     side = resolution // options.peer_factor
     return preset_config(
         "dit", options.preset, latent=(side, side), stages=1, channels=options.peer_channels,
@@ -365,3 +351,7 @@ def _print_table(record: dict[str, Any]) -> None:
     for name, rows in record["by_resolution"].items():
         costs = ", ".join(f"{row['resolution']}: {row['total_flops'] / 1e12:.3g}" for row in rows["rows"])
         print(f"{name}, TFLOP by resolution: {costs}; FLOPs grow as tokens to the power {rows['exponent']}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,4 @@
-"""Hook of mkdocs: links of docs/ to files beside it (records, cards, scripts) work in the site too.
+"""Hook of mkdocs: links of docs/ to files beside it (records, cards, benchmarks) work in the site too.
 
 Such files are copied to ``files/`` in the site, and the links follow; links to folders become plain text.
 """

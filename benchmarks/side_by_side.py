@@ -14,9 +14,9 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
-from curve import draw, parse_setting
 from PIL import Image, ImageDraw
 
+from curve import draw, parse_setting
 from ecar import Pipeline
 from ecar.cost.flops import sampling_flops
 from ecar.evaluation.reference import read_images

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ecar.benchmark.peers import Computed
 from ecar.config import ModelConfig, SamplingConfig
 from ecar.cost.formulas import sampling_flops
 from ecar.stages import make_plan
+from published import Computed
 
 System = Callable[[int], tuple[ModelConfig, SamplingConfig]]
 
