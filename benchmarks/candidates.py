@@ -1,6 +1,6 @@
 """What choosing among candidates is worth, of any model: quality and cost for several numbers of candidates.
 
-    python studies/candidates.py --model MODEL --setting 25:2:ab2:velocity:0.4 --data test.parquet \\
+    python benchmarks/candidates.py --model MODEL --setting 25:2:ab2:0.4 --data test.parquet \\
         --train-data train.parquet --classifier judge.safetensors --out candidates.jsonl
 
 Samples are drawn once. Each half is judged by a critic that was fitted to the other half, so that no critic scores a
@@ -21,12 +21,13 @@ from torch import Tensor
 
 from curve import draw, parse_setting
 from ecar import Pipeline
-from ecar.cli.options import source_commit, torch_dtype, usable_dtype
+from ecar.cli.options import torch_dtype, usable_dtype
 from ecar.cost.flops import flops_of, sampling_flops
 from ecar.evaluation.classifier import classifier_fingerprint, load_classifier, predict
 from ecar.evaluation.extractors import extract, get_extractor
 from ecar.evaluation.metrics import Gaussian, frechet_distance, kernel_distance
 from ecar.evaluation.reference import read_images
+from ecar.files.commit import source_commit
 from ecar.pretrained.folders import weights_fingerprint
 from ecar.refine import accepts, choose, fit_critic, levels_of
 from ecar.refine.critic import Critic, Features

@@ -1,6 +1,6 @@
-"""Quality against cost with candidates, of several systems, from the lines of studies/candidates.py.
+"""Quality against cost with candidates, of several systems, from the lines of benchmarks/candidates.py.
 
-    python studies/candidates_plot.py --system "ECAR" ecar.jsonl --system "DiT, 10 steps" dit_10.jsonl --out plot.png
+    python benchmarks/candidates_plot.py --system "ECAR" ecar.jsonl --system "DiT, 10 steps" dit_10.jsonl --out plot.png
 
 Lines with acceptance are a curve of their own.
 """

@@ -11,9 +11,12 @@ from typing import Any
 
 import torch
 
+from ecar.files.commit import source_commit
+
 
 def write_result(record: dict[str, Any], out: Path | None) -> None:
-    """The record into ``out`` (folders are made), and as the last line on the screen."""
+    """The record, with the commit of the source, into ``out`` (folders are made), and as the last line printed."""
+    record = {"commit": source_commit(), **record}
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(record, indent=1) + "\n")

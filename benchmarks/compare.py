@@ -1,11 +1,11 @@
-"""Two sets of curves (studies/curve.py) side by side: a plot, a table, and what follows from them, by rule.
+"""Two sets of curves (benchmarks/curve.py) side by side: a plot, a table, and what follows from them, by rule.
 
-    python studies/compare.py --ecar ecar_seed0.jsonl --dit dit_seed0.jsonl --out docs/results/study --name cifar10
+    python benchmarks/compare.py --ecar ecar_0.jsonl --dit dit_0.jsonl --out results/cifar10_dit --name comparison
 
 Several files a side are seeds: figures are their mean, with the standard deviation where there are three or more.
 --distilled adds the students of ECAR (ecar train --distill), a third set that is compared with DiT by itself; its files
 are different students, and are not averaged. All lines must have the same number of samples, reference and extractor.
---seconds takes the times of studies/seconds.py instead of the curves' own, which were taken beside other work.
+--seconds takes the times of benchmarks/seconds.py instead of the curves' own, which were taken beside other work.
 For each metric: DiT's best at any setting; the cheapest ECAR setting that is no worse; and whether every DiT setting
 has an ECAR setting that costs no more and is no worse (then ECAR's curve lies below DiT's).
 """
@@ -74,22 +74,19 @@ def read(lines: list[dict[str, Any]], names: dict[str, bool]) -> dict[str, dict[
         if "flops" in group[0]:
             point["gflops"] = round(group[0]["flops"]["total"] / 1e9, 3)
             point["seconds"] = round(mean(line["seconds_per_image"] for line in group), 5)
-            point["guided"] = "guide" in group[0] or any(g != 1 for g in group[0]["sampling"]["guidance"])
+            point["guided"] = any(g != 1 for g in group[0]["sampling"]["guidance"])
         result[setting] = point
     return result
 
 
 def retime(points: dict[str, dict[str, Any]], seconds: dict[str, float]) -> None:
-    """Times of ``studies/seconds.py`` in place of the curves' own; settings that are led away from a weak model are not
-    timed there, and have none.
+    """Times of ``benchmarks/seconds.py`` in place of the curves' own.
 
     Raises:
         ValueError: a setting that was not timed.
     """
     for setting, point in points.items():
-        if "seconds" in point and setting.count(":") == 5:
-            del point["seconds"]
-        elif "seconds" in point and "teacher" not in setting:
+        if "seconds" in point and "teacher" not in setting:
             if setting not in seconds:
                 raise ValueError(f"--seconds: no time for {setting}")
             point["seconds"] = seconds[setting]
@@ -192,7 +189,7 @@ def main() -> None:
     parser.add_argument("--ecar", type=Path, nargs="+", required=True)
     parser.add_argument("--dit", type=Path, nargs="+", required=True)
     parser.add_argument("--distilled", type=Path, nargs="+", default=[])
-    parser.add_argument("--seconds", type=Path, help="of studies/seconds.py")
+    parser.add_argument("--seconds", type=Path, help="of benchmarks/seconds.py")
     parser.add_argument("--name", required=True)
     parser.add_argument("--out", type=Path, required=True, help="folder for NAME.json and NAME.png")
     args = parser.parse_args()

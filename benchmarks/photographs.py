@@ -1,6 +1,6 @@
 """Photographs end to end at 256x256: parquet -> autoencoder -> `ecar encode` -> `ecar train` -> `ecar sample`.
 
-    python scripts/imagenet_sample.py --data train.parquet --folder runs/photos --out docs/results/imagenet_sample.json
+    python benchmarks/photographs.py --data train.parquet --folder runs/photos --out results/photographs/path.json
 
 The autoencoder is a small diffusers AutoencoderKL (factor 8, 4 channels) with random weights: this shows that the path
 works and what it costs, not pictures worth looking at. ``--tokenizer`` takes a trained one, a folder or a Hub id.
@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from common import machine, write_result
 from ecar.cli.encode import run as encode
 from ecar.cli.sample import run as sample
 from ecar.cli.train import run as train
@@ -71,13 +72,12 @@ def main() -> None:
         size = list(image.size)
     record = {
         "images": cache["images"],
-        "threads": torch.get_num_threads(),
+        "machine": machine(),
         "encode": {**encoded, "images_per_second": round(2 * cache["images"] / encoded["seconds"], 2)},  # both flips
         "train": {**trained, "loss_first": losses[0], "loss_last": losses[-1]},
         "sample": {**sampled, "grid": size},
     }
-    options.out.write_text(json.dumps(record, indent=1) + "\n")
-    print(json.dumps(record))
+    write_result(record, options.out)
 
 
 if __name__ == "__main__":

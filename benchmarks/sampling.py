@@ -23,7 +23,6 @@ from ecar.cli.options import check_dtype, output_file, torch_dtype, usable_dtype
 from ecar.config import ModelConfig, SamplingConfig
 from ecar.cost.memory import sampling_memory
 from ecar.devices import resolve_device
-from ecar.files.commit import source_commit
 from ecar.network.presets import default_steps, preset_config
 from ecar.sampling.guidance import coarse_guidance
 from ecar.sampling.loop import check_settings
@@ -123,7 +122,6 @@ def run(options: Options) -> None:
     peaks = [matmul_peak(dtype, device)] if options.repeats else []
     record: dict[str, Any] = {
         "command": asdict(options),
-        "commit": source_commit(),
         "machine": machine(device),
         **_measure(options, device),
     }

@@ -1,11 +1,11 @@
 """Seconds per image of the settings of some curves, all in turns in one process: for a machine with nothing else to do.
 
-    python studies/seconds.py --ecar ecar_curve.jsonl --ecar-model RUN/final --dit dit_curve.jsonl \\
+    python benchmarks/seconds.py --ecar ecar_curve.jsonl --ecar-model RUN/final --dit dit_curve.jsonl \\
         --dit-model DIT/final --out seconds.json
 
 Curves hold seconds too, but were drawn at different times, beside other work: `compare.py --seconds` takes these.
 Time depends on sizes and settings, not on weights, so one model a side does for all seeds and students of its sizes.
-Settings with a guide (six parts) and teacher-forced ones are left out.
+Teacher-forced settings are left out.
 """
 
 from __future__ import annotations
@@ -18,16 +18,15 @@ from statistics import median
 import torch
 from tqdm import tqdm
 
+from common import machine, write_result
 from curve import draw, parse_setting
 from ecar import Pipeline
-from ecar.cli.bench import cpu_name
-from ecar.cli.options import source_commit
 
 
 def settings_of(files: list[Path]) -> list[str]:
     """Each setting once."""
     lines = [json.loads(line) for file in files for line in file.read_text().splitlines()]
-    names = [x["setting"] for x in lines if "flops" in x and "guide" not in x and "teacher-forced" not in x["setting"]]
+    names = [x["setting"] for x in lines if "flops" in x and "teacher-forced" not in x["setting"]]
     return list(dict.fromkeys(names))
 
 
@@ -54,15 +53,13 @@ def main() -> None:
         _, seconds = draw(pipe, parse_setting(setting, pipe), args.images)
         taken[side, setting].append(seconds / args.images)
     record = {
-        "commit": source_commit(),
-        "machine": {"cpu": cpu_name(), "threads": torch.get_num_threads(), "torch": torch.__version__},
+        "machine": machine(),
         "dtype": "bf16",
         "batch": args.images,
         "repeats": args.repeats,
         **{side: {s: round(median(taken[side, s]), 6) for o, s in runs if o == side} for side in pipes},
     }
-    args.out.write_text(json.dumps(record, indent=1) + "\n")
-    print(json.dumps(record))
+    write_result(record, args.out)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 Each in an environment of its own under --environments, made with pip and npm where it is missing. (The official Python
 package and curl are in the test suite.) What was run and what came back is recorded.
 
-python scripts/try_clients.py --environments /tmp/clients --out docs/results/clients.json
+python benchmarks/serving_clients.py --environments /tmp/clients --out results/serving/clients.json
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import venv
 from pathlib import Path
 from typing import Any
 
-from load_serving import server
-from results import write_result
+from common import write_result
+from serving_load import server
 
 LITELLM = """
 import base64, json, os, sys, importlib.metadata as m
@@ -105,7 +105,7 @@ def main() -> None:
     with server("fashion", "--url-ttl", 60) as (address, _):
         api = f"http://{address}/v1"
         record = {
-            "command": "python scripts/try_clients.py --environments DIR",
+            "command": "python benchmarks/serving_clients.py --environments DIR",
             "server": "ecar serve fashion --url-ttl 60",
             "python": sys.version.split()[0],
             "litellm": run("litellm", [litellm, "-c", LITELLM, api]),

@@ -7,9 +7,9 @@
 - clients that vanish in mid-stream: stages computed for them in vain, the pixels of those that stay, and with
   ``--soak-seconds`` the server's memory while clients come and vanish at random.
 
-python scripts/load_serving.py --out docs/results/serving.json
-python scripts/load_serving.py --dtype bf16 --compile --out docs/results/serving_compiled.json
-python scripts/load_serving.py --only vanishing --soak-seconds 600 --out vanishing.json
+python benchmarks/serving_load.py --out results/serving/float32.json
+python benchmarks/serving_load.py --dtype bf16 --compile --out results/serving/bfloat16_compiled.json
+python benchmarks/serving_load.py --only vanishing --soak-seconds 600 --out vanishing.json
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from results import write_result
+
+from common import machine, write_result
 
 LONG = {"num_inference_steps": [64, 64]}  # long stages: there is time to vanish in the first
 
@@ -306,7 +307,7 @@ def command_line(args: argparse.Namespace, *more: str) -> str:
         "vanishing-clients": args.vanishing_clients, "soak-seconds": args.soak_seconds,
     }  # fmt: skip
     settings = [f"--model {args.model}", *(f"--{name} {value:g}" for name, value in given.items())]
-    return " ".join(["python scripts/load_serving.py", *more, *serve_options(args), *settings])
+    return " ".join(["python benchmarks/serving_load.py", *more, *serve_options(args), *settings])
 
 
 def main() -> None:
@@ -349,7 +350,7 @@ def main() -> None:
         flood = overload(address, pid, 4 * rate, 10, args.overload_seconds)
         flood["server_after"] = get(address, "/ready")[0]
     record = {
-        "command": command_line(args), "model": args.model, "cpus": os.cpu_count(),
+        "command": command_line(args), "model": args.model, "machine": machine(), "cpus": os.cpu_count(),
         "load_before": load_before,
         "offline_images_per_second": [round(rate, 2) for rate in alone],
         "served": served,

@@ -4,7 +4,7 @@ Images per second at --batch, seconds of one image, both with decoding; the opti
 median counts. The difference of the images is against eager float32 with the same seeds. With --data, the Frechet
 distance and KID of --num balanced samples of each option, seeds 0, 1, ..., against those real images.
 
-python scripts/bench_sampling.py --model fashion --threads 2 --data test.parquet --out docs/results/fashion_speed.json
+    python benchmarks/speed.py --model fashion --threads 2 --data test.parquet --out results/sampling_speed/fashion.json
 """
 
 from __future__ import annotations
@@ -16,10 +16,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from results import write_result
 
+from common import machine, matmul_peak, write_result
 from ecar import Pipeline
-from ecar.benchmark.bench import matmul_peak
 from ecar.evaluation.evaluate import measure
 from ecar.evaluation.extractors import get_extractor
 from ecar.evaluation.reference import read_images, reference_from_images
@@ -30,7 +29,6 @@ OPTIONS: dict[str, dict[str, object]] = {
     "bf16": {"dtype": torch.bfloat16},
     "fp32 compiled": {"compile": True},
     "bf16 compiled": {"dtype": torch.bfloat16, "compile": True},
-    "bf16 compiled int8": {"dtype": torch.bfloat16, "compile": True, "quantize": "int8"},
 }
 GRAPHS: dict[str, dict[str, object]] = {
     "bf16 graphs": {"dtype": torch.bfloat16, "cuda_graphs": True},
@@ -112,8 +110,7 @@ def main() -> None:
         print(rows[-1], flush=True)
     settings = next(iter(pipes.values())).settings().to_json()
     record = {
-        "model": args.model, "threads": args.threads, "device": args.device, "batch": args.batch,
-        "torch": torch.__version__, "settings": settings, "rows": rows,
+        "model": args.model, "machine": machine(args.device), "batch": args.batch, "settings": settings, "rows": rows,
         "matmul_tflops_per_second": {n: round(matmul_peak(d, args.device), 3) for n, d in
                                      (("bf16", torch.bfloat16), ("fp32", torch.float32))},
     }  # fmt: skip

@@ -1,6 +1,6 @@
 """Images per second of the training step, eager and compiled, alternating in one process.
 
-python scripts/bench_training.py --preset nano --latent 4 8 8 --threads 1 --out docs/results/training_speed.json
+python benchmarks/training.py --preset nano --latent 4 8 8 --threads 1 --out results/training/speed.json
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from results import write_result
 
+from common import write_result
 from ecar.config import ModelConfig, StageConfig
 from ecar.network.model import ECAR
 from ecar.network.presets import get_preset
@@ -73,7 +73,7 @@ def main() -> None:
                 times[name].append(time.perf_counter() - start)
     rates = {name: round(args.batch_size / statistics.median(t), 1) for name, t in times.items()}
     ratios = {name: round(rate / rates["fp32"], 2) for name, rate in rates.items()}
-    record = {"preset": args.preset, "threads": args.threads, "batch_size": args.batch_size, "torch": torch.__version__}
+    record = {"preset": args.preset, "batch_size": args.batch_size, "machine": machine()}
     record |= {"images_per_second": rates, "ratio_to_fp32": ratios}
     write_result(record, args.out)
 

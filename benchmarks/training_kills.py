@@ -1,6 +1,6 @@
 """Kill a run of two processes at random moments, start it again each time, and compare with a run left alone.
 
-    python scripts/kill_training.py --data photos/ --kills 20 --out docs/results/kills.json
+    python benchmarks/training_kills.py --data photos/ --kills 20 --out results/training/kills.json
 
 The kills are SIGKILLs. Every restart has to go on from the last checkpoint, and the final weights have to be those of
 the undisturbed run, bit for bit. A run that writes no step for ``--patience`` seconds is aborted: every process says
@@ -21,6 +21,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+from common import write_result
 
 
 def command(data: str, out: Path, steps: int, processes: int) -> list[str]:
@@ -151,9 +153,7 @@ def main() -> None:
             "kills": records, "steps": args.steps, "processes": args.processes, "seed": args.seed,
             "undisturbed_sha256": hashes[0], "killed_sha256": hashes[1], "same": hashes[0] == hashes[1],
         }  # fmt: skip
-        if args.out is not None:
-            args.out.write_text(json.dumps(record, indent=1) + "\n")
-        print(json.dumps({k: v for k, v in record.items() if k != "kills"}))
+        write_result(record, args.out)
         sys.exit(0 if record["same"] else 1)
     finally:
         shutil.rmtree(folder)

@@ -1,6 +1,6 @@
 """What the trainer adds to forward, backward and optimizer: blocks of both in turns, in one process.
 
-taskset -c 1 python scripts/bench_overhead.py --out docs/results/trainer_overhead.json
+    taskset -c 1 python benchmarks/training_overhead.py --out results/training/overhead.json
 
 "Whole" is the trainer's own loop (batch, noise, clipping, average, loss curves, log) on latents in memory. A checkpoint
 and a sample grid, which come once in 1,000 steps, are timed by themselves and spread over their intervals.
@@ -18,10 +18,9 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from results import write_result
 
+from common import write_result
 from ecar.data.latents import MemoryTable
-from ecar.files.commit import source_commit
 from ecar.pretrained.build import build_model
 from ecar.tokenizers import PixelTokenizer
 from ecar.training.build import build_config, with_data
@@ -124,7 +123,7 @@ def main() -> None:
     ratios = [whole / bare for bare, whole in rounds]
     spread = save / interval[0] + sample / interval[1]
     record = {
-        "commit": source_commit(), "torch": torch.__version__, "threads": 1, "preset": args.preset,
+        "machine": machine(), "preset": args.preset,
         "parameters": trainer.model.num_parameters(), "batch_size": args.batch_size,
         "latent": [trainer.model.config.channels, *trainer.model.plan[-1].side],
         "stages": [list(s.side) for s in trainer.model.plan],

@@ -1,6 +1,6 @@
 """Put a trained model into the package: half-precision weights, default sampling settings.
 
-    python scripts/bundle.py --model runs/fashion/final --name fashion --steps 8 4 --guidance 1 1
+    python recipes/bundle.py --model runs/fashion/final --name fashion --steps 8 4 --guidance 1 1
 
 What is left out stays as the model has it.
 Model and tokenizer are rounded to float16 first, so that what is stored is exactly what is loaded; the model is told

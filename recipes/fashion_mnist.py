@@ -1,7 +1,7 @@
 """Convert Fashion-MNIST (idx files) to the parquet files that the README's training commands read.
 
-    python scripts/fashion_mnist.py --out data/fashion            # from the Debian package dataset-fashion-mnist
-    python scripts/fashion_mnist.py --idx FOLDER --out data/fashion
+    python recipes/fashion_mnist.py --out data/fashion            # from the Debian package dataset-fashion-mnist
+    python recipes/fashion_mnist.py --idx FOLDER --out data/fashion
 
 Images are padded from 28x28 to 32x32 with black. The four idx files (MIT licence, Zalando Research) may also be
 downloaded from the data set's own page. Columns: image (PNG bytes), label (ClassLabel with names).

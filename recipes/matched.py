@@ -1,9 +1,9 @@
 """Train ECAR and DiT on the same latents for the same training FLOPs, several seeds, one run per core.
 
-    python studies/matched.py --data LATENTS --out runs/study --preset nano --steps 9000 --seeds 0 1 2 --cores 0 1 \\
+    python recipes/matched.py --data LATENTS --out runs/study --preset nano --steps 9000 --seeds 0 1 2 --cores 0 1 \\
         --options "--optimizer muon --lr 2e-3 --compile"
 
---steps are ECAR's; DiT gets as many as cost the same by ``benchmark.formulas.training_flops``. Runs resume where they
+--steps are ECAR's; DiT gets as many as cost the same by ``ecar.cost.formulas.training_flops``. Runs resume where they
 were; finished ones have nothing left to do. Without --cores, runs go one after the other on the whole machine.
 """
 
@@ -27,8 +27,6 @@ from ecar.training.config import TrainConfig
 def step_flops(options: list[str]) -> int:
     """Training FLOPs of one step of ``ecar train`` with these options."""
     config = parse(TrainConfig, [*options, "--out", "unused"], "train")
-    if config.on_policy:
-        raise ValueError("--on-policy takes passes that training_flops does not count: leave it out")
     table, tokenizer = load_table(config)
     return config.batch_size * training_flops(with_data(build_config(config, tokenizer), table), config.stage_share)
 
