@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from statistics import mean
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -100,7 +102,15 @@ def main() -> None:
     options = parser.parse_args()
     if (most := max(*options.counts, options.most if options.acceptance else 1)) * options.num > options.samples:
         parser.error(f"{most} candidates for each of --num {options.num} images need as many --samples")
+    try:
+        lines = [json.dumps(line) for line in measured(options)]
+    except ValueError as error:
+        parser.error(str(error))
+    Path(options.out).write_text("\n".join(lines) + "\n")
 
+
+def measured(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """A line for each number of candidates, and for each acceptance."""
     dtype = torch_dtype(usable_dtype("bf16", "cpu"))
     plain = Pipeline.from_pretrained(options.model, device="cpu", dtype=dtype)
     pipe = Pipeline.from_pretrained(options.model, device="cpu", dtype=dtype, compile=options.compile)
@@ -111,53 +121,58 @@ def main() -> None:
     judge = load_classifier(Path(options.classifier), test.class_names)
     samples, seconds = draw(pipe, settings, options.samples)
     assert samples.labels is not None
+    labels = samples.labels
 
     def read(images: Tensor) -> Tensor:
         return torch.cat([features(part) for part in images.split(250)])
 
     score, accuracy = scores(
-        features, (read(train.images), train.labels), (read(samples.images), samples.labels), config.num_classes
+        features, (read(train.images), train.labels), (read(samples.images), labels), config.num_classes
     )
     (real, _), (ours, _) = extract(extractor, test.images), extract(extractor, samples.images)
     (_, real_judged), (seen, judged) = predict(judge, test.images), predict(judge, samples.images)
-    flops, critic = sampling_flops(plain, settings), flops_of(lambda: features(samples.images[:1]))
+    flops, critic = sampling_flops(plain, settings)["total"], flops_of(lambda: features(samples.images[:1]))
     about = {
-        "settings": settings.to_json(),
-        "num": options.num,
-        "samples": options.samples,
-        "repeats": options.repeats,
-        "power": options.power,
-        "dtype": str(dtype).removeprefix("torch."),
-        "critic_accuracy": round(accuracy, 4),
-        "weights": weights_fingerprint(options.model),
-        "kind": config.kind,
-        "seconds_to_draw": round(seconds, 1),
-        "judge": classifier_fingerprint(judge),
-        "commit": source_commit(),
-    }
-    generator, lines = torch.Generator().manual_seed(0), []
-    for count, share in [*((c, None) for c in options.counts), *((options.most, a) for a in options.acceptance)]:
-        distance, kernel, classifier, right, drawn = [], [], [], [], []
-        for _ in range(options.repeats):
-            if share is None:
-                rows, used = chosen_rows(score, samples.labels, count, options.num, options.power, generator), count
-            else:
-                rows, used = accepted_rows(score, samples.labels, share, count, options.num, options.power, generator)
-            drawn.append(used)
-            distance.append(frechet_distance(Gaussian.of(ours[rows]), Gaussian.of(real)))
-            kernel.append(1000 * kernel_distance(real, ours[rows])[0])
-            classifier.append(frechet_distance(Gaussian.of(judged[rows]), Gaussian.of(real_judged)))
-            right.append(float((seen[rows] == samples.labels[rows]).float().mean()))
-        means = (round(sum(values) / len(values), 4) for values in (distance, kernel, classifier, right))
-        figures = dict(
-            zip(("FD-EffNetLite0", "KID x 1000", "FD-classifier", "classifier_accuracy"), means, strict=True)
+        "settings": settings.to_json(), "num": options.num, "samples": options.samples, "repeats": options.repeats,
+        "power": options.power, "dtype": str(dtype).removeprefix("torch."), "critic_accuracy": round(accuracy, 4),
+        "weights": weights_fingerprint(options.model), "kind": config.kind, "seconds_to_draw": round(seconds, 1),
+        "judge": classifier_fingerprint(judge), "commit": source_commit(),
+    }  # fmt: skip
+
+    def figures(rows: Tensor) -> tuple[float, ...]:
+        """Of the chosen samples: FD, KID, FD-classifier, accuracy."""
+        return (
+            frechet_distance(Gaussian.of(ours[rows]), Gaussian.of(real)),
+            1000 * kernel_distance(real, ours[rows])[0],
+            frechet_distance(Gaussian.of(judged[rows]), Gaussian.of(real_judged)),
+            float((seen[rows] == labels[rows]).float().mean()),
         )
-        used = sum(drawn) / len(drawn)
-        cost = round(used * (flops["total"] + (critic if count > 1 else 0)))
-        chosen = {"candidates": count, "acceptance": share, "drawn": round(used, 3), "flops_per_image": cost}
-        lines.append(json.dumps({**figures, **chosen, **about}))
-        print(lines[-1], flush=True)
-    Path(options.out).write_text("\n".join(lines) + "\n")
+
+    generator = torch.Generator().manual_seed(0)
+    for count, share in [*((c, None) for c in options.counts), *((options.most, a) for a in options.acceptance)]:
+        used, means = repeated(options, score, labels, count, share, generator, figures)
+        cost = round(used * (flops + (critic if count > 1 else 0)))
+        line = {**means, "candidates": count, "acceptance": share, "drawn": round(used, 3), "flops_per_image": cost}
+        print(json.dumps(line), flush=True)
+        yield {**line, **about}
+
+
+def repeated(
+    options: argparse.Namespace, score: Tensor, labels: Tensor, count: int, share: float | None,
+    generator: torch.Generator, figures: Callable[[Tensor], tuple[float, ...]],
+) -> tuple[float, dict[str, float]]:  # fmt: skip
+    """Candidates drawn for an image, and figures of the chosen: means over ``--repeats`` choices at random."""
+    drawn, rounds = list[float](), list[tuple[float, ...]]()
+    for _ in range(options.repeats):
+        if share is None:
+            rows, used = chosen_rows(score, labels, count, options.num, options.power, generator), float(count)
+        else:
+            rows, used = accepted_rows(score, labels, share, count, options.num, options.power, generator)
+        drawn.append(used)
+        rounds.append(figures(rows))
+    names = ("FD-EffNetLite0", "KID x 1000", "FD-classifier", "classifier_accuracy")
+    means = {name: round(mean(values), 4) for name, values in zip(names, zip(*rounds, strict=True), strict=True)}
+    return mean(drawn), means
 
 
 if __name__ == "__main__":

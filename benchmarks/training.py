@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from common import write_result
+from common import machine, write_result
 from ecar.config import ModelConfig, StageConfig
 from ecar.network.model import ECAR
 from ecar.network.presets import get_preset

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from common import write_result
+from common import machine, write_result
 from ecar.data.latents import MemoryTable
 from ecar.pretrained.build import build_model
 from ecar.tokenizers import PixelTokenizer

@@ -1,60 +1,40 @@
-"""The study's scripts: what they sample and count is what the library does."""
+"""Curves of quality against cost: what is sampled, counted and compared is what the library does."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 
+import candidates
+import candidates_plot
+import compare
+import curve
+import matched
+import seconds
+import side_by_side
 from conftest import random_model, tiny_config
 from ecar.cli.main import main
-from ecar.cost.flops import sampling_flops
 from ecar.evaluation.samples import Samples
-from ecar.sampling.loop import sample_latents
-from ecar.sampling.noise import draw_noise
 from ecar.sampling.pipeline import Pipeline
 from ecar.tokenizers import PixelTokenizer
 
 
-def load(name: str) -> ModuleType:
-    path = Path(__file__).parents[1] / "studies" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_a_teacher_with_a_guide_samples_and_costs_what_its_parts_do() -> None:
-    """Guide off: the pipeline's own latents, guided by classes or not. On: others, and its passes paid."""
-    curve, pipe = load("curve"), Pipeline(random_model(tiny_config()), PixelTokenizer(factor=1))
-    weak = random_model(tiny_config(trunk_depth=1, head_depth=1), seed=1)
-    labels, noise = torch.tensor([0, 1]), draw_noise([3, 4], pipe.model.plan, 3)
-    costs = []
-    for guidance in ("1", "2,1,1.5"):
-        text = f"3,2,2:{guidance}:ab2:velocity:0"
-        settings = curve.parse_setting(text, pipe)
-        with torch.no_grad():
-            plain = sample_latents(pipe.model, labels, noise, settings)
-            off, on = (
-                curve.teacher_latents(curve.parse_teacher(f"{text}:{away}", pipe, weak), labels, noise, settings)
-                for away in ("1", "1.5")
-            )
-        assert torch.allclose(off, plain, atol=1e-4) and not torch.allclose(on, plain, atol=1e-2)
-        teacher = curve.parse_teacher(f"{text}:1.5", pipe, weak)
-        costs.append((curve.teacher_flops(pipe, teacher, settings)["model"], sampling_flops(pipe, settings)["model"]))
-    (unguided, own), (guided, own_guided) = costs
-    theirs = sampling_flops(Pipeline(weak, PixelTokenizer(factor=1)), curve.parse_setting("3,2,2", pipe))["model"]
-    assert own + theirs <= unguided < 1.5 * (own + theirs) and own_guided + theirs <= guided
+def test_a_setting_says_steps_guidance_solver_and_the_time_from_which_it_acts() -> None:
+    pipe = Pipeline(random_model(tiny_config()), PixelTokenizer(factor=1))
+    settings = curve.parse_setting("3,2,1:1,1.5,2:euler:0.4", pipe)
+    assert settings == pipe.settings((3, 2, 1), (1, 1.5, 2), "euler", guidance_from=0.4)
+    assert curve.parse_setting("3,2,1", pipe) == pipe.settings((3, 2, 1), 1.0, "ab2", guidance_from=0.0)
+    for wrong in ("3,2,1:1.5:ab2:velocity:0.4", "3,2,1:x", ""):
+        with pytest.raises(ValueError, match="STEPS"):
+            curve.parse_setting(wrong, pipe)
 
 
 def test_a_curve_is_of_the_decoder_that_was_asked_for() -> None:
-    curve, pipe = load("curve"), Pipeline(random_model(tiny_config()), PixelTokenizer(factor=1))
+    pipe = Pipeline(random_model(tiny_config()), PixelTokenizer(factor=1))
     settings = curve.parse_setting("1,1,1", pipe)
     before = curve.draw(pipe, settings, 4)[0].images.float()
     pipe.decoder = PixelTokenizer(factor=1)
@@ -70,27 +50,15 @@ def test_a_curve_of_no_model_or_no_decoder_ends_with_one_line(
     for wrong in (["--model", "gone"], ["--model", "fashion", "--decoder", "gone"], ["--model", "fashion"]):
         monkeypatch.setattr("sys.argv", ["curve.py", *wrong, *files, "--settings", "8,4,2"])
         with pytest.raises(SystemExit) as stop:
-            load("curve").main()
+            curve.main()
         error = capsys.readouterr().err.splitlines()[-1]
         assert stop.value.code == 2 and error.startswith("curve.py: error: ")
         assert ("gone" in error) == ("gone" in wrong)
 
 
-def test_a_guided_teacher_is_not_sampled_under_the_name_of_real_maps(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Its free samples were written as teacher-forced ones."""
-    files = ["--data", "d", "--train-data", "d", "--classifier", "c", "--out", str(tmp_path / "c.jsonl")]
-    wanted = ["--guide", "fashion", "--teacher-forced", "--settings", "5,3:1:euler:velocity:0:1.1"]
-    monkeypatch.setattr("sys.argv", ["curve.py", "--model", "fashion", *files, *wanted])
-    with pytest.raises(SystemExit):
-        load("curve").main()
-    assert "--teacher-forced does not go with --guide" in capsys.readouterr().err
-
-
 def test_images_given_to_the_last_stage_are_of_the_classes_of_the_samples_beside_them() -> None:
     """They were a random choice of other classes, and looked worse than free samples where they are better."""
-    curve, labels = load("curve"), torch.tensor([2, 0, 1, 1, 0, 0, 2, 1, 0, 0])
+    labels = torch.tensor([2, 0, 1, 1, 0, 0, 2, 1, 0, 0])
     those = curve.one_of_each(labels, 8, 3)
     assert labels[those].tolist() == [0, 1, 2, 0, 1, 2, 0, 1] and len(set(those.tolist())) == 8
     with pytest.raises(ValueError, match="as many of each class"):
@@ -115,7 +83,7 @@ def compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *more: str, **file
         if own := sorted(str(tmp_path / f"{name}.jsonl") for name in files if name.startswith(side)):
             arguments += [f"--{side}", *own]
     monkeypatch.setattr("sys.argv", ["compare.py", *arguments, "--name", "c", "--out", str(tmp_path), *more])
-    load("compare").main()
+    compare.main()
     record: dict[str, Any] = json.loads((tmp_path / "c.json").read_text())
     return record
 
@@ -172,7 +140,6 @@ def test_curves_that_cannot_be_compared_are_refused(
 
 def test_both_sides_get_the_same_training_flops(digits_folder: Path) -> None:
     """matched.py divides ECAR's steps by the costs of a step: what it starts must cost the same, by the formulas."""
-    matched = load("matched")
     common = ["--data", str(digits_folder), "--tokenizer", "pixels:2", "--preset", "nano", "--resolution", "16"]
     common += ["--device", "cpu"]
     ecar = matched.step_flops([*common, "--model", "ecar", "--batch-size", "96", "--stage-share", "1", "0.75"])
@@ -184,9 +151,7 @@ def test_both_sides_get_the_same_training_flops(digits_folder: Path) -> None:
     )
 
 
-def test_a_sheet_of_systems_has_a_row_per_class(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "studies"))
-    side_by_side = load("side_by_side")
+def test_a_sheet_of_systems_has_a_row_per_class() -> None:
     labels = torch.tensor([1, 0, 1, 0, 1])  # every image as bright as its number
     images = torch.arange(5, dtype=torch.uint8)[:, None, None, None].expand(5, 3, 4, 4) * 50
     panel = side_by_side.rows_of_classes(Samples(images, labels), 2, 2, 1)
@@ -205,7 +170,6 @@ def test_times_of_a_quiet_machine_replace_those_of_the_curves(
     record = compared(tmp_path, monkeypatch, **files | {"ecar": [json.dumps(slow)]})
     beaten = "dit_settings_beaten_at_no_more_seconds"
     assert record["conclusions"]["any"]["FD-EffNetLite0"][beaten] == []
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "studies"))
     runs = {kind: str(tmp_path / kind / "final") for kind in files}
     for kind, more in (("ecar", []), ("dit", ["--model", "dit"])):
         command = ["train", "--data", str(digits_folder), "--resolution", "8", "--device", "cpu", "--max-steps", "1"]
@@ -214,13 +178,10 @@ def test_times_of_a_quiet_machine_replace_those_of_the_curves(
     out = tmp_path / "seconds.json"
     arguments = [x for k in files for x in (f"--{k}", str(tmp_path / f"{k}.jsonl"), f"--{k}-model", runs[k])]
     monkeypatch.setattr("sys.argv", ["seconds.py", *arguments, "--images", "3", "--repeats", "1", "--out", str(out)])
-    load("seconds").main()
+    seconds.main()
     times = json.loads(out.read_text())
     assert set(times["ecar"]) == {"4,2"} and set(times["dit"]) == {"3", "4:2"} and min(times["dit"].values()) > 0
     out.write_text(json.dumps({"ecar": {"4,2": 1.0}, "dit": {"3": 0.5, "4:2": 2.0}}))
-    away = line("4:2:ab2:velocity:0:1.5", "d", 9, 60, 0.6)  # of a teacher: not timed, and no reason to stop
-    record = compared(tmp_path, monkeypatch, "--seconds", str(out), **files | {"dit": [*files["dit"], away]})
-    assert record["conclusions"]["any"]["FD-EffNetLite0"][beaten] == ["4:2"]
     record = compared(tmp_path, monkeypatch, "--seconds", str(out), **files)
     assert record["conclusions"]["any"]["FD-EffNetLite0"][beaten] == ["4:2"]
     out.write_text(json.dumps({"ecar": {"4,2": 1.0}, "dit": {"3": 0.5}}))
@@ -229,10 +190,8 @@ def test_times_of_a_quiet_machine_replace_those_of_the_curves(
     assert "no time for 4:2" in capsys.readouterr().err
 
 
-def test_candidates_are_chosen_within_their_class_and_by_their_score(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_candidates_are_chosen_within_their_class_and_by_their_score() -> None:
     """Every group is of one class and no sample is used twice; of two, the better comes as often as its score says."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "studies"))
-    candidates = load("candidates")
     labels = torch.arange(4000) % 2
     score = torch.where(torch.arange(4000) < 2000, 0.0, 1.0)
     rows = candidates.chosen_rows(score, labels, 2, 2000, 1.0, torch.Generator().manual_seed(0))
@@ -248,22 +207,22 @@ def test_candidates_are_chosen_within_their_class_and_by_their_score(monkeypatch
 def test_candidates_are_drawn_by_cost_and_lines_of_other_numbers_of_images_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    plot, line = load("candidates_plot"), {"num": 8, "power": 2.0, "FD-EffNetLite0": 3.0, "KID x 1000": 1.0}
+    line = {"num": 8, "power": 2.0, "FD-EffNetLite0": 3.0, "KID x 1000": 1.0}
     for name, num in (("a", 8), ("b", 9)):
         lines = [{**line, "num": num, "candidates": k, "flops_per_image": 5 * k} for k in (2, 1)]
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
     a, b = str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")
-    assert [each["candidates"] for each in plot.read([["ECAR", a]])["ECAR"]] == [1, 2]
+    assert [each["candidates"] for each in candidates_plot.read([["ECAR", a]])["ECAR"]] == [1, 2]
     half = {**line, "candidates": 8, "acceptance": 0.5, "drawn": 2, "flops_per_image": 9}
     (tmp_path / "c.jsonl").write_text((tmp_path / "a.jsonl").read_text() + json.dumps(half) + "\n")
-    curves = plot.read([["ECAR", str(tmp_path / "c.jsonl")]])
+    curves = candidates_plot.read([["ECAR", str(tmp_path / "c.jsonl")]])
     assert [each["flops_per_image"] for each in curves["ECAR"]] == [5, 10]
     assert [each["flops_per_image"] for each in curves["ECAR, until one is accepted"]] == [5, 9]
     out = tmp_path / "c.png"
     monkeypatch.setattr("sys.argv", ["candidates_plot.py", "--system", "ECAR", a, "--out", str(out)])
-    plot.main()
+    candidates_plot.main()
     assert out.stat().st_size > 1000
     monkeypatch.setattr("sys.argv", ["candidates_plot.py", "--system", "E", a, "--system", "D", b, "--out", str(out)])
     with pytest.raises(SystemExit):
-        plot.main()
+        candidates_plot.main()
     assert "different num" in capsys.readouterr().err

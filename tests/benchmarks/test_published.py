@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ecar.benchmark.peers import published, sit
+from published import published, sit
 
 MILLIONS = {
     "SiT-XL/2": 675,
