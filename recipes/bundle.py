@@ -1,8 +1,8 @@
-"""Put a trained model into the package: half-precision weights, default sampling settings.
+"""Make the folder of a model to publish: half-precision weights, a better decoder, default sampling settings.
 
-    python recipes/bundle.py --model runs/fashion/final --name fashion --steps 8 4 --guidance 1 1
+    python recipes/bundle.py --model runs/away --decoder runs/sharp --steps 5 3 --out runs/fashion
 
-What is left out stays as the model has it.
+What is left out stays as the model has it. A folder under src/ecar/bundled is a model of the package.
 Model and tokenizer are rounded to float16 first, so that what is stored is exactly what is loaded; the model is told
 the fingerprint of the rounded tokenizer, whose latents differ from those it was trained on by about 1e-3.
 """
@@ -17,20 +17,20 @@ import torch
 
 from ecar import Pipeline
 from ecar.hub import training_record
-from ecar.network.model import ECAR
-from ecar.pretrained.folders import BUNDLED, load_model, save_model
+from ecar.pretrained.build import build_model
+from ecar.pretrained.folders import load_model, save_model
 from ecar.tokenizers import load_decoder
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--name", required=True)
     parser.add_argument("--steps", type=int, nargs="+")
     parser.add_argument("--guidance", type=float, nargs="+")
     parser.add_argument("--guidance-from", type=float, nargs="+")
     parser.add_argument("--solver")
     parser.add_argument("--decoder", type=Path, help="a tokenizer of the same latents, whose decoder is better")
+    parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     model, tokenizer = load_model(args.model)
     sampling = Pipeline(model, tokenizer).settings(
@@ -42,9 +42,9 @@ def main() -> None:
         tokenizer = load_decoder(args.decoder, tokenizer)
     tokenizer.half().float()
     print("latents moved by", (tokenizer.encode(images) - before).abs().max().item())
-    bundled = ECAR(model.config.replace(tokenizer=tokenizer.fingerprint(), sampling=sampling))
+    bundled = build_model(model.config.replace(tokenizer=tokenizer.fingerprint(), sampling=sampling))
     bundled.load_state_dict(model.half().float().state_dict())
-    folder = BUNDLED / args.name
+    folder = args.out
     save_model(folder, bundled, tokenizer, torch.float16)
     (folder / "training.json").write_text(json.dumps(training_record(args.model), indent=2) + "\n")
     size = sum(p.stat().st_size for p in folder.rglob("*.safetensors"))
