@@ -3,9 +3,9 @@
 #
 #     sh recipes/cifar10.sh train.parquet test.parquet
 #
-# The data are in the forms that `ecar train` takes (Hub ids, folders, parquet files). Every command resumes where it was
-# stopped, and one that is done does nothing, so the whole file may be run again. Times are those of the run that was
-# published. Needs: pip install ".[all]".
+# The data are in the forms that `ecar train` takes (Hub ids, folders, parquet files). Every command resumes where it
+# was stopped, and one that is done does nothing, so the whole file may be run again. Times are those of the run that
+# was published. Needs: pip install ".[all]".
 set -eu
 train=$1 test=$2
 runs=${RUNS:-runs/cifar10}
@@ -16,8 +16,8 @@ ecar encode --data "$train" --tokenizer "$runs/tokenizer" --flip --out "$runs/la
 
 # Model: 49.6 epochs, six minutes of an H100 beside seven other trainings.
 # (That run began for 4,200 steps and was resumed at 746 for 4,846; the learning rate was flat there.)
-ecar train --data "$runs/latents" --flip --out "$runs/model" --preset nano --compile --optimizer muon --lr 2e-3 --seed 2 \
-    --trunk-depth 1 --head-depth 6 --ends 0.7 1 --batch-size 512 --stage-share 1 1 --max-steps 4846 --warmup 300 \
+ecar train --data "$runs/latents" --flip --out "$runs/model" --preset nano --compile --optimizer muon --lr 2e-3 \
+    --seed 2 --trunk-depth 1 --head-depth 6 --ends 0.7 1 --batch-size 512 --stage-share 1 1 --max-steps 4846 --warmup 300 \
     --decay 0.4 --ema 0.99 0.999
 
 # The same latents, a better decoder: 53 minutes, then 9 with an adversary, of a CPU core.
@@ -31,7 +31,8 @@ ecar tokenizer --data "$train" --init-from "$runs/decoder" --freeze-encoder --ou
 neon() {
     out=$1 seed=$2 samples=$3 fine=$4; shift 4
     ecar train --init-from "$runs/model/final" --data "self:$samples" --own-steps 8 "$fine" --seed "$seed" \
-        --out "$runs/$out" --optimizer muon --lr 3e-4 --max-steps 400 --batch-size 256 --warmup 20 --decay 0.8 --ema 0.97 "$@"
+        --out "$runs/$out" --optimizer muon --lr 3e-4 --max-steps 400 --batch-size 256 --warmup 20 --decay 0.8 \
+        --ema 0.97 "$@"
 }
 neon both13 13 24576 16
 neon both20 20 16384 12

@@ -57,8 +57,9 @@ curve "$runs/dit_away_bundled" dit_neon_1000 1000 $dit
 curve "$runs/$name" ecar 10000 $own
 curve "$runs/dit_bundled" dit 10000 $best
 curve "$runs/dit_away_bundled" dit_neon 10000 $best
+# Seconds need a quiet machine.
 python benchmarks/seconds.py --ecar "$runs/ecar_1000.jsonl" --ecar-model "$runs/$name" \
-    --dit "$runs/dit_neon_1000.jsonl" --dit-model "$runs/dit_away_bundled" --out "$runs/seconds.json"  # needs a quiet machine
+    --dit "$runs/dit_neon_1000.jsonl" --dit-model "$runs/dit_away_bundled" --out "$runs/seconds.json"
 python benchmarks/compare.py --ecar "$runs/ecar_1000.jsonl" --dit "$runs/dit_neon_1000.jsonl" \
     --seconds "$runs/seconds.json" --name comparison --out "$runs"
 

@@ -23,7 +23,6 @@ VERBS = {
     "encode": "encode a data set to latents once",
     "data": "check a data set: broken, tiny, odd and duplicate images",
     "evaluate": "judge samples against real images",
-    "bench": "time sampling against DiT",
     "estimate": "parameters, memory, FLOPs and time of a model that does not exist yet",
     "info": "describe a model",
     "push": "publish a model on the Hub, or write the folder that would be uploaded",
