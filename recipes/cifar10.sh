@@ -17,8 +17,8 @@ ecar encode --data "$train" --tokenizer "$runs/tokenizer" --flip --out "$runs/la
 # Model: 49.6 epochs, six minutes of an H100 beside seven other trainings.
 # (That run began for 4,200 steps and was resumed at 746 for 4,846; the learning rate was flat there.)
 ecar train --data "$runs/latents" --flip --out "$runs/model" --preset nano --compile --optimizer muon --lr 2e-3 \
-    --seed 2 --trunk-depth 1 --head-depth 6 --ends 0.7 1 --batch-size 512 --stage-share 1 1 --max-steps 4846 --warmup 300 \
-    --decay 0.4 --ema 0.99 0.999
+    --seed 2 --trunk-depth 1 --head-depth 6 --ends 0.7 1 --batch-size 512 --stage-share 1 1 --max-steps 4846 \
+    --warmup 300 --decay 0.4 --ema 0.99 0.999
 
 # The same latents, a better decoder: 53 minutes, then 9 with an adversary, of a CPU core.
 ecar tokenizer --data "$train" --init-from "$runs/tokenizer" --freeze-encoder --out "$runs/decoder" --channels 8 \
