@@ -242,6 +242,10 @@ def test_keys_are_asked_for_compared_and_never_logged(start: Start, tmp_path: Pa
         (["--deadline", "nan"], "--deadline"),
         (["--host", "256.0.0.1", "--no-auth"], "cannot listen"),
         (["--port", "99999"], "--port"),
+        (["--cors-origin", "app.example.com"], "--cors-origin app.example.com: give scheme://host"),
+        (["--cors-origin", "https://a.example,https://b.example/page"], "--cors-origin https://b.example/page"),
+        (["--url-ttl", "60", "--public-url", "example.com"], "--public-url example.com: give the address"),
+        (["--public-url", "https://example.com"], "--url-ttl"),
         (["--dtype", "int4"], "--dtype"),
     ],
 )
