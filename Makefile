@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check audit clean
+.PHONY: demo test check docs audit clean
 
 $(VENV)/run: pyproject.toml
 	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed"'
@@ -31,9 +31,14 @@ check: $(VENV)/dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The documentation as a site, in site/; a link that leads nowhere is an error.
+docs: $(VENV)/run
+	$(BIN)/pip install --quiet --editable ".[docs]"
+	$(BIN)/mkdocs build
+
 # Known vulnerabilities of what is installed; needs the network.
 audit: $(VENV)/dev
 	$(BIN)/pip-audit --local --skip-editable --progress-spinner off
 
 clean:
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) demo site

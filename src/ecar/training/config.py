@@ -8,7 +8,7 @@ from typing import Any
 
 from ecar.config import MODEL_KINDS, JsonConfig, Side
 
-TOKENIZER_SIZES = {"channels": 4, "factor": 4, "widths": (32, 64, 128), "depth": 2}
+TOKENIZER_SIZES = {"channels": 4, "factor": 4, "widths": (32, 64, 128), "depth": 2, "patch": 1}
 _DEFAULTS = {"model": "ecar", "preset": "ti", "resolution": (32,), "rho": 0.7, "prediction": "v", "context_noise": 0.3}
 
 OWN = "self:"  # data that are samples of the model itself
@@ -305,8 +305,8 @@ def _fill_in(config: TrainConfig | TokenizerConfig, defaults: dict[str, Any]) ->
 class TokenizerConfig:
     """Options of ``ecar tokenizer``."""
 
-    data: str
-    """Folder of images, WebDataset tars, parquet file or folder, or Hub data set id."""
+    data: tuple[str, ...]
+    """Folder of images, WebDataset tars, parquet file or folder, or Hub data set id; several are read as one."""
     out: str
     """Folder to write: the tokenizer, log.jsonl, reconstructions.png. The same command again resumes."""
     init_from: str | None = None
@@ -316,20 +316,30 @@ class TokenizerConfig:
     (--decoder)."""
     resolution: int = 32
     """Side of the training images in pixels."""
+    crop: int | None = None
+    """Train on random squares of this side: a convolutional autoencoder learns on 128 pixels and decodes any size.
+    Default: whole images."""
     channels: int | None = None
     """Latent channels; default 4."""
     factor: int | None = None
     """Pixels per latent position, along each side; a power of two; default 4."""
     widths: tuple[int, ...] = ()
-    """Channels per level from the image side inwards, log2(factor) + 1 of them; default 32 64 128."""
+    """Channels per level from the image side inwards, log2(factor / patch) + 1 of them; default 32 64 128."""
+    patch: int | None = None
+    """Side of the squares of pixels that the first and last convolution take at once; default 1. 4 for photographs of
+    256 pixels: full size is where most time goes."""
     depth: int | None = None
     """Residual blocks per decoder level; default 2."""
     max_steps: int = 4000
     """Optimizer steps."""
     batch_size: int = 128
     """Images per step."""
+    optimizer: str = "adamw"
+    """adamw, or muon (hidden convolutions by Muon, the rest by AdamW)."""
     lr: float = 2e-3
-    """Peak learning rate of AdamW; 5% warm-up, cosine decay to 1%."""
+    """Peak learning rate (Muon's updates are scaled to AdamW's); 5% warm-up, cosine decay to 1%."""
+    compile: bool = False
+    """torch.compile encoder and decoder: a minute or two to start, then faster."""
     perceptual: float = 0.5
     """Weight of the perceptual term; 0 is off (and needs no EfficientNet weights)."""
     adversarial: float = 0.0
@@ -365,6 +375,12 @@ class TokenizerConfig:
                 "scale_levels, scale_consistency, perceptual, latent_noise and adversarial must not be negative, "
                 "and lr must be positive"
             )
+        if self.optimizer not in ("adamw", "muon"):
+            raise ValueError(f"optimizer must be adamw or muon, got {self.optimizer!r}")
+        if self.crop is not None and self.crop < 1:
+            raise ValueError(f"crop must be at least 1, got {self.crop}")
+        if isinstance(self.data, str):  # one name stands for itself
+            object.__setattr__(self, "data", (self.data,))
         if self.freeze_encoder and self.init_from is None:
             raise ValueError("freeze_encoder needs init_from, the tokenizer whose latents stay")
         if not 0 <= self.seed < 2**40:
@@ -378,11 +394,16 @@ class TokenizerConfig:
         for name in ("channels", "depth"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        assert self.patch is not None
         if self.factor < 2 or self.factor & (self.factor - 1):
             raise ValueError(f"factor must be a power of two of at least 2, got {self.factor}")
-        if len(self.widths) != self.factor.bit_length() or min(self.widths) < 1:
+        if self.patch < 1 or self.patch & (self.patch - 1) or self.patch >= self.factor:
+            raise ValueError(f"patch must be a power of two below factor {self.factor}, got {self.patch}")
+        levels = (self.factor // self.patch).bit_length()
+        if len(self.widths) != levels or min(self.widths) < 1:
             raise ValueError(
-                f"widths needs {self.factor.bit_length()} positive entries for factor {self.factor}, got {self.widths}"
+                f"widths needs {levels} positive entries for factor {self.factor} and patch {self.patch}, "
+                f"got {self.widths}"
             )
 
     def check_resolution(self) -> None:
@@ -390,5 +411,13 @@ class TokenizerConfig:
         it, when ``factor`` is that of the tokenizer there."""
         assert self.factor is not None
         smallest = self.factor * 2 ** (self.scale_levels if self.scale_consistency else 0)
-        if self.resolution % smallest:
-            raise ValueError(f"resolution {self.resolution} does not divide by {smallest} (factor and pooling levels)")
+        if self.side % smallest:
+            name = "resolution" if self.crop is None else "crop"
+            raise ValueError(f"{name} {self.side} does not divide by {smallest} (factor and pooling levels)")
+        if self.side > self.resolution:
+            raise ValueError(f"crop {self.side} is larger than resolution {self.resolution}")
+
+    @property
+    def side(self) -> int:
+        """Side in pixels of what a step trains on."""
+        return self.resolution if self.crop is None else self.crop

@@ -40,6 +40,7 @@ from ecar.training.engine.about import run_record
 from ecar.training.engine.checkpoint import load_checkpoint, restore_training, save_checkpoint, training_tensors
 from ecar.training.engine.ema import EMA
 from ecar.training.engine.log import RunLog
+from ecar.training.engine.optim import BatchedMuon
 from ecar.training.engine.signals import Stopped, StopRequest
 from ecar.training.run import check_max_steps, check_same_options, make_out
 
@@ -47,6 +48,7 @@ Network = TypeVar("Network", bound=nn.Module)
 _PERCEPTUAL_BLOCKS = (0, 2, 4)  # EfficientNet-Lite0 blocks at strides 2, 4 and 8
 _STATISTICS_MOMENTUM = 0.02
 _EMA = 0.995
+_HIDDEN = 64  # channels on both sides of a convolution that Muon trains
 
 
 class TokenizerLoss:
@@ -57,18 +59,22 @@ class TokenizerLoss:
         self.features = _channels_last(EfficientNetLite(), config.device) if config.perceptual else None
         self.adversary = Adversary(config.adversarial, config.device, config.seed) if config.adversarial else None
         self.decoded: Tensor | None = None
+        self.encode, self.decode = tokenizer.encode_raw, tokenizer.decode_raw
+        if config.compile:
+            self.encode = torch.compile(self.encode, dynamic=False)
+            self.decode = torch.compile(self.decode, dynamic=False)
 
     def __call__(self, images: Tensor, noise: list[Tensor]) -> tuple[dict[str, Tensor], Tensor]:
         """Images (B, 3, H, W) in [-1, 1], one noise map per level -> named terms (unweighted), raw latents."""
         tok, cfg = self.tokenizer, self.config
-        raw = tok.encode_raw(images)
+        raw = self.encode(images)
         latents = tok.normalize(raw)
         terms: dict[str, Tensor] = {}
         levels = range(1 + (cfg.scale_levels if cfg.scale_consistency else 0))
         for level in levels:
             if level:
                 latents, images = F.avg_pool2d(latents, 2), F.avg_pool2d(images, 2)
-            decoded = tok.decode_raw(tok.denormalize(latents + cfg.latent_noise * noise[level])).float()
+            decoded = self.decode(tok.denormalize(latents + cfg.latent_noise * noise[level])).float()
             if self.adversary is not None and not level:
                 self.adversary.oppose(decoded)
                 self.decoded = decoded
@@ -103,7 +109,10 @@ def train_tokenizer(config: TokenizerConfig) -> ConvTokenizer:
         Stopped: a signal came; the checkpoint is written.
     """
     config = replace(config, device=resolve_device(config.device))
-    out = make_out(config.out, config.data)
+    if not config.data:
+        raise ValueError("--data takes at least one name")
+    for data in config.data:
+        out = make_out(config.out, data)
     with run_lock(out), StopRequest() as stop:
         return _train(replace(config, out=str(out)), out, stop)
 
@@ -119,7 +128,9 @@ def _train(config: TokenizerConfig, out: Path, stop: StopRequest) -> ConvTokeniz
     images, content = _read_images(config)
     grey = bool((images == images[..., :1]).all())
     if given is not None and given.image_channels == 1 and not grey:
-        raise ValueError(f"--init-from {config.init_from} is for grey images, and those of {config.data} are coloured")
+        raise ValueError(
+            f"--init-from {config.init_from} is for grey images, and those of {' '.join(config.data)} are coloured"
+        )
     torch.manual_seed(config.seed)
     assert config.channels is not None and config.factor is not None and config.depth is not None
     tokenizer = given or ConvTokenizer(
@@ -128,6 +139,7 @@ def _train(config: TokenizerConfig, out: Path, stop: StopRequest) -> ConvTokeniz
         image_channels=1 if grey else 3,
         widths=config.widths,
         depth=config.depth,
+        patch=config.patch or 1,
     )
     tokenizer.encoder.requires_grad_(not config.freeze_encoder)
     _channels_last(tokenizer, config.device)
@@ -165,6 +177,21 @@ def _given(config: TokenizerConfig) -> ConvTokenizer | None:
     return tokenizer
 
 
+def _optimizers(tokenizer: ConvTokenizer, config: TokenizerConfig) -> list[torch.optim.Optimizer]:
+    """AdamW for everything, or Muon for the hidden convolutions: those between wide maps. In a first comparison of
+    four minutes, Muon was 0.5 dB ahead after a quarter of the crops."""
+    trained = [p for p in tokenizer.parameters() if p.requires_grad]
+    hidden = [p for p in trained if config.optimizer == "muon" and p.ndim == 4 and min(p.shape[:2]) >= _HIDDEN]
+    ours = {id(p) for p in hidden}
+    rest = [p for p in trained if id(p) not in ours]
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(rest, lr=config.lr, betas=(0.9, 0.95), weight_decay=0.01)
+    ]
+    if hidden:
+        optimizers.append(BatchedMuon(hidden, lr=config.lr, weight_decay=0.01))
+    return optimizers
+
+
 class _Run:
     """State of a run: tokenizer, average, optimizer, step."""
 
@@ -174,10 +201,8 @@ class _Run:
         self.config, self.tokenizer, self.images, self.out = config, tokenizer, images, out
         self.data = {"images": len(images), "content": content}
         self.loss, self.ema = TokenizerLoss(tokenizer, config), EMA(tokenizer, _EMA)
-        trained = [p for p in tokenizer.parameters() if p.requires_grad]
-        self.optimizers: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW(trained, lr=config.lr, betas=(0.9, 0.95), weight_decay=0.01)
-        ]
+        self.optimizers = _optimizers(tokenizer, config)
+        self.own = tuple(self.optimizers)  # of the tokenizer itself
         self.optimizers += [self.loss.adversary.optimizer] if self.loss.adversary else []
         self.step = 0
         found = load_checkpoint(out)
@@ -220,19 +245,21 @@ class _Run:
 
     def _train_step(self, now: int) -> dict[str, Tensor]:
         """One update; the terms of the loss."""
-        config, tokenizer, optimizer = self.config, self.tokenizer, self.optimizers[0]
+        config, tokenizer = self.config, self.tokenizer
         lr = config.lr * _cosine(now, config.max_steps)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
+        for optimizer in self.own:
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            optimizer.zero_grad(set_to_none=True)
         batch, noise = _draw(config, self.images, now)
         with mixed_precision(config.device):
             terms, raw = self.loss(batch, noise)
-        optimizer.zero_grad(set_to_none=True)
         self.loss.total(terms).backward()
         norm = torch.nn.utils.clip_grad_norm_(tokenizer.parameters(), 1.0)
         if not torch.isfinite(norm):
             raise ValueError(f"step {now}: the gradient is not finite; lower --lr (now {config.lr})")
-        optimizer.step()
+        for optimizer in self.own:
+            optimizer.step()
         self.ema.update(tokenizer)
         if not config.freeze_encoder:
             _update_statistics(tokenizer, raw.detach().float(), 1.0 if now == 1 else _STATISTICS_MOMENTUM)
@@ -246,10 +273,13 @@ def _draw(config: TokenizerConfig, images: np.ndarray, step: int) -> tuple[Tenso
     """Batch and noise of a step: a function of (seed, step), so that a resumed run sees the same."""
     generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
     rows = torch.randint(len(images), (config.batch_size,), generator=generator).numpy()
-    batch = torch.from_numpy(to_signed(images[rows])).permute(0, 3, 1, 2)
+    room = config.resolution - config.side + 1
+    corners = torch.randint(room, (config.batch_size, 2), generator=generator).tolist() if room > 1 else ()
+    crops = [images[row, y : y + config.side, x : x + config.side] for row, (y, x) in zip(rows, corners, strict=False)]
+    batch = torch.from_numpy(to_signed(np.stack(crops) if crops else images[rows])).permute(0, 3, 1, 2)
     batch = batch.to(config.device, memory_format=torch.channels_last)
     assert config.channels is not None and config.factor is not None
-    side, noise = config.resolution // config.factor, []
+    side, noise = config.side // config.factor, []
     for level in range(1 + config.scale_levels):
         shape = (config.batch_size, config.channels, side >> level, side >> level)
         noise.append(torch.randn(shape, generator=generator).to(config.device))
@@ -291,12 +321,16 @@ def _measure(tokenizer: ConvTokenizer, images: np.ndarray, config: TokenizerConf
 
 def _read_images(config: TokenizerConfig) -> tuple[np.ndarray, str]:
     """The images (N, H, W, 3) uint8, and a fingerprint of what was read."""
-    source = load_source(config.data, max_images=config.max_images)
-    report = ImageReport()
+    batches: list[np.ndarray] = []
+    contents: list[str] = []
     side = config.resolution
-    batches = [images for images, _ in iterate_images(source, side, side, batch_size=1000, report=report)]
-    report.name_skipped()
-    return np.concatenate(batches), report.content
+    for data in config.data:
+        source = load_source(data, max_images=config.max_images)
+        report = ImageReport()
+        batches += [images for images, _ in iterate_images(source, side, side, batch_size=1000, report=report)]
+        report.name_skipped()
+        contents.append(report.content)
+    return np.concatenate(batches), " ".join(contents)
 
 
 def _save_reconstructions(tokenizer: ConvTokenizer, images: np.ndarray, path: Path, device: str) -> None:

@@ -35,16 +35,19 @@ def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.O
         torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.95), fused=fused, foreach=not fused)
     ]
     if muon_matrices:
-        optimizers.append(
-            BatchedMuon(muon_matrices, lr=config.lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw")
-        )
+        optimizers.append(BatchedMuon(muon_matrices, lr=config.lr, weight_decay=config.weight_decay))
     return optimizers
 
 
-class BatchedMuon(torch.optim.Muon):
-    """torch's Muon, the matrices of one shape in one batch: a fraction of the kernels, which is what a small model's
-    step on a GPU waits for. Same options, state and numbers (up to rounding); nesterov momentum and
-    ``match_rms_adamw`` only."""
+class BatchedMuon(torch.optim.Optimizer):
+    """Muon as ``torch.optim.Muon`` has it, the matrices of one shape in one batch: a fraction of the kernels, which is
+    what a small model's step on a GPU waits for. Same state and numbers (up to rounding); nesterov momentum and
+    ``match_rms_adamw`` only. Kernels of convolutions count as matrices (out, in * height * width)."""
+
+    def __init__(self, matrices: list[nn.Parameter], lr: float, weight_decay: float) -> None:
+        coefficients = (3.4445, -4.7750, 2.0315)
+        defaults = {"lr": lr, "weight_decay": weight_decay, "momentum": 0.95, "eps": 1e-7}
+        super().__init__(matrices, {**defaults, "ns_coefficients": coefficients, "ns_steps": 5})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -55,7 +58,7 @@ class BatchedMuon(torch.optim.Muon):
             for matrix in group["params"]:
                 if matrix.grad is not None:
                     alike[matrix.shape].append(matrix)
-            for shape, matrices in alike.items():
+            for matrices in alike.values():
                 grads = [m.grad for m in matrices if m.grad is not None]
                 for matrix in matrices:
                     if "momentum_buffer" not in self.state[matrix]:
@@ -63,10 +66,12 @@ class BatchedMuon(torch.optim.Muon):
                 buffers = [self.state[m]["momentum_buffer"] for m in matrices]
                 torch._foreach_lerp_(buffers, grads, 1 - group["momentum"])
                 updates = torch.stack(torch._foreach_lerp(grads, buffers, group["momentum"]))
-                updates = orthogonal(updates, group["ns_coefficients"], group["ns_steps"], group["eps"])
+                flat = updates.flatten(2)  # (K, out, in)
+                flat = orthogonal(flat, group["ns_coefficients"], group["ns_steps"], group["eps"])
                 torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
-                rate = group["lr"] * 0.2 * max(shape) ** 0.5
-                torch._foreach_add_(matrices, list(updates.to(matrices[0].dtype).unbind()), alpha=-rate)
+                rate = group["lr"] * 0.2 * max(flat.shape[1:]) ** 0.5
+                step = flat.to(matrices[0].dtype).view_as(updates)
+                torch._foreach_add_(matrices, list(step.unbind()), alpha=-rate)
 
 
 def orthogonal(matrices: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
