@@ -277,7 +277,6 @@ def test_one_number_guides_every_stage_but_the_last_as_everywhere() -> None:
         ({"distill_guide": "fashion"}, "--distill-guide fashion has another stages"),
         ({"distill_guide": "."}, "is in its folder final"),
         ({"distill": False, "distill_guide": "fashion"}, "need --distill"),
-        ({"on_policy": 0.5}, "on_policy"),
         ({"distill": False, "distill_steps": (2,)}, "need --distill"),
         ({"distill_substeps": 2}, "1 without distill_steps"),
         ({"distill_steps": (2,), "distill_substeps": 0}, "at least 1"),

@@ -69,11 +69,7 @@ def jump(stage: Stage, end_before: Tensor, fresh: Tensor) -> Tensor:
 
 def interpolate(stage: Stage, z: Tensor, noise: Tensor, t: Tensor) -> PathSample:
     """x_k^t = (1 - t) x_k^0 + t y_k and v_k = y_k - x_k^0 (Eq. 3)."""
-    return path_between(start_point(stage, z, noise), end_point(stage, z, noise), t)
-
-
-def path_between(start: Tensor, end: Tensor, t: Tensor) -> PathSample:
-    """Eq. 3 between two given maps."""
+    start, end = start_point(stage, z, noise), end_point(stage, z, noise)
     return PathSample(torch.lerp(start, end, t.view(-1, 1, 1, 1)), end - start)
 
 

@@ -18,7 +18,7 @@ CHANGEABLE = {
     "data", "max_images", "flip", "batch_size", "warmup", "decay", "weight_decay", "ema", "label_dropout", "t_mean",
     "uniform_t", "seed", "stage_share", "stage_weight", "ends", "rho", "prediction", "context_noise", "head_window",
     "trunk_window",
-    "resolution", "tokenizer", "on_policy", "on_policy_after", "on_policy_from", "images", "class_names", "content",
+    "resolution", "tokenizer", "images", "class_names", "content",
 }  # fmt: skip
 
 
@@ -95,13 +95,6 @@ class TrainConfig(JsonConfig):
     """What the head regresses: v (velocity, default) or x (data)."""
     context_noise: float | None = None
     """Noise on the maps that the trunk reads; default 0.3."""
-    on_policy: float = 0.0
-    """Share of images whose later stages read the model's own maps of the earlier ones in training, as in sampling."""
-    on_policy_after: float = 0.3
-    """Share of the steps before on_policy begins."""
-    on_policy_from: float = 0.5
-    """The model takes over at a time drawn from here to 1 in each stage: nearer to 0 its maps are more its own, and
-    belong less to the image that the next stage has to reach."""
     stage_share: tuple[float, ...] = ()
     """Share of each batch that trains each stage, non-increasing; default 1 each."""
     stage_weight: tuple[float, ...] = ()
@@ -202,9 +195,6 @@ class TrainConfig(JsonConfig):
         if not 0 <= self.label_dropout < 1:
             raise ValueError(f"label_dropout must be in [0, 1), got {self.label_dropout}")
         self._check_finetuning()
-        for name in ("on_policy", "on_policy_after", "on_policy_from"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
         if not 0 <= self.uniform_t <= 1 or not 0 <= self.decay <= 1:
             raise ValueError(f"uniform_t and decay must be in [0, 1], got {self.uniform_t} and {self.decay}")
         if not (0 < self.lr < math.inf and self.clip > 0):
@@ -229,8 +219,8 @@ class TrainConfig(JsonConfig):
             raise ValueError(f"data {self.data} needs init_from, and goes without tokenizer, flip and max_images")
         if self.own_steps and not self.own_samples:
             raise ValueError(f"own_steps is for data {OWN}NUM")
-        if self.distill and (self.init_from is None or self.on_policy):
-            raise ValueError("distill needs init_from, the teacher, and does not go together with on_policy")
+        if self.distill and self.init_from is None:
+            raise ValueError("distill needs init_from, the teacher")
         options = self.distill_guidance, self.distill_guidance_from, self.distill_steps, self.distill_guide
         if self.distill_guide is None and tuple(self.distill_guide_scale) != TrainConfig.distill_guide_scale:
             raise ValueError("distill_guide_scale needs distill_guide, the model that it leads away from")
@@ -247,8 +237,6 @@ class TrainConfig(JsonConfig):
             raise ValueError(f"model must be one of {', '.join(MODEL_KINDS)}, got {self.model!r}")
         if self.model == "dit" and (stages != 1 or self.prediction not in (None, "v") or self.trunk_depth):
             raise ValueError("dit has one stage, no trunk and predicts velocities; leave out those options")
-        if self.on_policy and (stages == 1 or self.prediction == "x"):
-            raise ValueError("on_policy needs several stages and prediction v")
         if stages < 1:
             raise ValueError(f"stages must be at least 1, got {stages}")
         share = shares(self.stage_share, stages)
