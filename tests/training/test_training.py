@@ -24,7 +24,7 @@ from ecar.data.latents import encode_source
 from ecar.data.shards import load_latents
 from ecar.data.source import BadImages, load_source
 from ecar.sampling.pipeline import Pipeline
-from ecar.stages import make_plan, pyramid
+from ecar.stages import make_plan
 from ecar.tokenizers import ConvTokenizer, PixelTokenizer, Tokenizer, load_tokenizer
 from ecar.training import build, loop, loss
 from ecar.training import tokenizer as tokenizer_training
@@ -251,23 +251,6 @@ def test_fewer_rows_in_fine_stages_are_the_same_images_losses() -> None:
     fewer = stage_losses(model, z, labels, draws(model.plan, 6), (6, 4, 1))
     for whole, part, count in zip(everything, fewer, (6, 4, 1), strict=True):
         assert torch.allclose(whole[:count], part, atol=1e-4) and len(part) == count
-
-
-def test_x_prediction_of_the_true_data_has_no_loss() -> None:
-    config = tiny_config(prediction="x", context_noise=0.0)
-    model = random_model(config)
-    z, labels = torch.randn(4, 3, 8, 12), torch.tensor([0, 1, 2, 3])
-    d = draws(model.plan, 4)
-
-    class Oracle(torch.nn.Module):
-        plan, embed_tokens, conditioning = model.head.plan, model.head.embed_tokens, model.head.conditioning
-
-        def forward(self, stage: Any, x: torch.Tensor, *_: Any) -> torch.Tensor:
-            assert x.shape[-2:] == stage.side
-            return pyramid(z, 3)[stage.index]
-
-    model.head = Oracle()  # type: ignore[assignment]
-    assert all(float(x.max()) < 1e-6 for x in stage_losses(model, z, labels, d, (4, 4, 4)))
 
 
 def test_single_stage_training_is_plain_flow_matching() -> None:

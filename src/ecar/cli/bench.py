@@ -37,10 +37,6 @@ class BenchOptions:
     """Blocks of ECAR's transformer; default: the preset's."""
     head_depth: int | None = None
     """Blocks of ECAR's flow head; default: the preset's."""
-    head_window: int = 0
-    """Side of the groups within which the attention of ECAR's head acts on larger maps; 0: all tokens."""
-    trunk_window: int = 0
-    """The same for its transformer."""
     steps: tuple[int, ...] | None = None
     """ECAR's solver steps, one number or one per stage; default 8, then 4 for each finer stage."""
     curve: tuple[str, ...] = ()
@@ -332,7 +328,7 @@ def _ecar(options: BenchOptions, resolution: int) -> tuple[ModelConfig, Sampling
     )  # fmt: skip
     depths = {"trunk_depth": options.trunk_depth, "head_depth": options.head_depth}
     depths = {name: depth for name, depth in depths.items() if depth is not None}
-    config = config.replace(head_window=options.head_window, trunk_window=options.trunk_window, **depths)
+    config = config.replace(**depths)
     steps = options.steps or default_steps(stages)
     if options.steps:
         steps = steps * stages if len(steps) == 1 else steps + steps[-1:] * (stages - options.stages)

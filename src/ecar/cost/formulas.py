@@ -11,7 +11,6 @@ from itertools import pairwise
 from ecar.config import ModelConfig, SamplingConfig
 from ecar.network.block import hidden_width
 from ecar.network.trunk import FOURIER_BANDS
-from ecar.network.windows import windows_of
 from ecar.sampling.solvers import uniform_grid
 from ecar.stages import make_plan
 
@@ -32,11 +31,9 @@ def trunk_flops(config: ModelConfig) -> list[int]:
     result, seen = [], 0
     for stage in make_plan(config.stages):
         n = stage.tokens
-        windowed = windows_of(stage.side, config.trunk_window, 0) is not None
-        keys = seen + (config.trunk_window**2 if windowed else n)
-        seen += 0 if windowed else n
+        seen += n
         embed = 2 * n * config.width * (4 * FOURIER_BANDS + (config.channels if stage.index else 0))
-        result.append(embed + config.trunk_depth * block_flops(config.width, n, keys))
+        result.append(embed + config.trunk_depth * block_flops(config.width, n, seen))
     return result
 
 
@@ -52,8 +49,7 @@ def head_flops(config: ModelConfig) -> list[int]:
             result.append(ends + config.head_depth * block + embedder + 2 * 2 * width**2)
         else:
             time = 2 * 2 * width**2
-            group = config.head_window**2 if windows_of(stage.side, config.head_window, 0) else n
-            result.append(ends + time + config.head_depth * block_flops(width, n, group) + 2 * 2 * width**2)
+            result.append(ends + time + config.head_depth * block_flops(width, n, n) + 2 * 2 * width**2)
     return result
 
 

@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from ecar.config import ModelConfig
 from ecar.network import Trunk
 from ecar.network.head import Head
-from ecar.stages import Stage, make_plan, velocity_from_data
+from ecar.stages import Stage, make_plan
 
 
 class StageModel(nn.Module):
     """p(image | class) = prod_k p(y_k | y_<k, class): ``trunk`` gives M_k, ``head`` the velocity of stage k.
 
     Args:
-        config: sizes, stage plan, class table, prediction.
+        config: sizes, stage plan, class table.
         trunk: ``Trunk``, or what takes its place.
         head: ``Head``, or what takes its place.
     """
@@ -49,15 +49,7 @@ class StageModel(nn.Module):
         """
         if conditioning is None:
             conditioning = self.head.conditioning(stage, t, labels)
-        raw = self.head(stage, x, conditioning, embedded)
-        if self.config.prediction == "x":
-            return velocity_from_data(stage, x.float(), raw, t)
-        return raw * self.velocity_scale(stage)
-
-    def target(self, stage: Stage, x: Tensor, z: Tensor, velocity: Tensor, t: Tensor) -> Tensor:
-        """What ``velocity`` is compared with in training: v_k; under x-prediction the velocity that the true data
-        z_k give, so that the clamp near t = 1 acts on both sides and a perfect prediction has no loss."""
-        return velocity_from_data(stage, x, z, t) if self.config.prediction == "x" else velocity
+        return self.head(stage, x, conditioning, embedded) * self.velocity_scale(stage)
 
     def velocity_scale(self, stage: Stage) -> float:
         """Standard deviation of the stage's velocity on the training data; 1 where it was not measured."""

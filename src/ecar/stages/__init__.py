@@ -11,7 +11,6 @@ from ecar.stages.path import (
     noise_of_stage,
     noises,
     start_point,
-    velocity_from_data,
     velocity_std,
 )
 from ecar.stages.plan import Stage, make_plan
@@ -36,6 +35,5 @@ __all__ = [
     "to_map",
     "to_tokens",
     "up",
-    "velocity_from_data",
     "velocity_std",
 ]

@@ -83,22 +83,6 @@ def velocity_std(stage: Stage, z: Tensor) -> float:
     return math.sqrt(data.double().square().mean().item() + (stage.end - stage.start) ** 2)
 
 
-def velocity_from_data(stage: Stage, x: Tensor, z: Tensor, t: Tensor) -> Tensor:
-    """v_k from the point x_k^t and (an estimate of) z_k: the linear algebra behind x-prediction.
-
-    In the low band x = alpha z + (1 - alpha) n with alpha = (1 - t) a + t b; in the detail band the data's share is
-    t b. 1 - alpha vanishes at t = 1 of the last stage and is held at 0.05 from below, as in JiT (2511.13720).
-    """
-    t = t.view(-1, 1, 1, 1)
-    alpha = (1 - t) * stage.start + t * stage.end
-    low_z = low_band(z) if stage.index else z
-    # Data part of x: alpha in the low band, t b in the detail band.
-    data = alpha * low_z + t * stage.end * (z - low_z)
-    noise = (x - data) / (1 - alpha).clamp_min(0.05)
-    low_a = stage.start * low_z if stage.index else torch.zeros_like(z)
-    return stage.end * z - low_a + (stage.start - stage.end) * noise
-
-
 def data_from_end(stage: Stage, y: Tensor, velocity: Tensor) -> Tensor:
     """z_k from the end of a stage, y = y_k, and the velocity there: Eq. 1 and 3 solved for the data.
 

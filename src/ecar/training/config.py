@@ -9,15 +9,14 @@ from typing import Any
 from ecar.config import MODEL_KINDS, JsonConfig, Side
 
 TOKENIZER_SIZES = {"channels": 4, "factor": 4, "widths": (32, 64, 128), "depth": 2, "patch": 1}
-_DEFAULTS = {"model": "ecar", "preset": "ti", "resolution": (32,), "rho": 0.7, "prediction": "v", "context_noise": 0.3}
+_DEFAULTS = {"model": "ecar", "preset": "ti", "resolution": (32,), "rho": 0.7, "context_noise": 0.3}
 
 OWN = "self:"  # data that are samples of the model itself
 
 # What --allow-change may name: all but the shapes of weights and optimizers. The last three are properties of the data.
 CHANGEABLE = {
     "data", "max_images", "flip", "batch_size", "warmup", "decay", "weight_decay", "ema", "label_dropout", "t_mean",
-    "uniform_t", "seed", "stage_share", "stage_weight", "ends", "rho", "prediction", "context_noise", "head_window",
-    "trunk_window",
+    "uniform_t", "seed", "stage_share", "stage_weight", "ends", "rho", "context_noise",
     "resolution", "tokenizer", "images", "class_names", "content",
 }  # fmt: skip
 
@@ -86,13 +85,6 @@ class TrainConfig(JsonConfig):
     """Overrides the preset's trunk blocks."""
     head_depth: int | None = None
     """Overrides the preset's head blocks."""
-    head_window: int | None = None
-    """Side of the groups of tokens within which the head's attention acts on larger maps, squares and grids in turn;
-    default 0, all see each other. For maps of 32 and more, where attention costs more than the rest."""
-    trunk_window: int | None = None
-    """The same for the trunk: a token of a larger map sees a group of its own stage and all stages up to this side."""
-    prediction: str | None = None
-    """What the head regresses: v (velocity, default) or x (data)."""
     context_noise: float | None = None
     """Noise on the maps that the trunk reads; default 0.3."""
     stage_share: tuple[float, ...] = ()
@@ -235,8 +227,8 @@ class TrainConfig(JsonConfig):
         """Check the options that have one entry per stage, and fill in their defaults."""
         if self.model not in MODEL_KINDS:
             raise ValueError(f"model must be one of {', '.join(MODEL_KINDS)}, got {self.model!r}")
-        if self.model == "dit" and (stages != 1 or self.prediction not in (None, "v") or self.trunk_depth):
-            raise ValueError("dit has one stage, no trunk and predicts velocities; leave out those options")
+        if self.model == "dit" and (stages != 1 or self.trunk_depth):
+            raise ValueError("dit has one stage and no trunk; leave out those options")
         if stages < 1:
             raise ValueError(f"stages must be at least 1, got {stages}")
         share = shares(self.stage_share, stages)

@@ -232,7 +232,7 @@ def _frozen(option: str, name: str, fingerprint: str, student: ModelConfig) -> S
     scaled_alike = len(before) == len(now) and all(abs(a - b) <= near * b for a, b in zip(before, now, strict=True))
     if theirs.config.tokenizer != student.tokenizer or not scaled_alike:
         raise ValueError(f"--distill: these latents are not those that {name} was trained on")
-    own = ("width", "heads", "trunk_depth", "head_depth", "head_window", "trunk_window", "prediction", "velocity_std")
+    own = ("width", "heads", "trunk_depth", "head_depth", "velocity_std")
     model = build_model(student.replace(**{key: getattr(theirs.config, key) for key in own}))
     done = transfer(theirs.state_dict(), theirs.config, model)
     if done.fresh:

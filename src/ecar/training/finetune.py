@@ -94,10 +94,7 @@ class Source:
             "resolution": side[:1] if side[0] == side[1] else side,
             "stages": stages,
             "rho": before.stages.rho,
-            "prediction": before.prediction,
             "context_noise": before.context_noise,
-            "head_window": before.head_window or None,
-            "trunk_window": before.trunk_window or None,
         }
         if stages == len(before.stages.ends):
             defaults["ends"] = before.stages.ends

@@ -55,15 +55,13 @@ def stage_losses(
     losses = []
     for stage, count in zip(model.plan, rows, strict=True):
         t = draws.times[stage.index, :count]
-        data = maps[stage.index][:count]
-        sample = interpolate(stage, data, noise[stage.index][:count], t)
+        sample = interpolate(stage, maps[stage.index][:count], noise[stage.index][:count], t)
         embedded = model.head.embed_tokens(stage, tokens[stage.index])
         predicted = model.velocity(stage, sample.x, t, embedded, labels[:count])
+        target = sample.velocity
         if teacher is not None and theirs is not None:
             with torch.no_grad():
                 target = teacher.target(stage, sample.x, t, labels[:count], *(maps[stage.index] for maps in theirs))
-        else:
-            target = model.target(stage, sample.x, data, sample.velocity, t)
         error = (predicted - target).float() / model.velocity_scale(stage)
         losses.append(error.square().mean((1, 2, 3)))
     return losses
