@@ -141,10 +141,8 @@ class SamplingConfig(JsonConfig):
     """Guidance scale per stage; 1 is off."""
     solver: str = "euler"
     """euler, heun or ab2 (Adams-Bashforth, two steps)."""
-    guidance_on: str = "velocity"
-    """Where guidance acts: velocity (two head passes a step) or tokens (one)."""
     guidance_from: tuple[float, ...] = ()
-    """Time of each stage, in [0, 1), from which guidance on velocities acts; before it a step takes one head pass.
+    """Time of each stage, in [0, 1), from which guidance acts (two head passes a step; before it one).
     Empty: everywhere."""
     fixed_steps: bool = False
     """The model was distilled for just these steps and this solver; others give worse images."""

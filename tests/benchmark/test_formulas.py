@@ -25,7 +25,7 @@ def dit_config(patch: int) -> ModelConfig:
 CASES = [
     (tiny_config(), SamplingConfig(steps=(3, 2, 2), guidance=(1.0, 1.0, 1.0), solver="ab2")),
     (tiny_config(), SamplingConfig(steps=(3, 2, 1), guidance=(2.0, 1.0, 1.0), solver="heun")),
-    (tiny_config(width=64, heads=4), SamplingConfig(steps=(4, 1, 2), guidance=(1.0, 2.0, 1.0), guidance_on="tokens")),
+    (tiny_config(width=64, heads=4), SamplingConfig(steps=(4, 1, 2), guidance=(1.0, 2.0, 1.0))),
     (tiny_config(), SamplingConfig(steps=(4, 3, 2), guidance=(2.0, 1.5, 1.0), guidance_from=(0.5, 0.3, 0.0))),
     (tiny_config(), SamplingConfig(steps=(3, 1, 2), guidance=(2.0, 1.0, 2.0), guidance_from=(0.5,) * 3, solver="heun")),
     (tiny_config(), SamplingConfig(steps=(3, 1, 1), guidance=(1.5, 1.5, 2.0), solver="heun")),

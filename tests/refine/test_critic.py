@@ -285,3 +285,12 @@ def test_wrong_input_is_one_line_and_exit_code_2(
     error = capsys.readouterr().err.strip()
     assert word in error and "\n" not in error
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["cifar10", "fashion"])
+def test_a_bundled_critic_is_of_its_models_weights_and_default_settings(name: str) -> None:
+    """Rewritten configurations left critics behind that warned of other settings."""
+    model = resolve_model(name)
+    about, settings = load_critic(model / "critic.safetensors").about, Pipeline.from_pretrained(model).settings()
+    assert about["weights"] == weights_fingerprint(model)
+    assert about["settings"] == json.loads(json.dumps(settings.to_json()))

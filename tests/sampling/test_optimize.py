@@ -121,10 +121,9 @@ def test_sampling_reads_no_value_back_from_the_device() -> None:
             before = (2, model.config.channels, stage.side[0] // 2, stage.side[1] // 2)
             noise.append(StageNoise(torch.empty(shape), torch.empty(before) if stage.index else None))
         count = len(model.plan)
-        for where in ("velocity", "tokens"):
-            settings = SamplingConfig(steps=(2,) * count, guidance=(1.5,) * count, solver="ab2", guidance_on=where)
-            z = sample_latents(model, torch.zeros(2, dtype=torch.int64), noise, settings)
-            assert z.shape == (2, model.config.channels, *model.plan[-1].side)
+        settings = SamplingConfig(steps=(2,) * count, guidance=(1.5,) * count, solver="ab2")
+        z = sample_latents(model, torch.zeros(2, dtype=torch.int64), noise, settings)
+        assert z.shape == (2, model.config.channels, *model.plan[-1].side)
 
 
 def test_no_tensor_comes_from_the_host_while_stages_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 # What decides the images that a model makes.
 _SAMPLING = (
-    *("steps", "guidance", "solver", "guidance_on", "guidance_from", "seed"),
+    *("steps", "guidance", "solver", "guidance_from", "seed"),
     *("dtype", "compile", "quantize", "decoder", "candidates", "acceptance", "critic"),
 )
 
@@ -74,8 +74,6 @@ class EvaluateOptions:
     """Guidance scale, one number or one per stage; default: the model's."""
     solver: str | None = None
     """euler, heun or ab2; default: the model's."""
-    guidance_on: str | None = None
-    """velocity or tokens; default: the model's."""
     guidance_from: tuple[float, ...] | None = None
     """Time of a stage, in [0, 1), from which guidance acts, one number or one per stage; default: the model's."""
     candidates: int = 1
@@ -216,7 +214,7 @@ def _fast(options: EvaluateOptions) -> dict[str, Any]:
 
 def _settings(options: EvaluateOptions, pipe: Pipeline) -> SamplingConfig:
     steps, guidance = one_or_all(options.steps), one_or_all(options.guidance)
-    return pipe.settings(steps, guidance, options.solver, options.guidance_on, one_or_all(options.guidance_from))
+    return pipe.settings(steps, guidance, options.solver, one_or_all(options.guidance_from))
 
 
 def _read(options: EvaluateOptions) -> Samples:

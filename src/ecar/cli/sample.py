@@ -53,8 +53,6 @@ class SampleOptions:
     """Guidance scale, one number (all stages but the last) or one per stage; 1 is off; default: the model's."""
     solver: str | None = None
     """euler, heun or ab2; default: the model's."""
-    guidance_on: str | None = None
-    """velocity or tokens; default: the model's."""
     guidance_from: tuple[float, ...] | None = None
     """Time of a stage, in [0, 1), from which guidance acts, one number or one per stage; default: the model's."""
     candidates: int = 1
@@ -139,7 +137,6 @@ def run(arguments: Sequence[str]) -> None:
         steps=one_or_all(options.steps),
         guidance=one_or_all(options.guidance),
         solver=options.solver,
-        guidance_on=options.guidance_on,
         guidance_from=one_or_all(options.guidance_from),
         candidates=options.candidates,
         acceptance=options.acceptance,

@@ -93,7 +93,7 @@ def sampling_flops(config: ModelConfig, settings: SamplingConfig) -> dict[str, l
     trunk = [cost + (cost - positions[k] if k < guided_until else 0) for k, cost in enumerate(trunk_flops(config))]
     head = []
     for k, (step, embed) in enumerate(zip(head_flops(config), token_flops(config), strict=True)):
-        copies = 2 if settings.guidance[k] != 1 and settings.guidance_on == "velocity" else 1
+        copies = 2 if settings.guidance[k] != 1 else 1
         start = settings.guidance_from[k] if settings.guidance_from else 0.0
         times = evaluation_times(settings.steps[k], settings.solver)
         passes, distinct = (sum(copies if t >= start else 1 for t in some) for some in (times, set(times)))

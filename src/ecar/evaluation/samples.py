@@ -78,8 +78,7 @@ def make_samples(
         start = time.perf_counter()
         output = pipe(
             labels, seeds=[seed + i for i in ids], batch_size=batch, steps=settings.steps, guidance=settings.guidance,
-            solver=settings.solver, guidance_on=settings.guidance_on, guidance_from=settings.guidance_from,
-            candidates=candidates, acceptance=acceptance,
+            solver=settings.solver, guidance_from=settings.guidance_from, candidates=candidates, acceptance=acceptance,
         )  # fmt: skip
         seconds = time.perf_counter() - start
         images = np.stack([np.asarray(image) for image in output.images])

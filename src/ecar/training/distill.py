@@ -160,8 +160,6 @@ def check_distill(
     else:
         scales, starts = (own.guidance, own.guidance_from) if own else (plain, ())
         starts = tuple(config.distill_guidance_from) or starts
-        if own is not None and own.guidance_on != "velocity" and scales != plain:
-            raise ValueError("--distill follows guidance on velocities, not on tokens: give --distill-guidance")
     steps, starts = _per_stage(tuple(config.distill_steps), stages), _per_stage(starts, stages) or (0.0,) * stages
     if config.distill_guide is not None:
         _check_guide(config.distill_guide, tuple(config.distill_guide_scale), teacher)

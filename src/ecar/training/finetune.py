@@ -121,7 +121,7 @@ class Source:
         if own is not None and not own.fixed_steps and len(own.steps) == stages:
             if not model.num_classes:
                 plain = (1.0,) * stages
-                own = dataclasses.replace(own, guidance=plain, guidance_on="velocity", guidance_from=())
+                own = dataclasses.replace(own, guidance=plain, guidance_from=())
             model = model.replace(sampling=own)
         levels = [(plan.ends, plan.rho) for plan in (before.stages, model.stages)]
         if levels[0] == levels[1] and model.velocity_std and before.tokenizer in ("", model.tokenizer):
