@@ -12,7 +12,7 @@ from typing import Any, Self
 
 Side = tuple[int, int]
 MODEL_KINDS = ("ecar", "dit")
-PATHS = ("data", "tokenizer", "init_from", "distill_guide")  # options of a training that may be places on a machine
+PATHS = ("data", "tokenizer", "init_from")  # options of a training that may be places on a machine
 _HAND_OVER = 0.7  # b_k of every stage but the last: docs/study.md
 _RHO = 0.7
 

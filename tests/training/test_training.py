@@ -312,7 +312,6 @@ def test_times_of_each_stage_follow_its_own_location_and_its_uniform_share() -> 
         ({"warmup": -5}, "warmup"),
         ({"stages": 2, "stage_weight": (-1.0, 1.0)}, "stage_weight"),
         ({"stages": 2, "t_mean": (math.nan, 0.0)}, "t_mean"),
-        ({"distill_guide_scale": (3.0,)}, "needs distill_guide"),
     ],
 )
 def test_wrong_options_are_refused(changes: dict[str, Any], word: str) -> None:

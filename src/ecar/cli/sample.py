@@ -14,7 +14,6 @@ import tyro
 from ecar.cli.options import (
     check_critic,
     check_dtype,
-    check_quantize,
     one_or_all,
     output_file,
     parse,
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 
 MOST_PIXELS = 1 << 28  # of a sheet: more than that takes gigabytes, and few programs open it
 MOST_GIF_SIDE = 65_535  # the format has two bytes for it
-_TOLD = ("candidates", "acceptance", "dtype", "compile", "quantize", "cuda_graphs", "decoder")  # as they are
+_TOLD = ("candidates", "acceptance", "dtype", "compile", "cuda_graphs", "decoder")  # as they are
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,8 +75,6 @@ class SampleOptions:
     """fp32 or bf16."""
     compile: bool = False
     """Compile the model first: a minute (on CPU it needs g++), then faster; for many images."""
-    quantize: str | None = None
-    """int8: matrix products in int8; worth it with --compile."""
     cuda_graphs: bool = False
     """Record the head's passes as CUDA graphs and replay them: for few images on a GPU."""
     decoder: str | None = None
@@ -117,7 +114,6 @@ def run(arguments: Sequence[str]) -> None:
     if options.per_class < 1 or options.scale < 0:
         raise ValueError("--per-class must be at least 1 and --scale at least 0")
     check_dtype(options.dtype)
-    check_quantize(options.quantize)
 
     from ecar import Pipeline, __version__
     from ecar.pretrained.folders import weights_fingerprint
@@ -125,8 +121,7 @@ def run(arguments: Sequence[str]) -> None:
     options = replace(options, dtype=usable_dtype(options.dtype, options.device))
     pipe = Pipeline.from_pretrained(
         options.model, device=options.device, dtype=torch_dtype(options.dtype), compile=options.compile,
-        quantize=options.quantize, cuda_graphs=options.cuda_graphs, adapter=options.adapter, decoder=options.decoder,
-        critic=options.critic,
+        cuda_graphs=options.cuda_graphs, adapter=options.adapter, decoder=options.decoder, critic=options.critic,
     )  # fmt: skip
     labels = [label for label in _classes(options.classes, pipe) for _ in range(options.per_class)]
     _check_size(options, files, len(labels), pipe.model.config.image_side)

@@ -93,7 +93,6 @@ class Pipeline:
         device: str = "auto",
         dtype: torch.dtype = torch.float32,
         compile: bool = False,
-        quantize: str | None = None,
         cuda_graphs: bool = False,
         adapter: str | Path | None = None,
         decoder: str | Path | None = None,
@@ -106,7 +105,6 @@ class Pipeline:
             device: auto, cpu, cuda, ...
             dtype: of weights and activations.
             compile: compile the blocks: worth it for many images of one batch size (the first batch takes a minute).
-            quantize: "int8", see ``ecar.sampling.optimize``.
             cuda_graphs: replay the head's passes instead of launching their kernels, for few images on a GPU.
             adapter: folder of a LoRA adapter of this model (``ecar train --lora-rank``), merged into the weights.
             decoder: decode with another one than the model's tokenizer has: see ``ecar.tokenizers.load_decoder``.
@@ -130,12 +128,12 @@ class Pipeline:
             pipe.decoder = load_decoder(decoder, tokenizer).to(device).eval()
         if adapter is None:  # with one, the samples are others
             pipe.critic_file = critic_file(resolve_model(name)) if critic is None else Path(critic)
-        pipe.optimize(compile=compile, quantize=quantize, cuda_graphs=cuda_graphs)
+        pipe.optimize(compile=compile, cuda_graphs=cuda_graphs)
         return pipe
 
-    def optimize(self, *, compile: bool = False, quantize: str | None = None, cuda_graphs: bool = False) -> None:
+    def optimize(self, *, compile: bool = False, cuda_graphs: bool = False) -> None:
         """Make this pipeline faster, in place: see ``ecar.sampling.optimize``."""
-        optimize(self.model, compile=compile, quantize=quantize, cuda_graphs=cuda_graphs)
+        optimize(self.model, compile=compile, cuda_graphs=cuda_graphs)
         self.fixed_shapes |= compile or cuda_graphs
 
     def push_to_hub(self, repo_id: str, *, private: bool = False, license: str | None = None) -> str:

@@ -54,16 +54,9 @@ class TrainConfig(JsonConfig):
     settings, with their guidance_from."""
     distill_guidance_from: tuple[float, ...] = ()
     """Time of each stage from which the teacher's guidance acts; default 0, with --distill-guidance."""
-    distill_guide: str | None = None
-    """A weaker model of the same latents (folder, bundled name or Hub id), as of an eighth of the training: the teacher
-    is guided away from its mistakes too (autoguidance)."""
-    distill_guide_scale: tuple[float, ...] = (1.15,)
-    """Scale of that guidance, one for all stages or one per stage; 1 is off."""
     distill_steps: tuple[int, ...] = ()
     """Also take fewer steps: Euler steps per stage, each of which learns what the teacher does in a midpoint step (two
     velocities). The model is then for these steps only."""
-    distill_substeps: int = 1
-    """Midpoint steps of the teacher in each of these: more are nearer to what it does at any number of steps."""
     model: str | None = None
     """ecar (default), or dit: the baseline (diffusers' DiT under single-scale flow matching, trunk + head blocks
     deep)."""
@@ -213,15 +206,10 @@ class TrainConfig(JsonConfig):
             raise ValueError(f"own_steps is for data {OWN}NUM")
         if self.distill and self.init_from is None:
             raise ValueError("distill needs init_from, the teacher")
-        options = self.distill_guidance, self.distill_guidance_from, self.distill_steps, self.distill_guide
-        if self.distill_guide is None and tuple(self.distill_guide_scale) != TrainConfig.distill_guide_scale:
-            raise ValueError("distill_guide_scale needs distill_guide, the model that it leads away from")
-        if not self.distill and any(options):
-            raise ValueError("distill_guidance, distill_guidance_from, distill_guide and distill_steps need --distill")
+        if not self.distill and any((self.distill_guidance, self.distill_guidance_from, self.distill_steps)):
+            raise ValueError("distill_guidance, distill_guidance_from and distill_steps need --distill")
         if self.distill_steps and any(self.t_mean):
             raise ValueError("distill_steps trains at the times where its steps start: leave out t_mean")
-        if self.distill_substeps < 1 or (self.distill_substeps > 1 and not self.distill_steps):
-            raise ValueError(f"distill_substeps is at least 1, and 1 without distill_steps: {self.distill_substeps}")
 
     def _check_stages(self, stages: int) -> None:
         """Check the options that have one entry per stage, and fill in their defaults."""

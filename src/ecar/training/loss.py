@@ -100,13 +100,9 @@ def token_maps(
 @torch.no_grad()
 def teacher_tokens(
     teacher: Teacher, ends: list[Tensor], labels: Tensor, draws: Draws, rows: tuple[int, ...]
-) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """M_k of the teacher for the classes and for the null class, and of its guide; where it has no such guidance, the
-    first ones again."""
-    tokens = token_maps(teacher.model, ends, labels, draws, rows)
-    null = weak = tokens
+) -> tuple[list[Tensor], list[Tensor]]:
+    """M_k of the teacher for the classes and for the null class; without guidance, the first ones again."""
+    tokens = null = token_maps(teacher.model, ends, labels, draws, rows)
     if any(scale != 1 for scale in teacher.guidance):
         null = token_maps(teacher.model, ends, teacher.null(labels), draws, rows)
-    if teacher.guide is not None:
-        weak = token_maps(teacher.guide, ends, labels, draws, rows)
-    return tokens, null, weak
+    return tokens, null
