@@ -208,6 +208,11 @@ class ModelConfig(JsonConfig):
             raise ValueError(f"velocity_std needs one entry per stage, got {self.velocity_std}")
 
     @property
+    def has_trunk(self) -> bool:
+        """Whether there is a trunk, with stages to read; dit is all head."""
+        return self.trunk_depth > 0
+
+    @property
     def null_class(self) -> int:
         """Row of the class table that stands for "no class"."""
         return self.num_classes

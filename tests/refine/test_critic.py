@@ -190,13 +190,6 @@ def test_candidates_without_a_critic_or_with_one_of_another_model_are_refused(fa
     shutil.copytree(fashion, plain, ignore=shutil.ignore_patterns("critic.safetensors"))
     with pytest.raises(ValueError, match="plain has no critic"):
         Pipeline.from_pretrained(plain)([0], candidates=2)
-    old = critic(fashion)
-    old.quantiles = None
-    old.save(tmp_path / "old.safetensors")
-    pipe = Pipeline.from_pretrained(fashion, critic=tmp_path / "old.safetensors")
-    assert len(pipe([0], candidates=2).images) == 1
-    with pytest.raises(ValueError, match="before acceptance"):
-        pipe([0], candidates=2, acceptance=0.5)
     critic(fashion, weights="0123").save(tmp_path / "c.safetensors")
     with pytest.raises(ValueError, match="made for the model with weights 0123"):
         Pipeline.from_pretrained(fashion, critic=tmp_path / "c.safetensors")([0], candidates=2)

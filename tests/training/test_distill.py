@@ -199,7 +199,7 @@ def test_a_student_of_fewer_blocks_follows_the_whole_teacher(data: Path, tmp_pat
     config = student(data, tmp_path / "run", source, trunk_depth=1, head_depth=1, device="cpu")
     found = Source.find(config, tmp_path / "new")
     assert found is not None
-    theirs, original = Teacher.load(config, found, small).model, load_model(source)[0]
+    theirs, original = Teacher.load(config, found.fingerprint, found.config, small).model, load_model(source)[0]
     assert len(theirs.head.blocks) == 2 and len(theirs.trunk.blocks) == 2
     assert torch.equal(theirs.head.blocks[1].mlp.w_in.weight, original.head.blocks[1].mlp.w_in.weight)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,17 @@ class StageModel(nn.Module):
         self.config = config
         self.plan = make_plan(config.stages)
         self.trunk, self.head = trunk, head
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """All blocks: of the trunk, then of the head."""
+        return cast(list[nn.Module], [*self.trunk.blocks, *self.head.blocks])
+
+    @property
+    def units(self) -> list[nn.Module]:
+        """Modules that are called as one, where weights are cut over processes: every block, and before it the part of
+        it that is called from outside."""
+        return [unit for block in self.blocks for unit in (cast(nn.Module, block.modulation), block)]
 
     def velocity(
         self, stage: Stage, x: Tensor, t: Tensor, embedded: Tensor, labels: Tensor, conditioning: Any = None
@@ -60,7 +71,7 @@ class StageModel(nn.Module):
         the whole network as one graph takes several and runs no faster."""
         # One graph per kind of block, stage, row count and gradient mode; past the limit, blocks would run uncompiled.
         torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 512
-        for block in (*self.trunk.blocks, *self.head.blocks):
+        for block in self.blocks:
             block.compile(dynamic=False)
 
     @property

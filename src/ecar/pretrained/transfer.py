@@ -129,7 +129,7 @@ def _rows_in_words(before: ModelConfig, now: ModelConfig, classes: dict[int, int
     if gone:
         named = [before.class_names[i] if before.class_names else str(i) for i in gone]
         notes.append(f"left out of the source: the rows of {len(gone)} classes ({_some(named)})")
-    if now.kind == "ecar":
+    if now.has_trunk:
         count = len(now.stages.sides)
         if missing := [str(i + 1) for i in range(count) if i not in stages]:
             notes.append(f"initialised fresh: the stage rows of stage {', '.join(missing)} of {count}")

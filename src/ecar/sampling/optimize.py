@@ -70,7 +70,7 @@ def optimize(model: StageModel, *, compile: bool = False, cuda_graphs: bool = Fa
         graph_head(model)  # its check comes first; nothing is recorded before the first pass
     if compile:
         if model.device.type == "cpu" and model.dtype == torch.bfloat16 and computes_bfloat16(model.device):
-            _pack([*model.trunk.blocks, *model.head.blocks])
+            _pack(model.blocks)
         model.compile_blocks()
 
 

@@ -13,7 +13,6 @@ Where a stage ends before the data, its previews ask for the velocity at t = 1: 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -27,9 +26,6 @@ from ecar.sampling.guidance import coarse_guidance, guide
 from ecar.sampling.loop import check_settings
 from ecar.stages import Stage
 from ecar.training.config import TrainConfig
-
-if TYPE_CHECKING:
-    from ecar.training.finetune import Source
 
 
 @dataclass(frozen=True)
@@ -51,21 +47,23 @@ class Teacher:
     halving: bool = False
 
     @classmethod
-    def load(cls, config: TrainConfig, source: Source, student: ModelConfig) -> Teacher:
+    def load(cls, config: TrainConfig, fingerprint: str, source: ModelConfig, student: ModelConfig) -> Teacher:
         """The source of the run as its teacher.
 
         Args:
             config: options of the run.
-            source: the model that it started from.
+            fingerprint: of the weights that it started from.
+            source: their configuration.
             student: configuration of the model that is trained.
 
         Raises:
             ValueError: its weights changed since the run began, another data or stage layout than the
                 student's, or nothing to distil.
         """
-        model = _frozen(source.name, source.fingerprint, student)
-        scales, starts, steps = check_distill(config, source.config, student)
-        halving = source.config.sampling is not None and source.config.sampling.fixed_steps
+        assert config.init_from is not None
+        model = _frozen(config.init_from, fingerprint, student)
+        scales, starts, steps = check_distill(config, source, student)
+        halving = source.sampling is not None and source.sampling.fixed_steps
         return cls(model.to(config.device), scales, starts, steps, halving)
 
     def sampling(self) -> SamplingConfig:
