@@ -190,7 +190,7 @@ def _metadata(side: Path, read: ReadOptions) -> dict[str, Any]:
     rows = list(_csv_rows(side) if side.suffix == ".csv" else _json_rows(side))
     columns = list(dict.fromkeys(column for row in rows for column in row))
     if _PATH_COLUMN not in columns:
-        if read.label_column is None:
+        if read.label_column is None and choose_label(columns, None, str(side)) is None:
             return _NOTHING
         raise ValueError(f"{side}: no column {_PATH_COLUMN} among {', '.join(columns)}")
     chosen = choose_label(columns, read.label_column, str(side), never=[_PATH_COLUMN])
@@ -217,7 +217,10 @@ def _tidy(name: str) -> str:
 def _csv_rows(side: Path) -> Iterable[Mapping[str, Any]]:
     try:
         with open(side, encoding="utf-8-sig", newline="") as file:
-            for row in csv.DictReader(file, skipinitialspace=True):
+            head = file.readline()
+            file.seek(0)
+            comma = max(",;\t", key=head.count)  # as spreadsheets write them in other languages
+            for row in csv.DictReader(file, delimiter=comma, skipinitialspace=True):
                 yield {key: value for key, value in row.items() if key is not None}
     except (csv.Error, UnicodeDecodeError) as error:
         raise ValueError(f"{side}: cannot be read ({error}); mend it, or move it away") from None

@@ -42,8 +42,9 @@ class RealImages(NamedTuple):
     class_names: tuple[str, ...]
 
 
-def read_images(data: str, read: ReadOptions, height: int, width: int, num: int | None) -> RealImages:
-    """The images of a data set; ``num`` takes a seeded choice."""
+def read_images(data: str, read: ReadOptions | str, height: int, width: int, num: int | None) -> RealImages:
+    """The images of a data set, read by its options or by the name of a split; ``num`` takes a seeded choice."""
+    read = ReadOptions(split=read) if isinstance(read, str) else read
     source = load_source(data, read, max_images=num)
     report = ImageReport()
     batches = list(iterate_images(source, height, width, batch_size=1000, report=report))
