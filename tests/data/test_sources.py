@@ -17,6 +17,7 @@ from PIL import Image
 
 from ecar.cli import encode
 from ecar.cli.main import main
+from ecar.data import feed
 from ecar.data.images import decode_image
 from ecar.data.shards import load_latents
 from ecar.data.source import ImageSource, ReadOptions, load_source
@@ -266,6 +267,37 @@ def test_files_that_differ_say_which_and_how(tmp_path: Path) -> None:
     (tmp_path / "1.parquet").write_bytes((tmp_path / "0.parquet").read_bytes()[:50])
     with pytest.raises(ValueError, match=r"1\.parquet: cannot be read as parquet \(Parquet magic"):
         load_source(str(tmp_path))
+
+
+def test_a_table_of_the_hub_is_read_by_the_same_rules(monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    kinds = {"annotation": datasets.Image(), "img": datasets.Image(), "target": datasets.ClassLabel(names=["b", "a"])}
+    rows = {"annotation": cells(9, 9), "img": cells(1, 2), "target": [1, 0]}
+    made = datasets.Dataset.from_dict(rows, features=datasets.Features(kinds))
+    plain = datasets.Dataset.from_dict({"picture": [picture(3), picture(4)], "animal": ["x", "y"]})
+    for hub, read in ((made, ReadOptions()), (plain, ReadOptions(label_column="animal"))):
+        monkeypatch.setattr(datasets, "load_dataset", lambda *_, hub=hub, **__: hub)
+        source = load_source("owner/name", read)
+        assert values(source) == ([1, 2] if hub is made else [3, 4])
+        assert labels(source) == (["a", "b"] if hub is made else ["x", "y"])
+        monkeypatch.setattr(datasets, "load_dataset", lambda *_, hub=hub, **__: hub.to_iterable_dataset())
+        monkeypatch.setattr(feed, "_hub_revision", lambda _: "0")
+        stream = feed.open_stream("owner/name", read)
+        samples = list(stream.samples(0))
+        assert [s.data for s in samples] == [source.read(0), source.read(1)]
+        assert [s.label for s in samples] == ([1, 0] if hub is made else ["x", "y"])
+
+
+def test_the_reason_of_an_error_of_the_hub_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+
+    def fails(*_: Any, **__: Any) -> None:
+        cause = ValueError("Couldn't cast\nimage: binary\nbecause column names don't match")
+        raise datasets.exceptions.DatasetGenerationError("An error occurred while generating the dataset") from cause
+
+    monkeypatch.setattr(datasets, "load_dataset", fails)
+    with pytest.raises(ValueError, match="image: binary because column names don't match"):
+        load_source("owner/name")
 
 
 # Archives beside each other, and splits
