@@ -65,7 +65,9 @@ def choose_columns(
         raise ValueError(f"{where}: the column {label!r} holds images, not labels")
     labels = f"labels: column {label}" if label else f"no column of labels among {', '.join(kinds)}"
     names = classes.get(label, ()) if label else ()
-    return Columns(image=image, label=label, class_names=names, note=f"images: column {image}; {labels}")
+    rest = [column for column in pictures if column != image]
+    others = f" (not {', '.join(rest)})" if rest else ""
+    return Columns(image=image, label=label, class_names=names, note=f"images: column {image}{others}; {labels}")
 
 
 def _choose_image(

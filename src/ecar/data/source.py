@@ -98,7 +98,7 @@ class ImageSource:
     def in_words(self) -> list[str]:
         """Lines for people: images, classes, and what is left out."""
         of = f" of {len(self.rows):,}" if len(self.rows) > len(self) else ""
-        classes = [f"{name} {count:,}" for name, count in self.classes().items()]
+        classes = [f"{name}: {count:,}" for name, count in self.classes().items()]
         named = f"classes: {len(self.class_names):,} ({shortened(classes, _SHOWN)})" if classes else "classes: none"
         lines = [f"{printable(self.name)}: images: {len(self):,}{of} ({self.note}); {named}"]
         for reason, names in self.left_out.items():
