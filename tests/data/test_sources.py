@@ -247,7 +247,7 @@ def test_rows_are_read_in_any_order_over_row_groups_and_files(tmp_path: Path) ->
 
 def test_addresses_and_columns_of_numbers_are_no_images(tmp_path: Path) -> None:
     path = str(table(tmp_path / "x.parquet", {"url": ["https://x.org/0.png"], "n": [1]}))
-    with pytest.raises(ValueError, match="no column of images among url, n"):
+    with pytest.raises(ValueError, match=r"no column of images among url \(text\), n \(int64\)"):
         load_source(path)
     with pytest.raises(ValueError, match="'url' holds addresses; download the images first"):
         load_source(path, ReadOptions(image_column="url"))
@@ -313,6 +313,16 @@ def test_splits_are_known_by_all_their_names_and_the_rest_is_named(tmp_path: Pat
     assert values(load_source(str(tmp_path), ReadOptions(split="val"))) == [2]
     with pytest.raises(ValueError, match="no parquet file of the split 'test' among"):
         load_source(str(tmp_path), ReadOptions(split="test"))
+
+
+def test_data_without_splits_say_so_and_parts_of_splits_are_not_the_whole(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table(tmp_path / "x.parquet", {"image": cells(1)})
+    load_source(str(tmp_path), ReadOptions(split="validation"))
+    assert "no name tells its split, so all is read" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="parts of splits are for data sets of the Hub"):
+        load_source(str(tmp_path), ReadOptions(split="train[:10%]"))
 
 
 def test_folders_of_splits_beside_other_folders_are_no_classes(tmp_path: Path) -> None:

@@ -148,7 +148,7 @@ def _check_splits(root: Path, used: set[str]) -> None:
 
 
 def _kinds(left_out: dict[str, list[str]]) -> str:
-    return "; ".join(f"{len(names):,} {reason} ({shortened(names, 3)})" for reason, names in left_out.items())
+    return "; ".join(f"{reason}: {len(names):,} ({shortened(names, 3)})" for reason, names in left_out.items())
 
 
 def of_split(files: list[Path], root: Path, split: str) -> tuple[list[Path], list[Path]]:
@@ -159,16 +159,23 @@ def of_split(files: list[Path], root: Path, split: str) -> tuple[list[Path], lis
         ValueError: other splits are mentioned, this one is not.
     """
 
-    def mentions(file: Path, words: Iterable[str]) -> bool:
-        """Words with their digits and without: ``train0.parquet`` is of the split train."""
-        names = [part.lower() for part in file.relative_to(root).parts]
-        found = {word for name in names for letters in ("[^a-z0-9]+", "[^a-z]+") for word in re.split(letters, name)}
-        return not found.isdisjoint(words)
-
-    wanted = {split.lower()}.union(*(same for same in _SPLITS if split.lower() in same))
-    chosen = [f for f in files if mentions(f, wanted)]
-    if not chosen and any(mentions(f, SPLITS) for f in files):
+    if not re.fullmatch(r"[\w.-]+", split):
+        raise ValueError(f"--split {split}: parts of splits are for data sets of the Hub; give one word, as of {root}")
+    chosen = [f for f in files if is_of_split(f, root, split)]
+    if not chosen and any(_mentions(f, root, SPLITS) for f in files):
         kind = files[0].suffix.removeprefix(".")
         names = shortened([f.relative_to(root).as_posix() for f in files], 5)
         raise ValueError(f"{root}: no {kind} file of the split {split!r} among {names}; choose another --split")
     return (chosen, [f for f in files if f not in set(chosen)]) if chosen else (files, [])
+
+
+def is_of_split(file: Path, root: Path, split: str) -> bool:
+    """Whether the name of a file, or of its folders under ``root``, has the split or a word that means the same."""
+    return _mentions(file, root, {split.lower()}.union(*(same for same in _SPLITS if split.lower() in same)))
+
+
+def _mentions(file: Path, root: Path, words: Iterable[str]) -> bool:
+    """Words with their digits and without: ``train0.parquet`` is of the split train."""
+    names = [part.lower() for part in file.relative_to(root).parts]
+    found = {word for name in names for letters in ("[^a-z0-9]+", "[^a-z]+") for word in re.split(letters, name)}
+    return not found.isdisjoint(words)

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from ecar.data.ahead import in_order
-from ecar.data.folders import Found, of_split, open_folder, walk
+from ecar.data.folders import Found, is_of_split, of_split, open_folder, walk
 from ecar.data.images import BadImageError, decode_image, fit
 from ecar.data.labels import class_ids
 from ecar.data.reading import ReadOptions, add_left_out, shortened
 from ecar.data.rows import Opened, Rows, choose_rows, natural_key, printable
-from ecar.data.tables import TableFile, look_into, open_hub, open_parquet, paths_of
+from ecar.data.tables import TableFile, look_into, no_images, open_hub, open_parquet, paths_of
 from ecar.data.tars import find_tars, open_tars
 from ecar.files.remote import hub_reason
 
@@ -248,7 +248,7 @@ def open_data(data: str, read: ReadOptions) -> Opened:
     if path.is_file() and path.suffix.lower() == ".parquet":
         table = look_into(path, path.parent, read)
         if table.columns is None:
-            raise ValueError(f"{data}: no column of images among {', '.join(table.kinds)}")
+            raise no_images(table)
         return open_parquet([table], path.parent)
     if tars := find_tars(data):
         return open_tars(tars, read)
@@ -292,12 +292,16 @@ def _open_directory(path: Path, data: str, read: ReadOptions) -> Opened:
             f"{data}: holds archives and images of several kinds, such as {', '.join(first)}; give one, or move the "
             "others"
         )
-    if not (tables or tars):
-        return open_folder(found, read)
-    opened = open_parquet(tables, path) if tables else open_tars(tars, read)
-    found.leave("side files", *found.sides)
-    add_left_out(found.left_out, opened.left_out)
-    return replace(opened, left_out=found.left_out)
+    if tables or tars:
+        opened = open_parquet(tables, path) if tables else open_tars(tars, read)
+        found.leave("side files", *found.sides)
+        add_left_out(found.left_out, opened.left_out)
+        opened = replace(opened, left_out=found.left_out)
+    else:
+        opened = open_folder(found, read)
+    if read.split == ReadOptions.split or any(is_of_split(file, path, read.split) for files in kinds for file in files):
+        return opened
+    return replace(opened, note=f"{opened.note}; no name tells its split, so all is read")
 
 
 def _tables(found: Found, read: ReadOptions) -> list[TableFile]:
@@ -306,8 +310,7 @@ def _tables(found: Found, read: ReadOptions) -> list[TableFile]:
     looked = [look_into(file, found.root, read, may_lack=others) for file in files]
     tables = [table for table in looked if table.columns is not None]
     if looked and not tables and not others:
-        kinds = ", ".join(f"{column} ({kind})" for column, kind in looked[0].kinds.items())
-        raise ValueError(f"{looked[0].file}: no column of images among {kinds}")
+        raise no_images(looked[0])
     found.leave("tables without a column of images", *(table.file for table in looked if table.columns is None))
     found.leave("tables without rows", *(table.file for table in tables if not table.count))
     tables = [table for table in tables if table.count]

@@ -150,6 +150,12 @@ def look_into(file: Path, root: Path, read: ReadOptions, *, may_lack: bool = Fal
         return TableFile(file=file, count=count, kinds=kinds, columns=columns)
 
 
+def no_images(table: TableFile) -> ValueError:
+    """Why a table cannot be read."""
+    kinds = ", ".join(f"{column} ({kind})" for column, kind in table.kinds.items())
+    return ValueError(f"{table.file}: no column of images among {kinds}")
+
+
 def kind_of(kind: Any) -> str:
     """An arrow type as the kind of a column."""
     import pyarrow as pa
