@@ -20,6 +20,7 @@ from ecar.cli.options import (
     torch_dtype,
     usable_dtype,
 )
+from ecar.data.reading import ReadOptions
 
 if TYPE_CHECKING:
     import torch
@@ -39,7 +40,7 @@ _SAMPLING = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateOptions:
+class EvaluateOptions(ReadOptions):
     """Judge a model, or a file of samples, against real images."""
 
     data: str
@@ -174,6 +175,8 @@ def _check(options: EvaluateOptions) -> None:
     if options.data.endswith(".npz"):
         if options.reference_num is not None:
             raise ValueError("--reference-num would change nothing: --data is a file of statistics; leave it out")
+        if options.train_data is None:
+            options.check_unused(options.data, "a file of statistics")
     else:
         output_file(str(Path(options.cache) / "probe.safetensors"), (".safetensors",), "--cache")
     if options.classifier is not None:
@@ -302,7 +305,7 @@ def _real_images(options: EvaluateOptions, extractor: Extractor, height: int, wi
 
     if options.data.endswith(".npz"):
         return None
-    real = read_images(options.data, options.split, height, width, options.reference_num)
+    real = read_images(options.data, options.reading(), height, width, options.reference_num)
     check_count(len(real.images), extractor, options.allow_small, f"--data {options.data}: the number of images")
     return real
 
@@ -322,7 +325,7 @@ def _train_images(
         return None
     from ecar.evaluation.reference import read_images
 
-    images, labels, names = read_images(options.train_data, "train", height, width, None)
+    images, labels, names = read_images(options.train_data, options.reading(split="train"), height, width, None)
     if len(images) < 2:
         raise ValueError(f"--train-data {options.train_data} has {len(images)} image; its floor needs two or more")
     if options.classifier is not None and real is not None and real.class_names and names != real.class_names:

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ecar.data.source import ImageReport, iterate_images, load_source
+from ecar.data.source import ImageReport, ReadOptions, iterate_images, load_source
 from ecar.evaluation.extractors import Extractor, extract
 from ecar.evaluation.metrics import Gaussian
 from ecar.evaluation.samples import read_npz
@@ -42,9 +42,10 @@ class RealImages(NamedTuple):
     class_names: tuple[str, ...]
 
 
-def read_images(data: str, split: str, height: int, width: int, num: int | None) -> RealImages:
-    """The images of a data set; ``num`` takes a seeded choice."""
-    source = load_source(data, split=split, max_images=num)
+def read_images(data: str, read: ReadOptions | str, height: int, width: int, num: int | None) -> RealImages:
+    """The images of a data set, read by its options or by the name of a split; ``num`` takes a seeded choice."""
+    read = ReadOptions(split=read) if isinstance(read, str) else read
+    source = load_source(data, read, max_images=num)
     report = ImageReport()
     batches = list(iterate_images(source, height, width, batch_size=1000, report=report))
     report.name_skipped()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ecar.config import MODEL_KINDS, JsonConfig, Side
+from ecar.data.reading import ReadOptions
 
 TOKENIZER_SIZES = {"channels": 4, "factor": 4, "widths": (32, 64, 128), "depth": 2, "patch": 1}
 _DEFAULTS = {"model": "ecar", "preset": "ti", "resolution": (32,), "rho": 0.7, "prediction": "v", "context_noise": 0.3}
@@ -15,7 +16,8 @@ OWN = "self:"  # data that are samples of the model itself
 
 # What --allow-change may name: all but the shapes of weights and optimizers. The last three are properties of the data.
 CHANGEABLE = {
-    "data", "max_images", "flip", "batch_size", "warmup", "decay", "weight_decay", "ema", "label_dropout", "t_mean",
+    "data", "split", "image_column", "label_column",
+    "max_images", "flip", "batch_size", "warmup", "decay", "weight_decay", "ema", "label_dropout", "t_mean",
     "uniform_t", "seed", "stage_share", "stage_weight", "ends", "rho", "prediction", "context_noise", "head_window",
     "trunk_window",
     "resolution", "tokenizer", "on_policy", "on_policy_after", "on_policy_from", "images", "class_names", "content",
@@ -23,7 +25,7 @@ CHANGEABLE = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(JsonConfig):
+class TrainConfig(ReadOptions, JsonConfig):
     """Options of ``ecar train``."""
 
     data: str
@@ -302,7 +304,7 @@ def _fill_in(config: TrainConfig | TokenizerConfig, defaults: dict[str, Any]) ->
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenizerConfig:
+class TokenizerConfig(ReadOptions):
     """Options of ``ecar tokenizer``."""
 
     data: tuple[str, ...]
