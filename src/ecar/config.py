@@ -12,7 +12,7 @@ from typing import Any, Self
 
 Side = tuple[int, int]
 MODEL_KINDS = ("ecar", "dit")
-PATHS = ("data", "tokenizer", "init_from", "distill_guide")  # options of a training that may be places on a machine
+PATHS = ("data", "tokenizer", "init_from")  # options of a training that may be places on a machine
 _HAND_OVER = 0.7  # b_k of every stage but the last: docs/study.md
 _RHO = 0.7
 
@@ -141,10 +141,8 @@ class SamplingConfig(JsonConfig):
     """Guidance scale per stage; 1 is off."""
     solver: str = "euler"
     """euler, heun or ab2 (Adams-Bashforth, two steps)."""
-    guidance_on: str = "velocity"
-    """Where guidance acts: velocity (two head passes a step) or tokens (one)."""
     guidance_from: tuple[float, ...] = ()
-    """Time of each stage, in [0, 1), from which guidance on velocities acts; before it a step takes one head pass.
+    """Time of each stage, in [0, 1), from which guidance acts (two head passes a step; before it one).
     Empty: everywhere."""
     fixed_steps: bool = False
     """The model was distilled for just these steps and this solver; others give worse images."""
@@ -170,17 +168,10 @@ class ModelConfig(JsonConfig):
     """Blocks of the trunk; 0 for dit, which has none."""
     head_depth: int = 5
     """Blocks of the head."""
-    head_window: int = 0
-    """Side of the groups of tokens within which the head's attention acts where a map is larger: squares and spread-out
-    grids in turn. 0: all tokens of a map see each other."""
-    trunk_window: int = 0
-    """The same for the trunk: a token of a larger map sees a group of its own stage and all stages up to this side."""
     num_classes: int = 0
     """Number of classes; 0 is unconditional. The null class of guidance is an additional row."""
     class_names: tuple[str, ...] = ()
     """A name per class, or empty."""
-    prediction: str = "v"
-    """What the head regresses: v (velocity) or x (data)."""
     context_noise: float = 0.3
     """Standard deviation of the Gaussian noise on the maps that the trunk reads, in training and sampling."""
     velocity_std: tuple[float, ...] = ()
@@ -205,31 +196,21 @@ class ModelConfig(JsonConfig):
         side = self.stages.sides[-1]
         if self.kind == "dit" and (side[0] != side[1] or side[0] % self.patch):
             raise ValueError(f"dit needs a square latent that divides by its patch {self.patch}, got {side}")
-        if self.kind == "dit" and (self.trunk_depth != 0 or self.prediction != "v"):
-            raise ValueError(f"dit needs trunk_depth 0 and prediction v, got {self.trunk_depth}, {self.prediction!r}")
+        if self.kind == "dit" and self.trunk_depth != 0:
+            raise ValueError(f"dit needs trunk_depth 0, got {self.trunk_depth}")
         if self.width % self.heads or (self.width // self.heads) % 4:
             raise ValueError(f"width {self.width} / heads {self.heads} must be a multiple of 4")
-        for name in ("head_window", "trunk_window"):
-            self._check_window(name, getattr(self, name))
         if self.num_classes < 0 or (self.class_names and len(self.class_names) != self.num_classes):
             raise ValueError(f"{len(self.class_names)} class names for {self.num_classes} classes")
-        if self.prediction not in ("v", "x"):
-            raise ValueError(f"prediction must be v or x, got {self.prediction!r}")
         if not 0 <= self.context_noise < math.inf:
             raise ValueError(f"context_noise must be a number of at least 0, got {self.context_noise}")
         if self.velocity_std and len(self.velocity_std) != len(self.stages.sides):
             raise ValueError(f"velocity_std needs one entry per stage, got {self.velocity_std}")
 
-    def _check_window(self, name: str, size: int) -> None:
-        if size < 0 or (size and self.kind == "dit"):
-            raise ValueError(f"{name} must not be negative, and dit has none; got {size}")
-        for h, w in self.stages.sides:
-            if not 0 < size < max(h, w):
-                continue
-            if h % size or w % size:
-                raise ValueError(f"{name} {size} does not divide a map of {h}x{w}")
-            if max(h, w) > size**2:  # beyond, a square and a grid leave some tokens unconnected
-                raise ValueError(f"{name} {size} is too small for a map of {h}x{w}")
+    @property
+    def has_trunk(self) -> bool:
+        """Whether there is a trunk, with stages to read; dit is all head."""
+        return self.trunk_depth > 0
 
     @property
     def null_class(self) -> int:

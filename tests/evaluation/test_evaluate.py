@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import random_model, tiny_config
+from conftest import tiny_config
 from ecar.cli.main import main
 from ecar.cli.options import source_commit
 from ecar.config import ModelConfig
@@ -34,7 +34,7 @@ from ecar.evaluation.reference import read_images, reference_from_images, refere
 from ecar.evaluation.samples import Samples, collect, make_samples, read_samples, write_samples
 from ecar.files import commit
 from ecar.files.lock import run_lock
-from ecar.pretrained.folders import load_model, save_model, weights_fingerprint
+from ecar.pretrained.folders import weights_fingerprint
 from ecar.sampling.pipeline import Pipeline
 from ecar.training import loop
 from ecar.training.config import TrainConfig
@@ -88,31 +88,6 @@ def test_command_writes_named_figures_with_their_settings_and_resumes(
     assert second["metrics"] == first["metrics"] and second["samples"] == first["samples"]
     assert main([*command, "--seed", "7"]) == 2
     assert "other samples (seed 0 -> 7" in capsys.readouterr().err
-
-
-def test_int8_is_in_the_record_and_its_products_are_counted(
-    digits_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The counter does not know the kernels of int8: it would say 0."""
-    config = TrainConfig(
-        data=str(digits_folder), out=str(tmp_path / "run"), tokenizer="pixels:2", resolution=(8,), width=64, heads=2,
-        trunk_depth=1, head_depth=1, max_steps=1, batch_size=8, sample_every=0, trackers=(), dtype="fp32", device="cpu",
-    )  # fmt: skip
-    model, records = loop.train(config), {}
-    trained, tokenizer = load_model(model)
-    save_model(model, random_model(trained.config), tokenizer)  # after one step it draws noise, rounded or not
-    for name, more in {"plain": [], "int8": ["--quantize", "int8"]}.items():
-        out = tmp_path / f"{name}.json"
-        command = ["evaluate", "--model", str(model), "--data", str(digits_folder), "--num", "12", "--allow-small"]
-        assert main([*command, "--out", str(out), "--cache", str(tmp_path), "--device", "cpu", *more]) == 0
-        records[name] = json.loads(out.read_text())
-    assert records["int8"]["quantize"] == "int8" and records["plain"]["quantize"] is None
-    for key in ("flops_per_image", "parameters"):
-        assert records["int8"][key] == records["plain"][key]
-    assert records["int8"]["samples"] != records["plain"]["samples"]
-    out = str(tmp_path / "int8.json")  # without the option, samples of int8 are others
-    assert main([*command, "--out", out, "--cache", str(tmp_path), "--device", "cpu"]) == 2
-    assert "quantize int8 -> None" in capsys.readouterr().err
 
 
 def test_accuracy_is_refused_where_class_ids_mean_other_classes(

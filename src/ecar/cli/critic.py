@@ -77,7 +77,7 @@ def run(arguments: Sequence[str]) -> None:
     how = {"device": options.device, "dtype": torch_dtype(options.dtype), "compile": options.compile}
     pipe = Pipeline.from_pretrained(options.model, **how)  # type: ignore[arg-type]
     steps, guidance, start = (one_or_all(v) for v in (options.steps, options.guidance, options.guidance_from))
-    settings = pipe.settings(steps, guidance, options.solver, None, start)  # type: ignore[arg-type]
+    settings = pipe.settings(steps, guidance, options.solver, start)  # type: ignore[arg-type]
     features = features.to(pipe.model.device)
     fit, count = _fit(options, pipe, settings, features)
     about = {

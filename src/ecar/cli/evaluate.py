@@ -7,12 +7,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ecar.cli.options import (
     check_critic,
     check_dtype,
-    check_quantize,
     one_or_all,
     output_file,
     parse,
@@ -34,8 +33,8 @@ if TYPE_CHECKING:
 
 # What decides the images that a model makes.
 _SAMPLING = (
-    *("steps", "guidance", "solver", "guidance_on", "guidance_from", "seed"),
-    *("dtype", "compile", "quantize", "decoder", "candidates", "acceptance", "critic"),
+    *("steps", "guidance", "solver", "guidance_from", "seed"),
+    *("dtype", "compile", "decoder", "candidates", "acceptance", "critic"),
 )
 
 
@@ -75,8 +74,6 @@ class EvaluateOptions(ReadOptions):
     """Guidance scale, one number or one per stage; default: the model's."""
     solver: str | None = None
     """euler, heun or ab2; default: the model's."""
-    guidance_on: str | None = None
-    """velocity or tokens; default: the model's."""
     guidance_from: tuple[float, ...] | None = None
     """Time of a stage, in [0, 1), from which guidance acts, one number or one per stage; default: the model's."""
     candidates: int = 1
@@ -95,8 +92,6 @@ class EvaluateOptions(ReadOptions):
     """fp32 or bf16."""
     compile: bool = False
     """Compile the model before sampling (a minute or more; on CPU it needs g++)."""
-    quantize: str | None = None
-    """int8: matrix products in int8."""
     decoder: str | None = None
     """Another decoder: one trained by ecar tokenizer --freeze-encoder; or, of an AutoencoderKL, folder or Hub id of a
     tiny one (diffusers' AutoencoderTiny, such as TAESD)."""
@@ -168,7 +163,6 @@ def _check(options: EvaluateOptions) -> None:
     if options.samples is not None and (given := _changed(options, _SAMPLING)):
         raise ValueError(f"--samples are judged as they are: {', '.join(given)} would change nothing; leave it out")
     check_dtype(options.dtype)
-    check_quantize(options.quantize)
     check_critic(options.critic, options.candidates, options.acceptance)
     if options.batch_size < 1 or options.classifier_epochs < 1:
         raise ValueError("--batch-size and --classifier-epochs must be at least 1")
@@ -206,20 +200,15 @@ def _pipeline(options: EvaluateOptions, device: str) -> Pipeline | None:
 
     pipe = Pipeline.from_pretrained(
         options.model, device=device, dtype=torch_dtype(options.dtype), decoder=options.decoder,
-        critic=options.critic, **_fast(options),
+        critic=options.critic, compile=options.compile,
     )  # fmt: skip
     pipe.check_candidates(options.candidates, _settings(options, pipe), options.acceptance)
     return pipe
 
 
-def _fast(options: EvaluateOptions) -> dict[str, Any]:
-    """Options of ``Pipeline.from_pretrained`` that change the images a little; those in use."""
-    return {k: v for k, v in {"compile": options.compile, "quantize": options.quantize}.items() if v}
-
-
 def _settings(options: EvaluateOptions, pipe: Pipeline) -> SamplingConfig:
     steps, guidance = one_or_all(options.steps), one_or_all(options.guidance)
-    return pipe.settings(steps, guidance, options.solver, options.guidance_on, one_or_all(options.guidance_from))
+    return pipe.settings(steps, guidance, options.solver, one_or_all(options.guidance_from))
 
 
 def _read(options: EvaluateOptions) -> Samples:
@@ -247,8 +236,7 @@ def _about(options: EvaluateOptions, pipe: Pipeline, *, parameters: int) -> dict
         "configuration": _configuration(pipe),
         "device": pipe.model.device.type,
         "dtype": options.dtype,
-        "compile": options.compile or None,  # samples from before these options had neither
-        "quantize": options.quantize,
+        "compile": options.compile,
         "decoder": options.decoder,
         "candidates": options.candidates if options.candidates > 1 else None,
         "acceptance": options.acceptance,
@@ -263,9 +251,9 @@ def _critic(pipe: Pipeline) -> str:
 
 
 def _plain(options: EvaluateOptions, pipe: Pipeline) -> Pipeline:
-    """``pipe`` as it was before it was made faster: what is compiled or in int8 does as much, but not in weights and
-    kernels that can be counted."""
-    plain = _pipeline(replace(options, compile=False, quantize=None), "cpu") if _fast(options) else pipe
+    """``pipe`` as it was before it was compiled: that does as much, but not in weights and kernels that can be
+    counted."""
+    plain = _pipeline(replace(options, compile=False), "cpu") if options.compile else pipe
     assert plain is not None
     return plain
 

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import tyro
 
-from ecar.cli.options import check_dtype, check_quantize, parse, torch_dtype, usable_dtype
+from ecar.cli.options import check_dtype, parse, torch_dtype, usable_dtype
 from ecar.serving.config import Limits, check_origins, check_public_url
 
 KEYS_VARIABLE = "ECAR_API_KEYS"
@@ -47,8 +47,6 @@ class ServeOptions:
     compile: bool = False
     """Compile the model for every batch size before the server is ready (a minute or more; on CPU it needs g++): then
     faster. Batches are filled up to 1, 2, 4, 8, 12, 16, 24, 32, ... rows."""
-    quantize: str | None = None
-    """int8: matrix products in int8; worth it with --compile."""
     cuda_graphs: bool = False
     """Record the head's passes as CUDA graphs and replay them: for few images on a GPU."""
     decoder: str | None = None
@@ -68,7 +66,6 @@ def run(arguments: Sequence[str]) -> None:
     """Check everything, load the model, listen, serve until SIGTERM or SIGINT."""
     options = parse(ServeOptions, arguments, "serve")
     check_dtype(options.dtype)
-    check_quantize(options.quantize)
     if not 0 <= options.port <= 65535 or options.threads < 0:
         raise ValueError(f"--port must be in 0..65535 and --threads at least 0, got {options.port}, {options.threads}")
     options.limits.check()
@@ -96,8 +93,7 @@ def run(arguments: Sequence[str]) -> None:
     def load() -> Pipeline:
         pipe = Pipeline.from_pretrained(
             options.model, device=options.device, dtype=torch_dtype(options.dtype), compile=options.compile,
-            quantize=options.quantize, cuda_graphs=options.cuda_graphs, adapter=options.adapter,
-            decoder=options.decoder, critic=options.critic,
+            cuda_graphs=options.cuda_graphs, adapter=options.adapter, decoder=options.decoder, critic=options.critic,
         )  # fmt: skip
         if options.critic is not None:
             _ = pipe.critic  # read now: a wrong file ends the process

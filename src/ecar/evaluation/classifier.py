@@ -118,6 +118,7 @@ def load_classifier(path: Path, class_names: tuple[str, ...]) -> Classifier:
     try:
         with safe_open(path, "pt") as file:
             made = json.loads((file.metadata() or {})["ecar"])
+        known = tuple(made["class_names"])
         state = load_file(path)
         outputs, channels = state["out.weight"].shape
         model = Classifier(outputs, channels // 8)
@@ -127,8 +128,7 @@ def load_classifier(path: Path, class_names: tuple[str, ...]) -> Classifier:
         raise ValueError(f"--classifier {path}: not a classifier of ecar evaluate ({type(error).__name__})") from error
     if outputs != len(class_names):
         raise ValueError(f"--classifier {path}: knows {outputs} classes, the reference has {len(class_names)}")
-    known = made.get("class_names")  # files from before they were written down have none
-    if known is not None and tuple(known) != class_names:
+    if known != class_names:
         raise ValueError(
             f"--classifier {path}: was made for the classes {', '.join(known[:5])}, ..., the reference has "
             f"{', '.join(class_names[:5])}, ...; make another, under another name"

@@ -13,7 +13,6 @@ from ecar.config import ModelConfig
 from ecar.network.block import Block, RMSNorm, initialize
 from ecar.network.positions import fourier_features, rotary_table, time_features
 from ecar.network.trunk import FOURIER_BANDS
-from ecar.network.windows import windows_of
 from ecar.stages import Stage, make_plan, to_map, to_tokens
 
 
@@ -37,12 +36,12 @@ class Conditioning(NamedTuple):
 
 
 class Head(nn.Module):
-    """Noisy map of one stage -> raw prediction of the same shape (normalised velocity, or data)."""
+    """Noisy map of one stage -> velocity of the same shape, in units of its standard deviation."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.plan = make_plan(config.stages)
-        self.width, self.head_dim, self.window = config.width, config.width // config.heads, config.head_window
+        self.width, self.head_dim = config.width, config.width // config.heads
         self.map_in = nn.Linear(config.channels, config.width)
         self.token_in = nn.Linear(config.width, config.width)
         self.position_in = nn.Linear(4 * FOURIER_BANDS, config.width)
@@ -82,8 +81,8 @@ class Head(nn.Module):
     def forward(self, stage: Stage, x: Tensor, conditioning: Conditioning, embedded: Tensor) -> Tensor:
         """x (B, C, h, w), embedded (B, n_k, D) of ``embed_tokens`` -> like x, float32."""
         h = self.map_in(to_tokens(x).to(self.map_in.weight.dtype)) + embedded  # (B, n_k, D)
-        for number, (block, modulation) in enumerate(zip(self._blocks(), conditioning.blocks, strict=True)):
-            h = block(h, modulation, conditioning.table, windows=windows_of(stage.side, self.window, number))
+        for block, modulation in zip(self._blocks(), conditioning.blocks, strict=True):
+            h = block(h, modulation, conditioning.table)
         shift, scale = conditioning.out.chunk(2, dim=-1)
         h = self.map_out(torch.addcmul(shift, self.norm_out(h), 1 + scale))
         return to_map(h.float(), stage.side)

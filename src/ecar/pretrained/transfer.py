@@ -16,7 +16,6 @@ from ecar.stages import make_plan
 
 _CLASS_TABLES = (".class_embedding.weight", ".class_embedder.embedding_table.weight")  # ours, and diffusers' in dit
 _STAGE_TABLES = (".stage_embedding.weight",)
-_OUTPUT = ("head.map_out.",)  # velocities or data: another quantity under the other prediction
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ def transfer(source: dict[str, Tensor], before: ModelConfig, model: StageModel) 
     notes: list[str] = []
     for name, own in model.state_dict().items():
         theirs = source.get(name)
-        if theirs is None or (before.prediction != now.prediction and name.startswith(_OUTPUT)):
+        if theirs is None:
             fresh.append(name)
         elif name.endswith(_CLASS_TABLES + _STAGE_TABLES):
             rows = classes if name.endswith(_CLASS_TABLES) else stages
@@ -130,7 +129,7 @@ def _rows_in_words(before: ModelConfig, now: ModelConfig, classes: dict[int, int
     if gone:
         named = [before.class_names[i] if before.class_names else str(i) for i in gone]
         notes.append(f"left out of the source: the rows of {len(gone)} classes ({_some(named)})")
-    if now.kind == "ecar":
+    if now.has_trunk:
         count = len(now.stages.sides)
         if missing := [str(i + 1) for i in range(count) if i not in stages]:
             notes.append(f"initialised fresh: the stage rows of stage {', '.join(missing)} of {count}")

@@ -85,7 +85,7 @@ def build_config(config: TrainConfig, tokenizer: Tokenizer) -> ModelConfig:
     Raises:
         ValueError: sides that do not divide, an unknown preset, sizes that do not fit each other.
     """
-    assert config.model and config.prediction and config.rho is not None and config.context_noise is not None
+    assert config.model and config.rho is not None and config.context_noise is not None
     side, preset = tokenizer.latent_side(*config.image_side), get_preset(config.preset or "ti")
     stages, dit = config.num_stages, config.model == "dit"
     trunk = 0 if dit else preset.trunk_depth
@@ -97,9 +97,6 @@ def build_config(config: TrainConfig, tokenizer: Tokenizer) -> ModelConfig:
         heads=preset.heads if config.heads is None else config.heads,
         trunk_depth=trunk if config.trunk_depth is None else config.trunk_depth,
         head_depth=preset.depth - trunk if config.head_depth is None else config.head_depth,
-        head_window=config.head_window or 0,
-        trunk_window=config.trunk_window or 0,
-        prediction=config.prediction,
         context_noise=0.0 if dit else config.context_noise,
         image_side=config.image_side,
         sampling=SamplingConfig(

@@ -209,8 +209,7 @@ class _Run:
         self.step = 0
         found = load_checkpoint(out)
         if found is not None:
-            before = {key: found[1].get(key, value) for key, value in self.data.items()}  # older checkpoints: unknown
-            if changed := differences(before, self.data):
+            if changed := differences(found[1], self.data):
                 raise ValueError(
                     f"the data changed since the checkpoint in {out} ({changed}); restore them, or choose another --out"
                 )
