@@ -159,7 +159,7 @@ class ModelConfig(JsonConfig):
     kind: str = "ecar"
     """ecar, or dit: the baseline, a single stage."""
     patch: int = 1
-    """Side of the patches that become tokens (dit only)."""
+    """Side of the squares of latent positions that trunk and head (or DiT) read as one token."""
     width: int = 128
     """Width of trunk and head."""
     heads: int = 4
@@ -189,13 +189,16 @@ class ModelConfig(JsonConfig):
         for name in ("channels", "patch", "width", "heads", "head_depth"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.kind == "ecar" and (self.trunk_depth < 1 or self.patch != 1):
-            raise ValueError(
-                f"ecar needs a trunk_depth of at least 1 and patch 1, got {self.trunk_depth}, {self.patch}"
-            )
+        if self.kind == "ecar" and self.trunk_depth < 1:
+            raise ValueError(f"ecar needs a trunk_depth of at least 1, got {self.trunk_depth}")
         side = self.stages.sides[-1]
-        if self.kind == "dit" and (side[0] != side[1] or side[0] % self.patch):
-            raise ValueError(f"dit needs a square latent that divides by its patch {self.patch}, got {side}")
+        first = self.stages.sides[0]
+        if first[0] % self.patch or first[1] % self.patch:
+            raise ValueError(
+                f"the map of every stage must divide by patch {self.patch}, and the first one is {first[0]}x{first[1]}"
+            )
+        if self.kind == "dit" and side[0] != side[1]:
+            raise ValueError(f"dit needs a square latent, got {side}")
         if self.kind == "dit" and self.trunk_depth != 0:
             raise ValueError(f"dit needs trunk_depth 0, got {self.trunk_depth}")
         if self.width % self.heads or (self.width // self.heads) % 4:

@@ -93,6 +93,7 @@ def build_config(config: TrainConfig, tokenizer: Tokenizer) -> ModelConfig:
         kind=config.model,
         stages=StageConfig.for_latent(side, stages, ends=config.ends, rho=config.rho),
         channels=tokenizer.channels,
+        patch=1 if config.patch is None else config.patch,
         width=preset.width if config.width is None else config.width,
         heads=preset.heads if config.heads is None else config.heads,
         trunk_depth=trunk if config.trunk_depth is None else config.trunk_depth,

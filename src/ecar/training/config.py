@@ -80,6 +80,9 @@ class TrainConfig(ReadOptions, JsonConfig):
     """Overrides the preset's trunk blocks."""
     head_depth: int | None = None
     """Overrides the preset's head blocks."""
+    patch: int | None = None
+    """Side of the squares of latent positions that become one token; default 1. 2 for autoencoders of factor 8 at 256
+    pixels (SD-VAE, TAESD, FLUX): 256 tokens, as in DiT."""
     context_noise: float | None = None
     """Noise on the maps that the trunk reads; default 0.3."""
     stage_share: tuple[float, ...] = ()
