@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from ecar.config import Side, differences
 from ecar.data.ahead import in_order
 from ecar.data.feed import Feed, Sample
-from ecar.data.images import CROP, BadImageError, decode_image, fit, to_signed
+from ecar.data.images import CROP, CROPS_READ, BadImageError, decode_image, fit, to_signed
 from ecar.data.shards import CACHE, PROGRESS, damaged_shards
 from ecar.data.source import BadImages
 from ecar.files.records import write_atomically
@@ -148,6 +148,8 @@ def _resume(out: Path, plan: dict[str, Any], command: str) -> Progress | None:
         raise ValueError(
             f"{out}: the source data changed since this cache was begun{counts}; restore them, or choose another --out"
         )
+    if found.name == CACHE and before.get("crop") in CROPS_READ:  # nothing is added to it
+        before = {**before, "crop": plan["crop"]}
     if changed := differences(before, plan):
         raise ValueError(
             f"{out}: holds a cache of another tokenizer or other options ({changed}); choose another --out"

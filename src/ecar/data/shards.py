@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ecar.data.images import CROP
+from ecar.data.images import CROP, CROPS_READ
 from ecar.data.latents import LatentTable, MemoryTable
 from ecar.data.rows import choose_rows
 from ecar.data.source import class_ids
@@ -105,7 +105,7 @@ def load_latents(path: str) -> tuple[LatentTable, Tokenizer]:
             raise ValueError(
                 f"latents of tokenizer {record['tokenizer']}, but the folder holds {tokenizer.fingerprint()}; {_AGAIN}"
             )
-        if record.get("crop", CROP) != CROP:  # caches before the name: the same rule
+        if record.get("crop", CROPS_READ[-1]) not in CROPS_READ:  # caches before the name: the rule before
             raise ValueError(f"images were cropped by {record['crop']!r}, this version does {CROP!r}; {_AGAIN}")
         return (_open_shards if "shards" in record else _load_single)(folder, record), tokenizer
     except (OSError, KeyError, TypeError, json.JSONDecodeError, SafetensorError) as error:
