@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ecar.config import ModelConfig, plain_name
+from ecar.config import ModelConfig, same_names
 from ecar.evaluation.classifier import Classifier, accuracy, predict
 from ecar.evaluation.extractors import DISTANCE_NAMES, Extractor, extract
 from ecar.evaluation.metrics import (
@@ -73,7 +73,7 @@ def check_classes(model: ModelConfig, data: str, names: tuple[str, ...]) -> None
     ids = tuple(str(number) for number in range(len(names)))
     if ids in (ours, names) or not ours:
         return
-    if [plain_name(name) for name in ours] != [plain_name(name) for name in names]:
+    if not same_names(ours, names):
         raise ValueError(
             f"{data} has the classes {', '.join(names[:5])}, ..., the model {', '.join(ours[:5])}, ...: "
             f"not the same in the same order; rename or reorder them, or leave out --classifier"
