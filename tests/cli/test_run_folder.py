@@ -8,8 +8,8 @@ import pytest
 
 from conftest import random_model, tiny_config
 from ecar.cli.main import main
+from ecar.pretrained.folders import save_model
 from ecar.tokenizers import PixelTokenizer
-from ecar.weights import save_model
 
 VERBS = {
     "sample": ["sample", "RUN", "--out", "x.png"],

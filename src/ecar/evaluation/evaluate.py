@@ -45,7 +45,7 @@ def measure(samples: Samples, reference: Reference, extractor: Extractor) -> dic
     }
     if reference.features is not None:
         mean, std = kernel_distance(reference.features, features)
-        record[f"KID x 1000 ({suffix})"] = round(1000 * mean, 4)
+        record[f"KID x 1000 ({suffix})"] = round(1000 * mean, 4) + 0.0  # not -0.0
         record[f"KID x 1000 std over subsets ({suffix})"] = round(1000 * std, 4)
         limit = min(_NEIGHBOUR_IMAGES, count, len(reference.features))
         if limit > NEIGHBOURS:
@@ -91,6 +91,11 @@ def check_labels(data: str, names: tuple[str, ...], samples: Samples | None = No
         raise ValueError(f"classifier accuracy needs a labelled data set as --data; {data} has no classes")
     if samples is None:
         return
+    if samples.class_names and not same_names(samples.class_names, names):
+        raise ValueError(
+            f"the folders of the samples are the classes {', '.join(samples.class_names[:5])}, ..., {data} has "
+            f"{', '.join(names[:5])}, ...: not the same in the same order; name them alike"
+        )
     if samples.labels is None:
         raise ValueError("classifier accuracy needs to know which class was asked for: the samples have no labels")
     if int(samples.labels.min()) < 0 or int(samples.labels.max()) >= len(names):
