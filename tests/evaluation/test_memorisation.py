@@ -107,7 +107,7 @@ def test_memory_of_the_search_is_bounded(monkeypatch: pytest.MonkeyPatch) -> Non
 
     features = torch.zeros(9000, 8)
     with Watch():
-        nearest_rows(features, features)
+        nearest_rows(features[:1200], features)
     assert 2**20 < largest < 40e6
     largest, images = 0, torch.zeros(64, 3 * 64 * 64, dtype=torch.uint8)
     monkeypatch.setattr("ecar.evaluation.metrics._NUMBERS", 2**17)
