@@ -322,13 +322,15 @@ def _train_images(
 ) -> tuple[torch.Tensor, torch.Tensor] | None:
     if options.train_data is None:
         return None
+    from ecar.config import same_names
     from ecar.evaluation.reference import read_images
 
     images, labels, names = read_images(options.train_data, "train", height, width, None)
     if len(images) < 2:
         raise ValueError(f"--train-data {options.train_data} has {len(images)} image; its floor needs two or more")
-    if options.classifier is not None and real is not None and real.class_names and names != real.class_names:
-        raise ValueError(f"--train-data {options.train_data} has classes {names[:5]}, --data {real.class_names[:5]}")
+    known = real.class_names if real is not None else ()
+    if options.classifier is not None and known and not same_names(names, known):
+        raise ValueError(f"--train-data {options.train_data} has classes {names[:5]}, --data {known[:5]}")
     return images, labels
 
 
