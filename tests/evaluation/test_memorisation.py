@@ -113,7 +113,7 @@ def test_memory_of_the_search_is_bounded(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("ecar.evaluation.metrics._NUMBERS", 2**17)
     with Watch():
         nearest_rows(images, images)
-    assert 2**18 < largest <= 8 * 2**17
+    assert 2**18 < largest <= 16 * 2**17
 
 
 def test_the_nearest_training_image_may_be_mirrored() -> None:

@@ -151,8 +151,8 @@ def test_near_names_of_ten_thousand_are_found_within_milliseconds() -> None:
                 assert name in str(error.value)
     seconds = []
     for typed in ("none of these classes " * 9, "qqq", "abc", "e" * 200) * 3:
-        start = time.perf_counter()
+        start = time.process_time()
         with pytest.raises(UnknownClass):
             known.id_of(typed)
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.process_time() - start)
     assert sorted(seconds)[len(seconds) // 2] < 0.03  # measured: 0.003
