@@ -56,7 +56,13 @@ def read_images(data: str, read: ReadOptions | str, height: int, width: int, num
 def reference_from_images(
     name: str, images: Tensor, labels: Tensor, class_names: tuple[str, ...], extractor: Extractor, cache: Path
 ) -> Reference:
-    """Features of real images, kept in ``cache`` under a fingerprint of pixels and extractor."""
+    """Features of real images, and their statistics."""
+    features, fingerprint = kept_features(images, extractor, cache)
+    return Reference(name, Gaussian.of(features), len(images), features, images, labels, class_names, fingerprint)
+
+
+def kept_features(images: Tensor, extractor: Extractor, cache: Path) -> tuple[Tensor, str]:
+    """Features (N, D) of images (N, 3, H, W) uint8, kept in ``cache`` under a fingerprint of pixels and extractor."""
     digest = hashlib.sha256(images.numpy().data)
     digest.update(f"{extractor.name} {extractor.fingerprint} {tuple(images.shape)}".encode())
     fingerprint = digest.hexdigest()[:16]
@@ -66,7 +72,7 @@ def reference_from_images(
         features = extract(extractor, images)[0]
         cache.mkdir(parents=True, exist_ok=True)
         write_tensors(path, {"features": features})
-    return Reference(name, Gaussian.of(features), len(images), features, images, labels, class_names, fingerprint)
+    return features, fingerprint
 
 
 def _cached(path: Path) -> Tensor | None:
