@@ -18,7 +18,6 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 # The rule of ``decode_image`` and ``fit``; another rule gets another name: latents of one are no latents of another.
 CROP = "cover-bicubic-centre-2"
-# Rules whose caches may still be read: without colour profiles, the same pixels. They are not gone on with.
 
 NARROW = 25  # of 255: what uses no more of its range, a tenth, shows nearly nothing
 _DEEP = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")  # modes of 16 bits and more
