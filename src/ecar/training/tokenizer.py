@@ -28,7 +28,7 @@ from tqdm.auto import tqdm
 
 from ecar.config import differences
 from ecar.data.images import to_signed
-from ecar.data.source import ImageReport, ReadOptions, iterate_images, load_source
+from ecar.data.source import ImageReport, iterate_images, load_source
 from ecar.devices import mixed_precision, resolve_device
 from ecar.evaluation.features import EfficientNetLite
 from ecar.files.lock import run_lock
@@ -124,8 +124,7 @@ def _train(config: TokenizerConfig, out: Path, stop: StopRequest) -> ConvTokeniz
         config.check_resolution()
     free = ("out", "device", "save_every", "log_every")
     options = {**asdict(config), "init_from": given.fingerprint() if given else None}
-    newer = asdict(ReadOptions())  # than some runs
-    check_same_options(out / "train.json", {k: v for k, v in options.items() if k not in free}, newer)
+    check_same_options(out / "train.json", {k: v for k, v in options.items() if k not in free})
     images, content, about = _read_images(config)
     grey = bool((images == images[..., :1]).all())
     if given is not None and given.image_channels == 1 and not grey:
