@@ -6,6 +6,9 @@ import dataclasses
 import math
 import types
 import typing
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Self
@@ -15,6 +18,8 @@ MODEL_KINDS = ("ecar", "dit")
 PATHS = ("data", "tokenizer", "init_from")  # options of a training that may be places on a machine
 _HAND_OVER = 0.7  # b_k of every stage but the last: docs/study.md
 _RHO = 0.7
+_SYMBOLS = "#%&*@!?"  # Unicode has them among the punctuation; others are symbols ("+") there
+_SELECTORS = {chr(code) for code in range(0xFE00, 0xFE10)}  # Unicode's choice between drawings of one sign
 
 
 class JsonConfig:
@@ -57,8 +62,49 @@ def check_acceptance(acceptance: float, candidates: int, dashes: str = "") -> No
 
 
 def plain_name(name: str) -> str:
-    """A class name without case and separators: how names are compared."""
-    return "".join(c for c in name.lower() if c.isalnum())
+    """A class name without case and separators (blanks, dashes, dots, commas, ...): how names are compared.
+
+    However it was typed: composed or not, wide or narrow letters. What tells classes apart stays: symbols ("C++" is not
+    "C#"), marks of letters (dots on a "u"), and that there was something between digits ("1.5" is not "15").
+    """
+    if name.isascii() and name.isalnum():
+        return name.lower()
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
+    kept: list[str] = []
+    apart = False
+    for c in folded:
+        if c.isalnum() or c in _SYMBOLS or (unicodedata.category(c)[0] in "SM" and c not in _SELECTORS):
+            kept += [" ", c] if apart and kept and kept[-1].isdigit() and c.isdigit() else [c]
+            apart = False
+        else:
+            apart = True
+    return "".join(kept)
+
+
+def match_names(ours: Sequence[str], theirs: Sequence[str]) -> dict[int, int]:
+    """Place in ``ours`` -> place in ``theirs`` of the same class: the same name, else the same ``plain_name`` where
+    neither list has it twice. Of a name that both have several times the first is the first, and so on."""
+    places = {key: i for i, key in enumerate(_numbered(theirs))}
+    found = {i: places[key] for i, key in enumerate(_numbered(ours)) if key in places}
+    plain, known = [plain_name(name) for name in ours], [plain_name(name) for name in theirs]
+    often, seen = Counter(plain), Counter(known)
+    once = {name: i for i, name in enumerate(known) if name and often[name] == seen[name] == 1}
+    return {i: found.get(i, once.get(name, -1)) for i, name in enumerate(plain) if i in found or name in once}
+
+
+def same_names(ours: Sequence[str], theirs: Sequence[str]) -> bool:
+    """The same classes in the same order, by ``match_names``."""
+    return len(ours) == len(theirs) and match_names(ours, theirs) == {i: i for i in range(len(ours))}
+
+
+def _numbered(names: Sequence[str]) -> list[tuple[str, int]]:
+    """Each name with how often it was there before."""
+    before: Counter[str] = Counter()
+    keys = []
+    for name in names:
+        keys.append((name, before[name]))
+        before[name] += 1
+    return keys
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> str:
@@ -159,7 +205,7 @@ class ModelConfig(JsonConfig):
     kind: str = "ecar"
     """ecar, or dit: the baseline, a single stage."""
     patch: int = 1
-    """Side of the patches that become tokens (dit only)."""
+    """Side of the squares of latent positions that trunk and head (or DiT) read as one token."""
     width: int = 128
     """Width of trunk and head."""
     heads: int = 4
@@ -189,13 +235,16 @@ class ModelConfig(JsonConfig):
         for name in ("channels", "patch", "width", "heads", "head_depth"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.kind == "ecar" and (self.trunk_depth < 1 or self.patch != 1):
-            raise ValueError(
-                f"ecar needs a trunk_depth of at least 1 and patch 1, got {self.trunk_depth}, {self.patch}"
-            )
+        if self.kind == "ecar" and self.trunk_depth < 1:
+            raise ValueError(f"ecar needs a trunk_depth of at least 1, got {self.trunk_depth}")
         side = self.stages.sides[-1]
-        if self.kind == "dit" and (side[0] != side[1] or side[0] % self.patch):
-            raise ValueError(f"dit needs a square latent that divides by its patch {self.patch}, got {side}")
+        first = self.stages.sides[0]
+        if first[0] % self.patch or first[1] % self.patch:
+            raise ValueError(
+                f"the map of every stage must divide by patch {self.patch}, and the first one is {first[0]}x{first[1]}"
+            )
+        if self.kind == "dit" and side[0] != side[1]:
+            raise ValueError(f"dit needs a square latent, got {side}")
         if self.kind == "dit" and self.trunk_depth != 0:
             raise ValueError(f"dit needs trunk_depth 0, got {self.trunk_depth}")
         if self.width % self.heads or (self.width // self.heads) % 4:

@@ -23,7 +23,7 @@ from ecar.sampling.noise import draw_noise
 from timing import compare, decoder_cost, flops_per_image, make_side
 
 TINY = ["--preset", "nano", "--resolution", "32", "--factor", "4", "--peer-factor", "4", "--peer-patch", "1"]
-TINY += ["--classes", "10", "--channels", "4", "--stages", "2", "--batch", "1", "--device", "cpu"]
+TINY += ["--classes", "10", "--channels", "4", "--stages", "2", "--batch", "1", "--device", "cpu", "--dtype", "fp32"]
 
 
 @pytest.fixture(autouse=True)

@@ -164,7 +164,7 @@ def test_going_on_with_other_data_tokenizer_or_crop_is_refused(
     with pytest.raises(ValueError, match="shard_size 3 -> 4"):
         encode.run(arguments(photos, out, shard_size=4))
     monkeypatch.setattr(encoding, "CROP", "another")
-    with pytest.raises(ValueError, match="crop cover-bicubic-centre-1 -> another"):
+    with pytest.raises(ValueError, match="crop cover-bicubic-centre-2 -> another"):
         encode.run(arguments(photos, out))
     monkeypatch.undo()
     shutil.copy(photos / "dog" / "07.png", photos / "dog" / "08.png")
@@ -244,9 +244,20 @@ def test_a_cache_of_another_crop_is_refused_by_training(photos: Path, tmp_path: 
     with pytest.raises(ValueError, match="another tokenizer"):
         load_table(TrainConfig(data=str(tmp_path / "cache"), out="unused", resolution=(16,), tokenizer="pixels:2"))
     path = tmp_path / "cache" / "cache.json"
-    path.write_text(path.read_text().replace("cover-bicubic-centre-1", "adm-1"))
+    path.write_text(path.read_text().replace("cover-bicubic-centre-2", "adm-1"))
     with pytest.raises(ValueError, match=r"cropped by 'adm-1'.*run ecar encode again"):
         load_table(config)
+
+
+def test_half_a_cache_of_another_crop_is_not_gone_on_with(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of the pixels by each rule would be a data set that nobody can make again."""
+    with monkeypatch.context() as before:
+        before.setattr(encoding, "CROP", "adm-1")
+        interrupted(photos, tmp_path / "half", before)
+    with pytest.raises(ValueError, match="crop adm-1 -> cover-bicubic-centre-2"):
+        encode.run(arguments(photos, tmp_path / "half"))
 
 
 def test_batches_of_shards_are_those_of_the_table_in_memory(photos: Path, tmp_path: Path) -> None:

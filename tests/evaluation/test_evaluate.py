@@ -27,7 +27,7 @@ from ecar.evaluation.classifier import (
     save_classifier,
     train_classifier,
 )
-from ecar.evaluation.evaluate import check_classes, check_count, measure
+from ecar.evaluation.evaluate import check_classes, check_count, check_labels, measure
 from ecar.evaluation.extractors import Dinov2Extractor, EfficientNetExtractor, get_extractor
 from ecar.evaluation.metrics import Gaussian, frechet_distance
 from ecar.evaluation.reference import read_images, reference_from_images, reference_from_statistics
@@ -73,8 +73,11 @@ def test_command_writes_named_figures_with_their_settings_and_resumes(
         "train_data": str(digits_folder), "class_names": ["one", "seven", "zero"], "epochs": 2, "flip": False,
     }  # fmt: skip
     assert first["flops_per_image"]["model"] > 0 and first["classifier"]["FD-classifier"] > 0
-    nearest = first["nearest training image (RMS of pixels in [0, 1], of 24)"]  # the reference is the training set
+    nearest = first[
+        "nearest training image, mirrored or not (RMS of pixels in [0, 1], of 24)"
+    ]  # the reference is the training set
     assert nearest["reference"]["median"] == 0 < nearest["samples"]["min"]
+    assert first["memorisation (efficientnet-lite0)"]["share_of_held_out"] == 1  # it is the training set
     floor, rebuilt = first["floor: training images"], first["tokenizer's reconstructions of training images"]
     assert floor["FD-EffNetLite0"] == pytest.approx(rebuilt["FD-EffNetLite0"], rel=0.05)  # pixels are kept
     with np.load(tmp_path / "eval.samples" / "samples.npz") as file:  # the format of ADM's evaluator
@@ -219,6 +222,59 @@ def test_wrong_samples_files_are_refused(arrays: dict[str, np.ndarray], word: st
     np.savez(tmp_path / "x.npz", **arrays)
     with pytest.raises(ValueError, match=word):
         read_samples(tmp_path / "x.npz")
+
+
+def test_samples_are_read_from_a_folder_of_pictures_and_from_npy_as_from_npz(tmp_path: Path) -> None:
+    """A folder was "[Errno 21] Is a directory"."""
+    images = noise_images(12)
+    arrays = images.permute(0, 2, 3, 1).numpy()
+    for i, array in enumerate(arrays):
+        (folder := tmp_path / "flat").mkdir(exist_ok=True)
+        Image.fromarray(array).save(folder / f"{i}.png")
+        (folder := tmp_path / "classes" / ("dog" if i % 2 else "cat")).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(array).save(folder / f"{i}.png")
+    np.save(tmp_path / "x.npy", arrays)
+    for name in ("flat", "x.npy"):
+        found = read_samples(tmp_path / name)
+        assert torch.equal(found.images, images) and found.labels is None
+    found = read_samples(tmp_path / "classes")
+    assert torch.equal(found.images, torch.cat([images[::2], images[1::2]])) and found.labels is not None
+    assert found.labels.tolist() == [0] * 6 + [1] * 6 and found.class_names == ("cat", "dog")
+    check_labels("data", ("Cat", "dog"), found)
+    with pytest.raises(ValueError, match="the folders of the samples are the classes cat, dog"):
+        check_labels("data", ("dog", "cat"), found)
+
+
+def test_labels_of_adm_are_read(tmp_path: Path) -> None:
+    """Its sampler writes them as arr_1."""
+    arrays = noise_images(3).permute(0, 2, 3, 1).numpy()
+    np.savez(tmp_path / "x.npz", arrays, np.array([2, 0, 1]))
+    found = read_samples(tmp_path / "x.npz")
+    assert found.labels is not None and found.labels.tolist() == [2, 0, 1]
+    np.savez(tmp_path / "x.npz", arrays, np.zeros((3, 8)))
+    with pytest.raises(ValueError, match="arr_1 are"):
+        read_samples(tmp_path / "x.npz")
+
+
+def test_folders_and_files_of_samples_that_cannot_be_judged_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "sizes").mkdir()
+    (tmp_path / "broken").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "sizes" / "0.png")
+    Image.new("RGB", (9, 8)).save(tmp_path / "sizes" / "1.png")
+    (tmp_path / "broken" / "0.png").write_text("x")
+    np.save(tmp_path / "float.npy", np.zeros((2, 8, 8, 3)))
+    np.save(tmp_path / "object.npy", np.array([{}]), allow_pickle=True)
+    for name, word in (
+        ("empty", "no images found"), ("sizes", "1.png has 9x8 pixels"), ("broken", "judged all together"),
+        ("float.npy", "expected N x H x W x 3 uint8"), ("object.npy", "not a readable .npy"),
+    ):  # fmt: skip
+        command = ["evaluate", "--samples", str(tmp_path / name), "--data", str(tmp_path), "--allow-small"]
+        assert main([*command, "--cache", str(tmp_path), "--out", str(tmp_path / "x.json"), "--device", "cpu"]) == 2
+        message = capsys.readouterr().err.strip()
+        assert word in message and "\n" not in message
 
 
 def test_samples_survive_writing(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from ecar.cli.options import (
     torch_dtype,
     usable_dtype,
 )
+from ecar.data.reading import ReadOptions
 
 if TYPE_CHECKING:
     import torch
@@ -38,7 +39,7 @@ _SAMPLING = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateOptions:
+class EvaluateOptions(ReadOptions):
     """Judge a model, or a file of samples, against real images."""
 
     data: str
@@ -46,7 +47,7 @@ class EvaluateOptions:
     model: str | None = None
     """Bundled name, folder or Hub id to sample from."""
     samples: str | None = None
-    """Or samples to read: .npz with arr_0 (N x H x W x 3 uint8) and, for the classifier, labels."""
+    """Or samples to read: folder of pictures (subfolders are classes), .npy, or .npz with arr_0 and labels (ADM)."""
     out: str = "eval.json"
     """File to write (.json). Samples go to the folder of that name + .samples, from which the command resumes."""
     num: int = 10_000
@@ -62,7 +63,7 @@ class EvaluateOptions:
     classifier: str | None = None
     """Also report classifier accuracy: a .safetensors file, made from --train-data where it does not exist."""
     train_data: str | None = None
-    """Real training images: train the classifier, and give the floor and the tokenizer's reconstructions."""
+    """Real training images: train the classifier, look for copies, give the floor and the reconstructions."""
     classifier_epochs: int = 8
     """Passes over the training images."""
     classifier_flip: bool = False
@@ -111,6 +112,7 @@ def run(arguments: Sequence[str]) -> None:
     from ecar.evaluation.classifier import classifier_fingerprint
     from ecar.evaluation.evaluate import Judge, check_count, measure
     from ecar.evaluation.extractors import get_extractor
+    from ecar.evaluation.memorisation import copies
     from ecar.evaluation.samples import check_folder
 
     device = resolve_device(options.device)
@@ -151,7 +153,8 @@ def run(arguments: Sequence[str]) -> None:
         }
     if train is not None:
         record |= _lines(options, train[0], reference, extractor, pipe)
-        record |= _nearest(samples.images, reference, train[0])
+        cache, picture = Path(options.cache).expanduser(), out.with_suffix(".closest.png")
+        record |= copies(samples.images, reference, train[0], extractor, cache, picture)
     out.write_text(json.dumps(record, indent=2) + "\n")
     print(json.dumps(record))
 
@@ -168,6 +171,8 @@ def _check(options: EvaluateOptions) -> None:
     if options.data.endswith(".npz"):
         if options.reference_num is not None:
             raise ValueError("--reference-num would change nothing: --data is a file of statistics; leave it out")
+        if options.train_data is None:
+            options.check_unused(options.data, "a file of statistics")
     else:
         output_file(str(Path(options.cache) / "probe.safetensors"), (".safetensors",), "--cache")
     if options.classifier is not None:
@@ -290,7 +295,7 @@ def _real_images(options: EvaluateOptions, extractor: Extractor, height: int, wi
 
     if options.data.endswith(".npz"):
         return None
-    real = read_images(options.data, options.split, height, width, options.reference_num)
+    real = read_images(options.data, options.reading(), height, width, options.reference_num)
     check_count(len(real.images), extractor, options.allow_small, f"--data {options.data}: the number of images")
     return real
 
@@ -308,13 +313,15 @@ def _train_images(
 ) -> tuple[torch.Tensor, torch.Tensor] | None:
     if options.train_data is None:
         return None
+    from ecar.config import same_names
     from ecar.evaluation.reference import read_images
 
-    images, labels, names = read_images(options.train_data, "train", height, width, None)
+    images, labels, names = read_images(options.train_data, options.reading(split="train"), height, width, None)
     if len(images) < 2:
         raise ValueError(f"--train-data {options.train_data} has {len(images)} image; its floor needs two or more")
-    if options.classifier is not None and real is not None and real.class_names and names != real.class_names:
-        raise ValueError(f"--train-data {options.train_data} has classes {names[:5]}, --data {real.class_names[:5]}")
+    known = real.class_names if real is not None else ()
+    if options.classifier is not None and known and not same_names(names, known):
+        raise ValueError(f"--train-data {options.train_data} has classes {names[:5]}, --data {known[:5]}")
     return images, labels
 
 
@@ -372,14 +379,3 @@ def _lines(
         rebuilt = reconstruct(pipe, some)
         record["tokenizer's reconstructions of training images"] = measure(rebuilt, reference, extractor)
     return record
-
-
-def _nearest(images: torch.Tensor, reference: Reference, train: torch.Tensor) -> dict[str, object]:
-    """Does the model copy? Distance to the closest training image, beside that of real images it never saw."""
-    from ecar.evaluation.metrics import chosen, nearest_distance
-
-    sets = {"samples": images, "reference": reference.images}
-    found = {name: nearest_distance(x[chosen(len(x), 1000)], train) for name, x in sets.items() if x is not None}
-    count = min(1000, len(images))
-    quartiles = {n: {"median": round(float(d.median()), 4), "min": round(float(d.min()), 4)} for n, d in found.items()}
-    return {f"nearest training image (RMS of pixels in [0, 1], of {count})": quartiles}

@@ -29,10 +29,10 @@ def trunk_flops(config: ModelConfig) -> list[int]:
     if not config.has_trunk:
         return [0]
     result, seen = [], 0
-    for stage in make_plan(config.stages):
+    for stage in make_plan(config.stages, config.patch):
         n = stage.tokens
         seen += n
-        embed = 2 * n * config.width * (4 * FOURIER_BANDS + (config.channels if stage.index else 0))
+        embed = 2 * n * config.width * (4 * FOURIER_BANDS + (config.channels * config.patch**2 if stage.index else 0))
         result.append(embed + config.trunk_depth * block_flops(config.width, n, seen))
     return result
 
@@ -40,8 +40,8 @@ def trunk_flops(config: ModelConfig) -> list[int]:
 def head_flops(config: ModelConfig) -> list[int]:
     """One evaluation of the head (or of DiT), per stage."""
     width, result = config.width, []
-    for stage in make_plan(config.stages):
-        n = stage.tokens // config.patch**2
+    for stage in make_plan(config.stages, config.patch):
+        n = stage.tokens
         ends = 2 * 2 * n * width * config.channels * config.patch**2  # map in and out
         if not config.has_trunk:
             embedder = 2 * (_DIT_TIME_FEATURES * width + width**2)  # one per block, and once more for the output
@@ -57,7 +57,7 @@ def token_flops(config: ModelConfig) -> list[int]:
     """Embedding M_k for the head, once per stage."""
     if not config.has_trunk:
         return [0]
-    embed = [2 * s.tokens * config.width**2 for s in make_plan(config.stages)]
+    embed = [2 * s.tokens * config.width**2 for s in make_plan(config.stages, config.patch)]
     return [own + positions for own, positions in zip(embed, position_flops(config), strict=True)]
 
 
@@ -65,7 +65,7 @@ def position_flops(config: ModelConfig) -> list[int]:
     """Embedding the positions of a stage, which all rows of a batch share; trunk and head do so each."""
     if not config.has_trunk:
         return [0]
-    return [2 * s.tokens * config.width * 4 * FOURIER_BANDS for s in make_plan(config.stages)]
+    return [2 * s.tokens * config.width * 4 * FOURIER_BANDS for s in make_plan(config.stages, config.patch)]
 
 
 def modulation_flops(config: ModelConfig) -> int:
@@ -110,10 +110,10 @@ def training_flops(config: ModelConfig, share: Sequence[float]) -> int:
 
     Backward is twice forward, but for input layers (no gradient of the input). Positions are embedded once per batch.
     """
-    plan, width, whole, inputs = make_plan(config.stages), config.width, 0.0, 0.0
+    plan, width, whole, inputs = make_plan(config.stages, config.patch), config.width, 0.0, 0.0
     for stage, step, embed in zip(plan, head_flops(config), token_flops(config), strict=True):
         positions = position_flops(config)[stage.index]
-        map_in = 2 * stage.tokens * width * config.channels
+        map_in = 2 * stage.tokens * width * config.channels * config.patch**2
         whole += share[stage.index] * (step + embed - positions - map_in)
         inputs += share[stage.index] * map_in
         if config.has_trunk:
@@ -122,5 +122,5 @@ def training_flops(config: ModelConfig, share: Sequence[float]) -> int:
             seen = plan[: stage.index + 1]
             tokens = sum(s.tokens for s in seen)
             whole += rows * config.trunk_depth * block_flops(width, tokens, tokens, len(seen))
-            inputs += rows * 2 * width * config.channels * (tokens - plan[0].tokens)
+            inputs += rows * 2 * width * config.channels * config.patch**2 * (tokens - plan[0].tokens)
     return round(3 * whole + 2 * inputs)

@@ -22,9 +22,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ecar.data.images import CROP
+from ecar.data.labels import class_ids
 from ecar.data.latents import LatentTable
 from ecar.data.rows import choose_rows
-from ecar.data.source import class_ids
 from ecar.tokenizers import Tokenizer, load_tokenizer
 
 CACHE, PROGRESS = "cache.json", "progress.json"
@@ -120,6 +120,7 @@ def _common(record: dict[str, Any]) -> dict[str, Any]:
         "tokenizer": record["tokenizer"],
         "skipped": tuple(record["skipped"]),
         "content": _content(record),
+        "about": record.get("data", {}),  # newer than the first caches
     }
 
 
@@ -181,6 +182,7 @@ def check_cache(path: str) -> dict[str, Any]:
         record = json.loads((folder / CACHE).read_text())
         shards = record["shards"]
         found = {"cache": path, "images": record["images"], "shards": len(shards), "skipped": len(record["skipped"])}
+        found["data"] = record.get("data", {})
         damaged = damaged_shards(folder, shards)
     except (OSError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
         raise ValueError(f"{folder}: damaged latent cache ({error}); {_AGAIN}") from None

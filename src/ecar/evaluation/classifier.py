@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from ecar.config import same_names
 from ecar.devices import mixed_precision
 from ecar.evaluation.extractors import state_fingerprint
 from ecar.files.tensors import write_tensors
@@ -128,7 +129,7 @@ def load_classifier(path: Path, class_names: tuple[str, ...]) -> Classifier:
         raise ValueError(f"--classifier {path}: not a classifier of ecar evaluate ({type(error).__name__})") from error
     if outputs != len(class_names):
         raise ValueError(f"--classifier {path}: knows {outputs} classes, the reference has {len(class_names)}")
-    if known != class_names:
+    if not same_names(known, class_names):
         raise ValueError(
             f"--classifier {path}: was made for the classes {', '.join(known[:5])}, ..., the reference has "
             f"{', '.join(class_names[:5])}, ...; make another, under another name"

@@ -28,7 +28,7 @@ class StageModel(nn.Module):
     def __init__(self, config: ModelConfig, trunk: nn.Module, head: nn.Module) -> None:
         super().__init__()
         self.config = config
-        self.plan = make_plan(config.stages)
+        self.plan = make_plan(config.stages, config.patch)
         self.trunk, self.head = trunk, head
 
     @property

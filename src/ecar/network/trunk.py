@@ -23,15 +23,16 @@ FOURIER_BANDS = 6
 class Trunk(nn.Module):
     """Block-causal over stages: a token sees every token of its own stage and of the stages before.
 
+    A token is a square of ``config.patch`` x ``config.patch`` positions, so n_k = h_k w_k / patch^2.
     The input at stage k > 1 is the map y_{k-1} upsampled to the stage's side; stage 1 has only class and position.
     ``forward`` (all stages, masked, teacher-forced) and ``step`` (one stage, cached) give the same token maps.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.plan = make_plan(config.stages)
+        self.plan = make_plan(config.stages, config.patch)
         self.heads, self.head_dim = config.heads, config.width // config.heads
-        self.map_in = nn.Linear(config.channels, config.width)
+        self.map_in = nn.Linear(config.channels * config.patch**2, config.width)
         self.position_in = nn.Linear(4 * FOURIER_BANDS, config.width)
         self.class_embedding = nn.Embedding(config.num_classes + 1, config.width)
         self.stage_embedding = nn.Embedding(len(self.plan), config.width)
@@ -101,17 +102,17 @@ class Trunk(nn.Module):
         return cast(list[Block], list(self.blocks))
 
     def _embed(self, stage: Stage, end_before: Tensor | None, labels: Tensor) -> Tensor:
-        features = fourier_features(stage.side, FOURIER_BANDS, labels.device)
+        features = fourier_features(stage.grid, FOURIER_BANDS, labels.device)
         x = (
             self.position_in(features.to(self.position_in.weight.dtype)) + self.stage_embedding.weight[stage.index]
         )  # (n_k, D)
         x = x + self.class_embedding(labels)[:, None]  # (B, n_k, D)
         if end_before is not None:
-            x = x + self.map_in(to_tokens(up(end_before)).to(self.map_in.weight.dtype))
+            x = x + self.map_in(to_tokens(up(end_before), stage.patch).to(self.map_in.weight.dtype))
         return x
 
     def _condition(self, stage: Stage, labels: Tensor) -> Tensor:
         return F.silu(self.class_embedding(labels) + self.stage_embedding.weight[stage.index])  # (B, D)
 
     def _table(self, stage: Stage, device: torch.device) -> Tensor:
-        return rotary_table(stage.side, self.plan[-1].side, self.head_dim, device)
+        return rotary_table(stage.grid, self.plan[-1].grid, self.head_dim, device)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ecar.config import ModelConfig, plain_name
+from ecar.config import ModelConfig, match_names
 from ecar.network.model import StageModel
 from ecar.stages import make_plan
 
@@ -80,21 +80,12 @@ def check_fits(before: ModelConfig, now: ModelConfig) -> None:
 
 
 def class_rows(before: ModelConfig, now: ModelConfig) -> dict[int, int]:
-    """Row of the new class table -> row of the old one, for classes that are the same: by name (exactly, then without
-    regard to case and separators, where that is unique), by number where neither has names; the null class always."""
+    """Row of the new class table -> row of the old one, for classes that are the same: by name (``match_names``),
+    by number where neither has names; the null class always."""
     rows = {now.null_class: before.null_class}
     if not now.class_names and not before.class_names and now.num_classes == before.num_classes:
         return rows | {i: i for i in range(now.num_classes)}
-    exact = {name: i for i, name in enumerate(before.class_names)}
-    plain = {plain_name(name): i for i, name in enumerate(before.class_names)}
-    ours = [plain_name(name) for name in now.class_names]
-    unique = len(plain) == len(exact) and len(set(ours)) == len(ours)
-    for row, name in enumerate(now.class_names):
-        if name in exact:
-            rows[row] = exact[name]
-        elif unique and plain_name(name) and plain_name(name) in plain:
-            rows[row] = plain[plain_name(name)]
-    return rows
+    return rows | match_names(now.class_names, before.class_names)
 
 
 def stage_rows(before: ModelConfig, now: ModelConfig) -> dict[int, int]:

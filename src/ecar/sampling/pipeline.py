@@ -174,6 +174,10 @@ class Pipeline:
         """A name, a synonym, an id or None -> class id; ValueError: ``UnknownClass``, ``AmbiguousClass``."""
         return self._classes.id_of(label)
 
+    def class_ids(self, text: str) -> list[int]:
+        """Names or ids with commas between them (names may have some too) -> class ids; errors as ``class_id``."""
+        return self._classes.ids_of(text)
+
     def settings(
         self,
         steps: Sequence[int] | int | None = None,

@@ -28,8 +28,10 @@ def load_table(config: TrainConfig, source: Source | None = None) -> tuple[Laten
     tokenizer of ``source`` is the default."""
     own = source.tokenizer if source else None
     if source is not None and config.own_samples:
+        config.check_unused(config.data, "samples of the model itself")
         return _own_table(config, source)
     if is_cache(config.data):
+        config.check_unused(config.data, "a latent cache")
         table, tokenizer = load_latents(config.data)
         check_model(config, tokenizer, source)
         if source is not None:
@@ -47,7 +49,7 @@ def load_table(config: TrainConfig, source: Source | None = None) -> tuple[Laten
         return table.part(flip=config.flip, images=config.max_images), tokenizer
     tokenizer = own if own is not None and config.tokenizer is None else load_tokenizer(config.tokenizer or "pixels")
     check_model(config, tokenizer, source)
-    images = load_source(config.data, max_images=config.max_images)
+    images = load_source(config.data, config.reading(), max_images=config.max_images)
     if config.model == "dit" and not images.class_names:
         raise ValueError(f"--model dit needs classes; {config.data} has no labels")
     if source is not None:
@@ -91,6 +93,7 @@ def build_config(config: TrainConfig, tokenizer: Tokenizer) -> ModelConfig:
         kind=config.model,
         stages=StageConfig.for_latent(side, stages, ends=config.ends, rho=config.rho),
         channels=tokenizer.channels,
+        patch=1 if config.patch is None else config.patch,
         width=preset.width if config.width is None else config.width,
         heads=preset.heads if config.heads is None else config.heads,
         trunk_depth=trunk if config.trunk_depth is None else config.trunk_depth,

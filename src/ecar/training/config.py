@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ecar.config import MODEL_KINDS, JsonConfig, Side
+from ecar.data.reading import ReadOptions
 
 TOKENIZER_SIZES = {"channels": 4, "factor": 4, "widths": (32, 64, 128), "depth": 2, "patch": 1}
 _DEFAULTS = {"model": "ecar", "preset": "ti", "resolution": (32,), "rho": 0.7, "context_noise": 0.3}
@@ -15,14 +16,15 @@ OWN = "self:"  # data that are samples of the model itself
 
 # What --allow-change may name: all but the shapes of weights and optimizers. The last three are properties of the data.
 CHANGEABLE = {
-    "data", "max_images", "flip", "batch_size", "warmup", "decay", "weight_decay", "ema", "label_dropout", "t_mean",
+    "data", "split", "image_column", "label_column",
+    "max_images", "flip", "batch_size", "warmup", "decay", "weight_decay", "ema", "label_dropout", "t_mean",
     "uniform_t", "seed", "stage_share", "stage_weight", "ends", "rho", "context_noise",
     "resolution", "tokenizer", "images", "class_names", "content",
 }  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(JsonConfig):
+class TrainConfig(ReadOptions, JsonConfig):
     """Options of ``ecar train``."""
 
     data: str
@@ -78,6 +80,9 @@ class TrainConfig(JsonConfig):
     """Overrides the preset's trunk blocks."""
     head_depth: int | None = None
     """Overrides the preset's head blocks."""
+    patch: int | None = None
+    """Side of the squares of latent positions that become one token; default 1. 2 for autoencoders of factor 8 at 256
+    pixels (SD-VAE, TAESD, FLUX): 256 tokens, as in DiT."""
     context_noise: float | None = None
     """Noise on the maps that the trunk reads; default 0.3."""
     stage_share: tuple[float, ...] = ()
@@ -270,7 +275,7 @@ def _fill_in(config: TrainConfig | TokenizerConfig, defaults: dict[str, Any]) ->
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenizerConfig:
+class TokenizerConfig(ReadOptions):
     """Options of ``ecar tokenizer``."""
 
     data: tuple[str, ...]

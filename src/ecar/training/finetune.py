@@ -96,6 +96,7 @@ class Source:
             defaults["ends"] = before.stages.ends
         if config.preset is None:
             defaults |= {n: getattr(before, n) for n in ("width", "heads", "trunk_depth", "head_depth")}
+        defaults["patch"] = before.patch
         for name, value in defaults.items():
             if getattr(config, name) in (None, ()):
                 changes[name] = value
@@ -111,7 +112,6 @@ class Source:
             ValueError: nothing of the source fits.
         """
         before = self.config
-        model = model.replace(patch=before.patch)
         check_fits(before, model)
         own, stages = before.sampling, len(model.stages.sides)
         if own is not None and not own.fixed_steps and len(own.steps) == stages:

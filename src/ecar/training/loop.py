@@ -217,7 +217,7 @@ class Trainer:
             frozen = "" if trained == parameters else f", {trained:,} of them trained"
             print(f"{parameters:,} parameters{frozen}, {images:,} images, rows {self.rows}")
         counts = {"images": images, "skipped": len(self.table.skipped), "parameters": parameters}
-        record = run_record(self.config, world=self.world.size, rows=self.rows, **counts)
+        record = run_record(self.config, world=self.world.size, rows=self.rows, data=self.table.about, **counts)
         log = RunLog(self.out, step=self.step, trackers=self.config.trackers, record=record)
         log.begin(self.seen)
         if self.step == 0 and source is not None:

@@ -53,7 +53,8 @@ def make_out(out: str, data: str, *, pictures: bool = True) -> Path:
 # Properties of model and data that follow from an option, so that allowing one allows the others.
 _DATA = {"images", "content", "velocity_std"}
 _FOLLOW = {
-    "data": _DATA, "max_images": _DATA, "images": _DATA, "flip": _DATA, "ends": {"stages", "velocity_std", "ends"},
+    "data": _DATA, "split": _DATA, "image_column": _DATA, "label_column": _DATA,
+    "max_images": _DATA, "images": _DATA, "flip": _DATA, "ends": {"stages", "velocity_std", "ends"},
     "rho": {"stages", "velocity_std"}, "resolution": {"stages", "image_side", "velocity_std"},
     "tokenizer": {"tokenizer", "velocity_std"}, "class_names": {"content"}, "content": _DATA - {"images"},
 }  # fmt: skip
