@@ -310,7 +310,7 @@ def _update_statistics(tokenizer: ConvTokenizer, raw: Tensor, momentum: float) -
 
 @torch.no_grad()
 def _measure(tokenizer: ConvTokenizer, images: np.ndarray, config: TokenizerConfig) -> None:
-    """Exact statistics of the averaged encoder, over some 2,000 images: their 500,000 positions say it to a tenth of a percent."""
+    """Statistics of the averaged encoder over some 2,000 images: their 500,000 positions are enough."""
     raw = []
     spread = images[:: max(1, len(images) // 2_000)]  # folders are sorted by class
     for first in range(0, len(spread), 500):
