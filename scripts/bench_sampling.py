@@ -20,7 +20,7 @@ from results import write_result
 
 from ecar import Pipeline
 from ecar.benchmark.bench import matmul_peak
-from ecar.evaluation.evaluate import measure
+from ecar.evaluation.judge import measure
 from ecar.evaluation.extractors import get_extractor
 from ecar.evaluation.reference import read_images, reference_from_images
 from ecar.evaluation.samples import Samples

@@ -30,7 +30,7 @@ from ecar.cli.options import source_commit
 from ecar.config import SamplingConfig, differences
 from ecar.cost.flops import count_flops, sampling_flops
 from ecar.evaluation.classifier import classifier_fingerprint, load_classifier
-from ecar.evaluation.evaluate import Judge, check_classes, measure
+from ecar.evaluation.judge import Judge, check_classes, measure
 from ecar.evaluation.extractors import get_extractor
 from ecar.evaluation.metrics import chosen
 from ecar.evaluation.reference import read_images, reference_from_images

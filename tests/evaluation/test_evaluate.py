@@ -27,8 +27,8 @@ from ecar.evaluation.classifier import (
     save_classifier,
     train_classifier,
 )
-from ecar.evaluation.evaluate import check_classes, check_count, measure
 from ecar.evaluation.extractors import Dinov2Extractor, EfficientNetExtractor, get_extractor
+from ecar.evaluation.judge import check_classes, check_count, measure
 from ecar.evaluation.metrics import Gaussian, frechet_distance
 from ecar.evaluation.reference import read_images, reference_from_images, reference_from_statistics
 from ecar.evaluation.samples import Samples, collect, make_samples, read_samples, write_samples

@@ -22,7 +22,7 @@ from ecar.config import SamplingConfig, differences
 from ecar.evaluation.metrics import chosen
 from ecar.files.records import read_json
 from ecar.sampling.pictures import from_decoded
-from ecar.sampling.pipeline import Pipeline
+from ecar.sampling.pipeline import Pipeline, Sampler
 
 
 @dataclass(frozen=True)
@@ -52,15 +52,14 @@ def make_samples(
     folder: Path,
     record: dict[str, object],
     batch: int,
-    candidates: int = 1,
-    acceptance: float | None = None,
+    sampler: Sampler | None = None,
 ) -> Samples:
     """Sample ``num`` images into ``folder``, a file per batch; images that are there already are not made again.
 
     Args:
         record: everything that decides what the images are; a folder made with another record is refused.
         batch: images per file and samples per forward pass; another one than before is no matter.
-        candidates, acceptance: as of ``Pipeline``.
+        sampler: what draws, where it is not ``pipe`` alone: ``ecar.refine.BestOf`` around it.
 
     Raises:
         ValueError: the folder holds other samples, or its files have images missing, doubled or damaged.
@@ -76,17 +75,13 @@ def make_samples(
         ids = missing[first : first + batch]
         labels = [i % classes if pipe.model.config.num_classes else None for i in ids]
         start = time.perf_counter()
-        output = pipe(
-            labels, seeds=[seed + i for i in ids], batch_size=batch, steps=settings.steps, guidance=settings.guidance,
-            solver=settings.solver, guidance_on=settings.guidance_on, guidance_from=settings.guidance_from,
-            candidates=candidates, acceptance=acceptance,
-        )  # fmt: skip
+        output = (sampler or pipe)(labels, seeds=[seed + i for i in ids], settings=settings, batch_size=batch)
         seconds = time.perf_counter() - start
         images = np.stack([np.asarray(image) for image in output.images])
         file = folder / f"ids_{ids[0]:08d}.npz"
         arrays = {"images": images, "labels": output.labels, "ids": ids, "drawn": output.drawn}
         _write_npz(file, **{name: np.asarray(array) for name, array in arrays.items()}, seconds=seconds)
-    samples = collect(folder, num, candidates)
+    samples = collect(folder, num)
     return samples if pipe.model.config.num_classes else replace(samples, labels=None)
 
 
@@ -114,8 +109,8 @@ def _whole(record: dict[str, object], seed: int, settings: SamplingConfig) -> di
     return dict(json.loads(json.dumps({**record, "seed": seed, "settings": settings.to_json()})))
 
 
-def collect(folder: Path, num: int, candidates: int = 1) -> Samples:
-    """The samples of ids 0 .. num - 1 in ``folder``; files that do not say how many were drawn took ``candidates``.
+def collect(folder: Path, num: int) -> Samples:
+    """The samples of ids 0 .. num - 1 in ``folder``.
 
     Raises:
         ValueError: ids missing or doubled.
@@ -131,7 +126,7 @@ def collect(folder: Path, num: int, candidates: int = 1) -> Samples:
     order = np.argsort(ids)[np.sort(ids) < num]
     images = np.concatenate([p["images"] for p in parts])[order]
     labels = np.concatenate([p["labels"] for p in parts])[order]
-    drawn = float(np.concatenate([p.get("drawn", np.full(len(p["ids"]), candidates)) for p in parts])[order].mean())
+    drawn = float(np.concatenate([p["drawn"] for p in parts])[order].mean())
     seconds = sum(float(p["seconds"]) * float((p["ids"] < num).mean()) for p in parts)
     return Samples(_to_tensor(images), torch.from_numpy(labels.astype(np.int64)), seconds, drawn)
 
@@ -204,7 +199,7 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
 def _read_part(path: Path) -> dict[str, np.ndarray]:
     """A file of ``make_samples``; ValueError if it is damaged."""
     part = read_npz(path)
-    if missing := {"images", "labels", "ids", "seconds"} - part.keys():
+    if missing := {"images", "labels", "ids", "drawn", "seconds"} - part.keys():
         raise ValueError(f"{path}: no {', '.join(sorted(missing))} in it; delete the file, its images are made again")
     if not len(part["images"]) == len(part["labels"]) == part["ids"].size > 0:
         raise ValueError(f"{path}: damaged; delete the file, its images are made again")

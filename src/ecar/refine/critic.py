@@ -9,6 +9,7 @@ which all candidates share, and chooses no better ones (docs/study.md).
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,9 @@ class Critic(nn.Module):
             ``quantiles`` (R, Q) of the scores of the model's samples, evenly spread, for acceptance (files from before
             it have none).
         about: the model and settings whose samples it was fitted to, and how.
+
+    Attributes:
+        fingerprint: SHA-256 (16 hex digits) of the file that it was read from; empty: of none.
     """
 
     weight: Tensor
@@ -60,7 +64,7 @@ class Critic(nn.Module):
 
     def __init__(self, features: Features, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
         super().__init__()
-        self.features, self.about = features, about
+        self.features, self.about, self.fingerprint = features, about, ""
         for name in (*_TENSORS, _QUANTILES):
             self.register_buffer(name, tensors[name].float() if name in tensors else None)
 
@@ -116,7 +120,9 @@ def load_critic(path: str | Path) -> Critic:
     features = Features()
     if known != features.fingerprint:
         raise ValueError(f"{path}: reads features {known}, and those installed are {features.fingerprint}")
-    return Critic(features, tensors, about).eval()
+    critic = Critic(features, tensors, about).eval()
+    critic.fingerprint = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    return critic
 
 
 def accepts(log_ratio: Tensor, levels: Tensor, uniform: Tensor, power: float) -> Tensor:

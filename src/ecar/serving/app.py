@@ -84,7 +84,7 @@ def _add_images(app: FastAPI, engine: Engine, name: str) -> None:
     async def generate(body: schema.GenerateRequest, request: Request) -> Any:
         """Make images of a class. With ``stream``: server-sent events, previews as they appear, then each image."""
         _check_model(body.model, name)
-        job = Job(engine, make_order(body, engine.pipe, engine.limits))
+        job = Job(engine, make_order(body, engine.pipe, engine.limits, chooses=engine.critic is not None))
         if body.stream:
             return EventResponse(job)
         answer = await whole_answer(job, request, files, body.response_format == "url")
@@ -119,7 +119,7 @@ def _add_models(app: FastAPI, engine: Engine, name: str) -> None:
             id=name, created=created, owned_by="ecar", size=f"{config.image_side[1]}x{config.image_side[0]}",
             stages=stages, solver=settings.solver, num_classes=config.num_classes,
             max_images=MAX_IMAGES, max_steps=engine.limits.max_steps,
-            max_candidates=most_candidates(engine.pipe, engine.limits),
+            max_candidates=most_candidates(engine.limits, chooses=engine.critic is not None),
             fixed_steps=settings.fixed_steps,
         )  # fmt: skip
 
