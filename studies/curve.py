@@ -37,6 +37,7 @@ from ecar.evaluation.reference import read_images, reference_from_images
 from ecar.evaluation.samples import Samples, reconstruct
 from ecar.network.model import StageModel
 from ecar.pretrained.folders import weights_fingerprint
+from ecar.sampling.guidance import coarse_guidance
 from ecar.sampling.loop import sample_latents
 from ecar.sampling.noise import StageNoise, draw_noise
 from ecar.sampling.pictures import from_decoded
@@ -51,12 +52,13 @@ def parse_setting(text: str, pipe: Pipeline) -> SamplingConfig:
     """STEPS[:GUIDANCE[:SOLVER[:WHERE[:FROM]]]]; a sixth part is not read here."""
     text = ":".join(text.split(":")[:5])
     steps, guidance, solver, where, start = [*text.split(":"), *["1", "ab2", "velocity", "0"][text.count(":") :]]
-    scales = [float(g) for g in guidance.split(",")]
-    starts, several = [float(t) for t in start.split(",")], len(scales) > 1
-    return pipe.settings(
-        [int(s) for s in steps.split(",")], scales if several else scales[0], solver, where,
-        None if where == "tokens" else starts if len(starts) > 1 else starts[0],
-    )  # fmt: skip
+    scales, starts = ([float(part) for part in numbers.split(",")] for numbers in (guidance, start))
+    if len(scales) == 1:  # in the names of settings one number leaves the last of several stages unguided
+        scales = [*coarse_guidance(scales[0], len(pipe.model.plan))]
+    if where != "velocity":
+        raise ValueError(f"{text}: guidance acts on velocity, not on {where}")
+    own_steps = [int(s) for s in steps.split(",")]
+    return pipe.settings(own_steps, scales, solver, starts if len(starts) > 1 else starts[0])
 
 
 def parse_teacher(text: str, pipe: Pipeline, guide: StageModel) -> Teacher:

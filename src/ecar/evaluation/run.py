@@ -58,28 +58,19 @@ def evaluate(
         config: what it is compared with, and how.
         settings: how the pipeline samples; default: the model's own.
         sampler: what draws, where it is not the pipeline alone: ``ecar.refine.BestOf`` around it.
-        about: of the pipeline, all that decides what its images are and is not in its configuration: weights, dtype,
-            critic. It is part of the record, and of the samples' own.
-        folder: where samples go. The same call goes on where it was stopped; samples of other settings, seeds, models
-            or ``about`` are refused.
+        about: of the pipeline, all that decides its images and is not in its configuration: weights, dtype, critic.
+        folder: where samples go. The same call goes on where it was stopped; others are refused.
         device: of the extractor: auto, cpu, cuda, ...
 
     Returns:
-        A record of JSON types: ``metrics`` (named by extractor and N), ``reference``, ``extractor`` and ``samples``
-        with their fingerprints; with training images a floor, with a classifier its figures; of a pipeline ``about``,
-        settings, seed, ``seconds_per_image`` and ``candidates_drawn`` too.
+        ``metrics`` (named by extractor and N), ``reference``, ``extractor`` and ``samples`` with their fingerprints;
+        of a pipeline ``about``, settings, seed, ``seconds_per_image`` and ``candidates_drawn`` too. JSON types.
 
     Raises:
         ValueError: wrong values, too few images on either side, data that cannot be read, classes that mean something
             else on the two sides, or samples in ``folder`` that are others.
     """
-    config.check()
-    if not 0 <= config.seed <= MAX_SEED - config.num + 1:
-        raise ValueError(f"`seed` must be in 0..{MAX_SEED - config.num + 1} with `num` {config.num}")
-    extractor = get_extractor(config.extractor, weights=config.weights, device=resolve_device(device))
-    check_count(config.num, extractor, config.allow_small)
-    if config.reference_num is not None:
-        check_count(config.reference_num, extractor, config.allow_small, "`reference_num`")
+    extractor = _extractor(config, device)
     pipe, samples = (subject, None) if isinstance(subject, Pipeline) else (None, choose(subject, config.num))
     side = pipe.model.config.image_side if pipe is not None else _side(samples)
     real = _real_images(config, extractor, side)
@@ -95,16 +86,30 @@ def evaluate(
         samples = drawing.samples()
         record |= drawing.record(samples)
     assert samples is not None
-    record["samples"] = {"fingerprint": samples.fingerprint()}
-    record["reference"] = {"name": reference.name, "num": reference.count, "fingerprint": reference.fingerprint}
-    record["extractor"] = {"name": extractor.name, "fingerprint": extractor.fingerprint}
-    record["metrics"] = measure(samples, reference, extractor)
+    record |= {
+        "samples": {"fingerprint": samples.fingerprint()},
+        "reference": {"name": reference.name, "num": reference.count, "fingerprint": reference.fingerprint},
+        "extractor": {"name": extractor.name, "fingerprint": extractor.fingerprint},
+        "metrics": measure(samples, reference, extractor),
+    }
     if classifier is not None:
         record["classifier"] = _judged(config, classifier, reference, samples)
     if train is not None:
         record |= _lines(config, train[0], reference, extractor, pipe)
         record |= _nearest(samples.images, reference, train[0])
     return record
+
+
+def _extractor(config: EvaluationConfig, device: str) -> Extractor:
+    """The network whose features are compared; ValueError for numbers that it cannot be asked about."""
+    config.check()
+    if not 0 <= config.seed <= MAX_SEED - config.num + 1:
+        raise ValueError(f"`seed` must be in 0..{MAX_SEED - config.num + 1} with `num` {config.num}")
+    extractor = get_extractor(config.extractor, weights=config.weights, device=resolve_device(device))
+    check_count(config.num, extractor, config.allow_small)
+    if config.reference_num is not None:
+        check_count(config.reference_num, extractor, config.allow_small, "`reference_num`")
+    return extractor
 
 
 class _Drawing:
