@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,15 @@ def matrices() -> list[torch.nn.Parameter]:
     return [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in SHAPES]
 
 
-def muon(kind: type[torch.optim.Muon], parameters: list[torch.nn.Parameter]) -> torch.optim.Muon:
-    return kind(parameters, lr=0.05, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+def torchs(parameters: list[torch.nn.Parameter]) -> torch.optim.Muon:
+    return torch.optim.Muon(parameters, lr=0.05, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
 
 
-def update(optimizers: list[torch.optim.Muon], seed: int) -> None:
+def ours(parameters: list[torch.nn.Parameter]) -> BatchedMuon:
+    return BatchedMuon(parameters, lr=0.05, weight_decay=0.1)
+
+
+def update(optimizers: Sequence[torch.optim.Optimizer], seed: int) -> None:
     """The same gradients for all; the last matrix gets none."""
     for optimizer in optimizers:
         generator = torch.Generator().manual_seed(seed)
@@ -39,25 +44,24 @@ def update(optimizers: list[torch.optim.Muon], seed: int) -> None:
 
 def test_muon_in_batches_of_one_shape_takes_the_steps_of_torchs() -> None:
     batched, plain = matrices(), matrices()
-    optimizers = [muon(BatchedMuon, batched), muon(torch.optim.Muon, plain)]
+    optimizers = [ours(batched), torchs(plain)]
     for seed in range(4):
         update(optimizers, seed)
     assert torch.equal(batched[-1], matrices()[-1])  # without a gradient
-    for ours, theirs, start in zip(batched[:-1], plain[:-1], matrices(), strict=False):
-        assert not torch.equal(ours, start)
-        torch.testing.assert_close(ours, theirs, atol=2e-3, rtol=0)  # bfloat16 inside
+    for mine, theirs, start in zip(batched[:-1], plain[:-1], matrices(), strict=False):
+        assert not torch.equal(mine, start)
+        torch.testing.assert_close(mine, theirs, atol=2e-3, rtol=0)  # bfloat16 inside
 
 
-def test_the_state_of_torchs_muon_goes_on_in_batches() -> None:
-    whole, parts = matrices(), matrices()
-    first, second = muon(torch.optim.Muon, whole), muon(torch.optim.Muon, parts)
-    for seed in range(2):
-        update([first, second], seed)
-    resumed = muon(BatchedMuon, parts)
-    resumed.load_state_dict(second.state_dict())
-    update([first, resumed], 2)
-    for a, b in zip(whole, parts, strict=True):
-        torch.testing.assert_close(a, b, atol=2e-3, rtol=0)
+def test_muon_takes_the_kernel_of_a_convolution_as_a_matrix_of_its_outputs() -> None:
+    generator = torch.Generator().manual_seed(1)
+    start, gradient = torch.randn(6, 4, 3, 3, generator=generator), torch.randn(6, 4, 3, 3, generator=generator)
+    kernel = torch.nn.Parameter(start.clone().contiguous(memory_format=torch.channels_last))
+    matrix = torch.nn.Parameter(start.flatten(1).clone())
+    kernel.grad, matrix.grad = gradient.contiguous(memory_format=torch.channels_last), gradient.flatten(1)
+    ours([kernel]).step()
+    torchs([matrix]).step()
+    torch.testing.assert_close(kernel.detach().flatten(1), matrix.detach(), atol=2e-3, rtol=0)
 
 
 def test_batches_that_span_many_epochs_are_places_of_their_concatenation() -> None:

@@ -10,7 +10,7 @@ import tyro
 
 from ecar.cli.flags import AdaptedModelFlags
 from ecar.cli.options import parse
-from ecar.serving.config import Limits
+from ecar.serving.config import Limits, check_origins, check_public_url
 from ecar.serving.keys import KEYS_VARIABLE, read_keys, served_name
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -33,6 +33,12 @@ class ServeOptions:
     """File of API keys, one a line; blank lines and lines that begin with # are skipped."""
     no_auth: bool = False
     """Serve other machines without keys."""
+    cors_origin: tuple[str, ...] = ()
+    """Origins of other sites' pages that may use the server from a browser, such as https://app.example.com; * is every
+    page."""
+    public_url: str | None = None
+    """Address under which clients reach the server, for the urls of --url-ttl behind a proxy; default: the host that a
+    request names."""
     critic: str | None = None
     """Critic of the model, for requests with candidates; default: critic.safetensors in its folder."""
     threads: int = 0
@@ -52,6 +58,10 @@ def run(arguments: Sequence[str]) -> None:
     options = parse(ServeOptions, arguments, "serve")
     if not 0 <= options.port <= 65535 or options.threads < 0:
         raise ValueError(f"--port must be in 0..65535 and --threads at least 0, got {options.port}, {options.threads}")
+    origins = check_origins(options.cors_origin, "--cors-origin")
+    public_url = None if options.public_url is None else check_public_url(options.public_url)
+    if public_url and not options.limits.url_ttl:
+        raise ValueError("--public-url: no urls are told without --url-ttl SECONDS; give both or none")
     keys = read_keys(options.keys_file)
     if not keys and options.host not in _LOOPBACK and not options.no_auth:
         raise ValueError(f"--host {options.host} lets others in: give --keys-file or {KEYS_VARIABLE}, or --no-auth")
@@ -82,4 +92,5 @@ def run(arguments: Sequence[str]) -> None:
     host, port = bound.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     print(f"ecar: {name} at http://{shown}:{port} (API: /v1){', keys asked for' if keys else ''}", flush=True)
-    serve(create_app(engine, name, keys=keys), engine, bound)
+    app = create_app(engine, name, keys=keys, cors_origins=origins, public_url=public_url)
+    serve(app, engine, bound)
