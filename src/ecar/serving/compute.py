@@ -136,10 +136,10 @@ class Computer:
     def _best(self, last: list[Row]) -> list[tuple[Row, Tensor, int]]:
         """Of the groups of these rows the chosen candidates (3, H, W), and their seeds."""
         found, groups = [], [(row, row.group) for row in last if row.group is not None]
-        assert self.critic is not None or not groups  # requests for candidates are refused without one
         for count in {len(group.seeds) for _, group in groups}:
             some = [(row, group) for row, group in groups if len(group.seeds) == count]
             drawn = torch.stack([group.decoded[seed] for _, group in some for seed in group.seeds])
+            assert self.critic is not None  # requests for candidates are refused without one
             labels, seeds = [row.label for row, _ in some], [group.seed for _, group in some]
             picks = picks_of(from_decoded(drawn), self.critic, labels, seeds)
             for number, ((row, group), pick) in enumerate(zip(some, picks, strict=True)):
