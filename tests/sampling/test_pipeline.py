@@ -49,8 +49,7 @@ def test_guidance_of_almost_one_is_continuous_with_off(pipe: Pipeline) -> None:
     off = latents(pipe, [0, 1, 2], [1, 2, 3], settings())
     near = latents(pipe, [0, 1, 2], [1, 2, 3], settings(guidance=(1.0 + 1e-6, 1.0, 1.0)))
     last = latents(pipe, [0, 1, 2], [1, 2, 3], settings(guidance=(1.0, 1.0, 1.0 + 1e-6)))
-    tokens = latents(pipe, [0, 1, 2], [1, 2, 3], settings(guidance=(1.0 + 1e-6,) * 3, guidance_on="tokens"))
-    for other in (near, last, tokens):
+    for other in (near, last):
         assert torch.allclose(off, other, atol=1e-3)
 
 
@@ -124,7 +123,8 @@ def test_class_called_by_a_number_is_found_by_name_first() -> None:
     pipe = Pipeline(random_model(tiny_config(class_names=("1", "2", "C++"))), PixelTokenizer(factor=1))
     assert [pipe.class_id(x) for x in ("1", "2", 1, np.int64(2), torch.tensor(0), "0", "c")] == [0, 1, 1, 2, 0, 0, 2]
     pipe = Pipeline(random_model(tiny_config(class_names=("C", "C#", "c++"))), PixelTokenizer(factor=1))
-    assert pipe.class_id("C") == 0 and pipe.class_id("c++") == 2
+    assert [pipe.class_id(x) for x in ("C", "c", "c#", "C ++")] == [0, 0, 1, 2]
+    pipe = Pipeline(random_model(tiny_config(class_names=("C++", "C#", "D"))), PixelTokenizer(factor=1))
     with pytest.raises(ValueError, match="spell it exactly"):
         pipe.class_id("c")
 

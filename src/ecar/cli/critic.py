@@ -11,10 +11,11 @@ import tyro
 
 from ecar.cli.flags import ModelFlags, SamplingFlags
 from ecar.cli.options import output_file, parse
+from ecar.data.reading import ReadOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class CriticOptions:
+class CriticOptions(ReadOptions):
     """Learn to tell a model's samples from real images. With the file as critic.safetensors in the model's folder,
     ecar sample and ecar evaluate draw --candidates of each image, and it chooses: better images at more cost."""
 
@@ -50,7 +51,7 @@ def run(arguments: Sequence[str]) -> None:
     pipe = options.compute.usable().load(options.model)
     critic = make_critic(
         pipe, options.data, settings=options.sampling.settings(pipe), num=options.num, power=options.power,
-        seed=options.seed, batch_size=options.batch_size,
+        seed=options.seed, batch_size=options.batch_size, read=options.reading(),
     )  # fmt: skip
     critic.save(out)
     print(json.dumps({"critic": str(out), **critic.about}))

@@ -20,7 +20,7 @@ class EvaluateOptions:
     model: str | None = None
     """Bundled name, folder or Hub id to sample from."""
     samples: str | None = None
-    """Or samples to read: .npz with arr_0 (N x H x W x 3 uint8) and, for the classifier, labels."""
+    """Or samples to read: folder of pictures (subfolders are classes), .npy, or .npz with arr_0 and labels (ADM)."""
     out: str = "eval.json"
     """File to write (.json). Samples go to the folder of that name + .samples, from which the command resumes."""
     comparison: EvaluationConfig
@@ -49,20 +49,22 @@ def run(arguments: Sequence[str]) -> None:
     options = parse(EvaluateOptions, arguments, "evaluate")
     out = output_file(options.out, (".json",))
     if options.samples is None:
-        record = _model_record(options, out.with_suffix(".samples"))
+        record = _model_record(options, out)
     else:
         from ecar.evaluation import evaluate
         from ecar.evaluation.samples import read_samples
 
         samples = read_samples(Path(options.samples).expanduser())
-        record = evaluate(samples, options.comparison, device=options.compute.device)
+        record = evaluate(
+            samples, options.comparison, picture=out.with_suffix(".closest.png"), device=options.compute.device
+        )
         record["samples"]["file"] = options.samples
     record = {"command": flat(options), **record}
     out.write_text(json.dumps(record, indent=2) + "\n")
     print(json.dumps(record))
 
 
-def _model_record(options: EvaluateOptions, folder: Path) -> dict[str, Any]:
+def _model_record(options: EvaluateOptions, out: Path) -> dict[str, Any]:
     from ecar.cost.flops import sampling_flops
     from ecar.evaluation import evaluate
     from ecar.hub import training_record
@@ -78,8 +80,8 @@ def _model_record(options: EvaluateOptions, folder: Path) -> dict[str, Any]:
         "weights": weights_fingerprint(model),
         "parameters": plain.model.num_parameters(),
         "dtype": compute.dtype,
-        "compile": compute.compile or None,  # None: as in samples from before there was the option
-        "cuda_graphs": compute.cuda_graphs or None,
+        "compile": compute.compile,
+        "cuda_graphs": compute.cuda_graphs,
         "decoder": compute.decoder,
         "adapter": None if compute.adapter is None else adapter_fingerprint(compute.adapter),
         "candidates": None if best is None else best.candidates,
@@ -87,8 +89,9 @@ def _model_record(options: EvaluateOptions, folder: Path) -> dict[str, Any]:
         "critic": None if best is None else best.critic.fingerprint,
     }
     record = evaluate(
-        pipe, options.comparison, settings=settings, sampler=best, about=about, folder=folder, device=compute.device
-    )
+        pipe, options.comparison, settings=settings, sampler=best, about=about, folder=out.with_suffix(".samples"),
+        picture=out.with_suffix(".closest.png"), device=compute.device,
+    )  # fmt: skip
     critic = None if best is None else best.critic
     flops = sampling_flops(plain, settings, record["candidates_drawn"], critic)
     ema = training_record(resolve_model(model)).get("ema")  # whose decay the averaged weights have

@@ -81,7 +81,6 @@ def _classes(text: str, pipe: Pipeline) -> list[int | str | None]:
         return [None]
     if text == "all":
         return list(range(count))
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    if not names:
+    if not text.strip(" ,"):
         raise ValueError("--classes is empty; give names or ids, all, or none")
-    return [pipe.class_id(name) for name in names]
+    return [*pipe.class_ids(text)]

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from ecar.data.reading import ReadOptions
 from ecar.files.records import output_file
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationConfig:
+class EvaluationConfig(ReadOptions):
     """Real images, extractor, classifier and number of samples."""
 
     data: str
@@ -27,7 +28,7 @@ class EvaluationConfig:
     classifier: str | None = None
     """Also report classifier accuracy: a .safetensors file, made from --train-data where it does not exist."""
     train_data: str | None = None
-    """Real training images: train the classifier, and give the floor and the tokenizer's reconstructions."""
+    """Real training images: train the classifier, look for copies, give the floor and the reconstructions."""
     classifier_epochs: int = 8
     """Passes over the training images."""
     classifier_flip: bool = False
@@ -54,6 +55,8 @@ class EvaluationConfig:
             output_file(str(Path(self.cache) / "probe.safetensors"), (".safetensors",), "`cache`")
         elif self.reference_num is not None:
             raise ValueError("`reference_num` would change nothing: `data` is a file of statistics; leave it out")
+        elif self.train_data is None:
+            self.check_unused(self.data, "a file of statistics")
         if self.classifier is not None:
             if not Path(self.classifier).expanduser().exists():
                 output_file(self.classifier, (".safetensors",), "`classifier`")

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ecar import __version__
-from ecar.config import SamplingConfig
+from ecar.config import SamplingConfig, same_names
 from ecar.devices import resolve_device
 from ecar.evaluation.classifier import (
     Classifier,
@@ -22,7 +22,8 @@ from ecar.evaluation.classifier import (
 from ecar.evaluation.config import EvaluationConfig
 from ecar.evaluation.extractors import Extractor, get_extractor
 from ecar.evaluation.judge import Judge, check_classes, check_count, check_labels, measure
-from ecar.evaluation.metrics import chosen, nearest_distance
+from ecar.evaluation.memorisation import copies
+from ecar.evaluation.metrics import chosen
 from ecar.evaluation.reference import (
     RealImages,
     Reference,
@@ -36,8 +37,6 @@ from ecar.files.lock import run_lock
 from ecar.sampling.noise import MAX_SEED
 from ecar.sampling.pipeline import Pipeline, Sampler
 
-_NEAREST = 1000  # images whose nearest training image is looked for
-
 
 def evaluate(
     subject: Pipeline | Samples,
@@ -47,6 +46,7 @@ def evaluate(
     sampler: Sampler | None = None,
     about: dict[str, object] | None = None,
     folder: str | Path = "eval.samples",
+    picture: str | Path = "eval.closest.png",
     device: str = "auto",
 ) -> dict[str, Any]:
     """Judge a model, or samples, against real images.
@@ -60,6 +60,7 @@ def evaluate(
         sampler: what draws, where it is not the pipeline alone: ``ecar.refine.BestOf`` around it.
         about: of the pipeline, all that decides its images and is not in its configuration: weights, dtype, critic.
         folder: where samples go. The same call goes on where it was stopped; others are refused.
+        picture: of the samples nearest to training images, which is written where there are some.
         device: of the extractor: auto, cpu, cuda, ...
 
     Returns:
@@ -96,7 +97,8 @@ def evaluate(
         record["classifier"] = _judged(config, classifier, reference, samples)
     if train is not None:
         record |= _lines(config, train[0], reference, extractor, pipe)
-        record |= _nearest(samples.images, reference, train[0])
+        cache = Path(config.cache).expanduser()
+        record |= copies(samples.images, reference, train[0], extractor, cache, Path(picture))
     return record
 
 
@@ -162,7 +164,7 @@ def _real_images(config: EvaluationConfig, extractor: Extractor, side: tuple[int
     """The images of the reference; None where it is a file of statistics."""
     if config.statistics:
         return None
-    real = read_images(config.data, config.split, *side, config.reference_num)
+    real = read_images(config.data, config.reading(), *side, config.reference_num)
     check_count(len(real.images), extractor, config.allow_small, f"`data` {config.data}: the number of images")
     return real
 
@@ -178,11 +180,12 @@ def _train_images(
 ) -> tuple[Tensor, Tensor] | None:
     if config.train_data is None:
         return None
-    images, labels, names = read_images(config.train_data, "train", *side, None)
+    images, labels, names = read_images(config.train_data, config.reading(split="train"), *side, None)
     if len(images) < 2:
         raise ValueError(f"`train_data` {config.train_data} has {len(images)} image; its floor needs two or more")
-    if config.classifier is not None and real is not None and real.class_names and names != real.class_names:
-        raise ValueError(f"`train_data` {config.train_data} has classes {names[:5]}, `data` {real.class_names[:5]}")
+    known = real.class_names if real is not None else ()
+    if config.classifier is not None and known and not same_names(names, known):
+        raise ValueError(f"`train_data` {config.train_data} has classes {names[:5]}, `data` {known[:5]}")
     return images, labels
 
 
@@ -240,11 +243,3 @@ def _lines(
         rebuilt = reconstruct(pipe, some)
         record["tokenizer's reconstructions of training images"] = measure(rebuilt, reference, extractor)
     return record
-
-
-def _nearest(images: Tensor, reference: Reference, train: Tensor) -> dict[str, object]:
-    """Does the model copy? Distance to the closest training image, beside that of real images it never saw."""
-    sets = {"samples": images, "reference": reference.images}
-    found = {name: nearest_distance(x[chosen(len(x), _NEAREST)], train) for name, x in sets.items() if x is not None}
-    quartiles = {n: {"median": round(float(d.median()), 4), "min": round(float(d.min()), 4)} for n, d in found.items()}
-    return {f"nearest training image (RMS of pixels in [0, 1], of {min(_NEAREST, len(images))})": quartiles}

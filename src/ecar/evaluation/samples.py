@@ -19,6 +19,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ecar.config import SamplingConfig, differences
+from ecar.data.ahead import in_order
+from ecar.data.images import BadImageError, decode_image
+from ecar.data.source import load_source
 from ecar.evaluation.metrics import chosen
 from ecar.files.records import read_json
 from ecar.sampling.pictures import from_decoded
@@ -28,12 +31,13 @@ from ecar.sampling.pipeline import Pipeline, Sampler
 @dataclass(frozen=True)
 class Samples:
     """Images (N, 3, H, W) uint8, labels (N,) int64 or None (no classes), the seconds that making them took (0: read),
-    and the mean number of candidates drawn for one."""
+    the mean number of candidates drawn for one, and the names of the classes where the samples have some."""
 
     images: Tensor
     labels: Tensor | None
     seconds: float = 0.0
     drawn: float = 1.0
+    class_names: tuple[str, ...] = ()
 
     def fingerprint(self) -> str:
         """SHA-256 (16 hex digits) of the pixels and labels."""
@@ -132,24 +136,59 @@ def collect(folder: Path, num: int) -> Samples:
 
 
 def read_samples(path: Path) -> Samples:
-    """Samples from an ``.npz`` in ADM's format: ``arr_0`` (N, H, W, 3) uint8, and ``labels`` (N,) where known.
+    """Samples that somebody made: an ``.npz`` in ADM's format (``arr_0`` (N, H, W, 3) uint8, and where known ``labels``
+    or ``arr_1`` (N,)), an ``.npy`` of such images, or a folder of pictures of one size, whose subfolders are classes.
 
     Raises:
-        ValueError: wrong keys, shapes, types or labels.
+        ValueError: wrong keys, shapes, types, labels or sizes.
     """
+    if path.is_dir():
+        return _read_folder(path)
+    if path.suffix == ".npy":
+        return Samples(_to_tensor(_checked_images(_read_npy(path), str(path))), None)
     arrays = read_npz(path)
     if "arr_0" not in arrays:
         raise ValueError(
             f"{path}: no arr_0 among {sorted(arrays)}; expected images N x H x W x 3 uint8 under that name"
         )
-    images = arrays["arr_0"]
-    if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8 or len(images) == 0:
-        raise ValueError(f"{path}: arr_0 is {images.shape} {images.dtype}, expected N x H x W x 3 uint8")
-    labels = arrays.get("labels")
+    images = _checked_images(arrays["arr_0"], f"{path}: arr_0")
+    name = "labels" if "labels" in arrays else "arr_1"
+    labels = arrays.get(name)
     if labels is not None and (labels.shape != (len(images),) or labels.dtype.kind not in "iu"):
-        raise ValueError(f"{path}: labels are {labels.shape} {labels.dtype}, expected {len(images)} integers")
+        raise ValueError(f"{path}: {name} are {labels.shape} {labels.dtype}, expected {len(images)} integers")
     known = None if labels is None else torch.from_numpy(labels.astype(np.int64))
     return Samples(_to_tensor(images), known)
+
+
+def _checked_images(images: np.ndarray, where: str) -> np.ndarray:
+    if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8 or len(images) == 0:
+        raise ValueError(f"{where} is {images.shape} {images.dtype}, expected N x H x W x 3 uint8")
+    return images
+
+
+def _read_npy(path: Path) -> np.ndarray:
+    try:
+        return np.asarray(np.load(path, allow_pickle=False))
+    except Exception as error:  # damaged files make numpy raise whatever it stumbles over
+        raise ValueError(f"{path}: not a readable .npy file ({error or type(error).__name__})") from None
+
+
+def _read_folder(path: Path) -> Samples:
+    """Pictures as they are: none is scaled or left out."""
+    source = load_source(str(path))
+    images: list[np.ndarray] = []
+    for (index, _), image in in_order(lambda item: decode_image(item[1]), source.encoded()):
+        if isinstance(image, BadImageError):
+            raise ValueError(f"{source.path(index)}: {image}; samples are judged all together, or not at all")
+        images.append(np.asarray(image))
+        if images[-1].shape != images[0].shape:
+            (height, width, _), (first_height, first_width, _) = images[-1].shape, images[0].shape
+            raise ValueError(
+                f"{source.path(index)} has {width}x{height} pixels, {source.path(0)} {first_width}x{first_height}; "
+                "samples are judged as they are: give pictures of one size"
+            )
+    labels = torch.from_numpy(source.labels) if source.class_names else None
+    return Samples(_to_tensor(np.stack(images)), labels, class_names=source.class_names)
 
 
 def write_samples(path: Path, samples: Samples) -> None:

@@ -55,8 +55,8 @@ class BestOf:
             until one is accepted. An image then costs about 1 / acceptance times as much.
 
     Raises:
-        ValueError: numbers out of range, a critic that knows no acceptance, or a model with an adapter, whose samples
-            are not those that the critic knows.
+        ValueError: numbers out of range, or a model with an adapter, whose samples are not those that the critic
+            knows.
 
     Example:
         >>> best = BestOf(Pipeline.from_pretrained("cifar10"), critic_of("cifar10"), candidates=4)
@@ -73,8 +73,6 @@ class BestOf:
             raise ValueError(f"the critic knows the samples of {pipe.name}, not those with an adapter: leave one out")
         self.pipe, self.critic = pipe, critic.to(pipe.model.device)
         self.candidates, self.acceptance = candidates, acceptance
-        if acceptance is not None:
-            critic.levels(torch.zeros(1, dtype=torch.int64), acceptance)
 
     def __call__(
         self,

@@ -8,6 +8,7 @@ from tqdm.auto import tqdm
 
 from ecar import __version__
 from ecar.config import SamplingConfig
+from ecar.data.reading import ReadOptions
 from ecar.evaluation.judge import check_classes
 from ecar.evaluation.reference import read_images
 from ecar.pretrained.folders import weights_fingerprint
@@ -29,7 +30,7 @@ def make_critic(
     power: float = 2.0,
     seed: int = 1_000_000_000,
     batch_size: int = 250,
-    split: str = "train",
+    read: ReadOptions | None = None,
 ) -> Critic:
     """Learn to tell a model's samples from real images: what ``BestOf`` chooses by. ``Critic.save`` writes it.
 
@@ -41,7 +42,7 @@ def make_critic(
         power: exponent of the ratio of likelihoods by which candidates are chosen, in (0, 10].
         seed: of the first sample, far from those that are drawn later.
         batch_size: samples computed at once.
-        split: of a data set that has several.
+        read: which part of the data are images and labels.
 
     Raises:
         ValueError: values out of range, fewer than 100 images, data of other classes than the model's, or features
@@ -50,7 +51,7 @@ def make_critic(
     _check(num, power, seed, batch_size)
     features = Features().to(pipe.model.device)  # first: it may be missing
     config, settings = pipe.model.config, settings or pipe.settings()
-    images, labels, names = read_images(data, split, *config.image_side, None)
+    images, labels, names = read_images(data, read or ReadOptions(), *config.image_side, None)
     if config.num_classes:
         check_classes(config, data, names)
     else:

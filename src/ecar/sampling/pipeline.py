@@ -108,7 +108,6 @@ class Pipeline:
         device: str = "auto",
         dtype: torch.dtype = torch.float32,
         compile: bool = False,
-        quantize: str | None = None,
         cuda_graphs: bool = False,
         adapter: str | Path | None = None,
         decoder: str | Path | None = None,
@@ -120,7 +119,6 @@ class Pipeline:
             device: auto, cpu, cuda, ...
             dtype: of weights and activations.
             compile: compile the blocks: worth it for many images of one batch size (the first batch takes a minute).
-            quantize: "int8", see ``ecar.sampling.optimize``.
             cuda_graphs: replay the head's passes instead of launching their kernels, for few images on a GPU.
             adapter: folder of a LoRA adapter of this model (``ecar train --lora-rank``), merged into the weights.
             decoder: decode with another one than the model's tokenizer has: see ``ecar.tokenizers.load_decoder``.
@@ -140,12 +138,12 @@ class Pipeline:
         pipe.adapter = None if adapter is None else str(adapter)
         if decoder is not None:
             pipe.decoder = load_decoder(decoder, tokenizer).to(device).eval()
-        pipe.optimize(compile=compile, quantize=quantize, cuda_graphs=cuda_graphs)
+        pipe.optimize(compile=compile, cuda_graphs=cuda_graphs)
         return pipe
 
-    def optimize(self, *, compile: bool = False, quantize: str | None = None, cuda_graphs: bool = False) -> None:
+    def optimize(self, *, compile: bool = False, cuda_graphs: bool = False) -> None:
         """Make this pipeline faster, in place: see ``ecar.sampling.optimize``."""
-        optimize(self.model, compile=compile, quantize=quantize, cuda_graphs=cuda_graphs)
+        optimize(self.model, compile=compile, cuda_graphs=cuda_graphs)
         self.fixed_shapes |= compile or cuda_graphs
 
     @property
@@ -156,6 +154,10 @@ class Pipeline:
     def class_id(self, label: Label) -> int:
         """A name, a synonym, an id or None -> class id; ValueError: ``UnknownClass``, ``AmbiguousClass``."""
         return self._classes.id_of(label)
+
+    def class_ids(self, text: str) -> list[int]:
+        """Names or ids with commas between them (names may have some too) -> class ids; errors as ``class_id``."""
+        return self._classes.ids_of(text)
 
     def settings(
         self,
