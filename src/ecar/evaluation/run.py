@@ -68,8 +68,7 @@ def evaluate(
         of a pipeline ``about``, settings, seed, ``seconds_per_image`` and ``candidates_drawn`` too. JSON types.
 
     Raises:
-        ValueError: wrong values, too few images on either side, data that cannot be read, classes that mean something
-            else on the two sides, or samples in ``folder`` that are others.
+        ValueError: wrong values, too few images, other classes on the two sides, other samples in ``folder``.
     """
     extractor = _extractor(config, device)
     pipe, samples = (subject, None) if isinstance(subject, Pipeline) else (None, choose(subject, config.num))
@@ -97,8 +96,7 @@ def evaluate(
         record["classifier"] = _judged(config, classifier, reference, samples)
     if train is not None:
         record |= _lines(config, train[0], reference, extractor, pipe)
-        cache = Path(config.cache).expanduser()
-        record |= copies(samples.images, reference, train[0], extractor, cache, Path(picture))
+        record |= copies(samples.images, reference, train[0], extractor, _cache(config), Path(picture))
     return record
 
 
@@ -172,7 +170,11 @@ def _real_images(config: EvaluationConfig, extractor: Extractor, side: tuple[int
 def _reference(config: EvaluationConfig, extractor: Extractor, real: RealImages | None) -> Reference:
     if real is None:
         return reference_from_statistics(Path(config.data).expanduser(), extractor)
-    return reference_from_images(config.data, *real, extractor, Path(config.cache).expanduser())
+    return reference_from_images(config.data, *real, extractor, _cache(config))
+
+
+def _cache(config: EvaluationConfig) -> Path:
+    return Path(config.cache).expanduser()
 
 
 def _train_images(
