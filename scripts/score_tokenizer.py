@@ -18,8 +18,8 @@ from PIL import Image
 from results import write_result
 
 from ecar.cost.flops import flop_counter
-from ecar.data.images import to_signed
 from ecar.data.source import ImageReport, iterate_images, load_source
+from ecar.files.images import to_signed
 from ecar.sampling.pictures import from_decoded, grid
 from ecar.tokenizers import load_tokenizer
 

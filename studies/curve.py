@@ -37,6 +37,7 @@ from ecar.evaluation.reference import read_images, reference_from_images
 from ecar.evaluation.samples import Samples, reconstruct
 from ecar.network.model import StageModel
 from ecar.pretrained.folders import weights_fingerprint
+from ecar.sampling.known import Known
 from ecar.sampling.loop import sample_latents
 from ecar.sampling.noise import StageNoise, draw_noise
 from ecar.sampling.pictures import from_decoded
@@ -117,7 +118,7 @@ def draw(
             z = pipe.tokenizer.encode(real[0][first : first + len(ids)].float() / 127.5 - 1)
             maps = pyramid(z, len(model.plan))
             other = noises(model.plan, [n.fresh for n in draw_noise([10**9 + i for i in ids], model.plan, z.shape[1])])
-            known = [end_point(s, m, n) for s, m, n in zip(model.plan[:-1], maps, other, strict=False)]
+            known = [Known.given(end_point(s, m, n)) for s, m, n in zip(model.plan[:-1], maps, other, strict=False)]
         start = time.perf_counter()
         classes = labels[first : first + len(ids)]
         if teacher is None:

@@ -12,8 +12,8 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ecar.data.ahead import in_order
-from ecar.data.images import BadImageError, decode_image
 from ecar.data.source import ImageSource
+from ecar.files.images import BadImageError, decode_image
 
 BROKEN = "broken"
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from ecar.data.images import BadImageError
 from ecar.data.rows import IMAGE_SUFFIXES, LABEL_COLUMNS, cell_bytes, file_state, printable
 from ecar.data.source import ImageSource, find_files, hub_error, load_source
 from ecar.data.tars import as_id, check_end, find_tars
+from ecar.files.images import BadImageError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ecar.data.images import BadImageError
+from ecar.files.images import BadImageError
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".ppm"}
 LABEL_COLUMNS = ("label", "labels", "fine_label", "class")

@@ -22,10 +22,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ecar.data.images import CROP
 from ecar.data.latents import LatentTable, MemoryTable
 from ecar.data.rows import choose_rows
 from ecar.data.source import class_ids
+from ecar.files.images import CROP
 from ecar.tokenizers import Tokenizer, load_tokenizer
 
 CACHE, PROGRESS = "cache.json", "progress.json"

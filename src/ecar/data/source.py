@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from ecar.data.ahead import in_order
-from ecar.data.images import BadImageError, decode_image, fit
 from ecar.data.rows import Opened, Rows, choose_rows, image_files, natural_key, of_split, open_folder, open_table
 from ecar.data.tars import find_tars, open_tars
+from ecar.files.images import BadImageError, decode_image, fit
 from ecar.files.remote import hub_reason
 
 __all__ = ["BadImages", "ImageReport", "ImageSource", "iterate_images", "load_source", "natural_key"]

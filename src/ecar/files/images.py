@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -15,6 +16,9 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 # The rule of ``fit``; another rule gets another name: latents of one crop are no latents of another.
 CROP = "cover-bicubic-centre-1"
+
+
+Picture = Image.Image | str | Path  # a picture, or its file
 
 
 class BadImageError(ValueError):
@@ -43,6 +47,22 @@ def decode_image(data: bytes | BadImageError) -> Image.Image:
     except Exception as error:  # Pillow raises many types for broken files: OSError, SyntaxError, struct.error, ...
         reason = re.sub(r" <\S+ object at 0x[0-9a-f]+>", "", str(error))  # the same words every time
         raise BadImageError(f"cannot be decoded ({type(error).__name__}: {reason})") from error
+
+
+def read_image(source: Picture) -> Image.Image:
+    """A picture or its file -> RGB image, as ``decode_image`` gives it.
+
+    Raises:
+        BadImageError: naming the file: there is none, or it cannot be used.
+    """
+    if isinstance(source, Image.Image):
+        return _to_rgb(ImageOps.exif_transpose(source))
+    try:
+        return decode_image(Path(source).expanduser().read_bytes())
+    except OSError as error:
+        raise BadImageError(f"{source}: cannot be read ({error.strerror})") from None
+    except BadImageError as error:
+        raise BadImageError(f"{source}: {error}") from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
