@@ -57,6 +57,17 @@ def test_conv_shapes_at_any_side_that_divides_and_small_latents_decode(image_cha
     assert tokenizer.decode(torch.nn.functional.avg_pool2d(z, 2)).shape == (2, 3, 8, 12)
 
 
+def test_a_tokenizer_of_patches_keeps_its_shapes_and_comes_back_from_its_folder(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    tokenizer = ConvTokenizer(channels=5, factor=16, patch=4, widths=(8, 12, 16), depth=1)
+    z = tokenizer.encode(torch.rand(2, 3, 32, 64))
+    assert z.shape == (2, 5, 2, 4) and tokenizer.decode(z).shape == (2, 3, 32, 64)
+    assert tokenizer.decode(torch.nn.functional.avg_pool2d(z, 2)).shape == (2, 3, 16, 32)
+    tokenizer.save(tmp_path)
+    again = load_tokenizer(tmp_path)
+    assert again.fingerprint() == tokenizer.fingerprint() and torch.equal(again.decode(z), tokenizer.decode(z))
+
+
 def test_measured_latents_have_unit_scale() -> None:
     torch.manual_seed(0)
     tokenizer = ConvTokenizer(widths=(4, 8, 8), depth=1)

