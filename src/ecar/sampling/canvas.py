@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,8 +18,9 @@ from torch import Tensor
 from ecar.config import Side
 from ecar.files.images import fit
 
-Mask = Image.Image | np.ndarray | Sequence[int]
-"""Where to draw, in pixels of the upright picture: an image of its size, an array (H, W), or a box (x, y, w, h).
+Mask = Image.Image | str | Path | np.ndarray | Sequence[int]
+"""Where to draw, in pixels of the upright picture: an image of its size (or its file), an array (H, W), or a box
+(x, y, width, height).
 
 Of an image that has transparent pixels, these are drawn; of any other, the white ones (128 and more). Of an array, what
 is not zero.
@@ -133,6 +135,8 @@ def grow_in(values: Tensor, known: Tensor, rings: int) -> tuple[Tensor, Tensor]:
 
 def _asked(mask: Mask, size: tuple[int, int]) -> np.ndarray:
     """The mask as (H, W) bool for a picture of ``size`` (width, height)."""
+    if isinstance(mask, str | Path):
+        mask = _opened(mask)
     if isinstance(mask, Image.Image):
         mask = ImageOps.exif_transpose(mask)
         asked = np.asarray(mask.convert("L")) >= 128
@@ -146,6 +150,15 @@ def _asked(mask: Mask, size: tuple[int, int]) -> np.ndarray:
         shape = "x".join(str(n) for n in asked.shape[::-1])
         raise ValueError(f"the mask is {shape} pixels and the picture {size[0]}x{size[1]}: make them the same size")
     return asked
+
+
+def _opened(file: str | Path) -> Image.Image:
+    try:
+        image = Image.open(Path(file).expanduser())
+        image.load()
+    except Exception as error:  # Pillow raises many types for broken files
+        raise ValueError(f"{file}: the mask cannot be read ({error})") from error
+    return image
 
 
 def _box(box: Sequence[int], size: tuple[int, int]) -> np.ndarray:
