@@ -71,7 +71,9 @@ def test_picture_and_margins_fill_the_canvas() -> None:
     canvas = Canvas.with_margins(white, SIDE, (2, 0, 4, 0), 1)
     assert (~canvas.drawn[:, 2:8]).all() and canvas.drawn[:, :2].all() and canvas.drawn[:, 8:].all()
     assert (canvas.pixels[~canvas.drawn] == 255).all()
-    square = Canvas.with_margins(Image.new("RGB", (100, 100)), (32, 32), (0, 0, 100, 0), 1)  # half as large: above, below
+    square = Canvas.with_margins(
+        Image.new("RGB", (100, 100)), (32, 32), (0, 0, 100, 0), 1
+    )  # half as large: above, below
     assert (~square.drawn[8:24, :16]).all() and (~square.drawn).sum() == 16 * 16
     for margins, words in (
         ((0, 0, 0, 0), "not all 0"),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
 import pytest
 import torch
@@ -81,8 +79,7 @@ def test_everything_drawn_at_strength_one_is_plain_generation_bit_for_bit(solver
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_known_positions_stay_and_the_others_are_drawn(solver: str) -> None:
-    drawn = left_half()
-    result = sampled(an_edit(drawn), [1, 2], settings(solver))
+    result, drawn = sampled(an_edit(left_half()), [1, 2], settings(solver)), torch.from_numpy(left_half())
     assert torch.equal(result[..., ~drawn], LATENT[..., ~drawn].expand(2, -1, -1))
     assert (result[..., drawn] != LATENT[..., drawn]).all() and (result[0] != result[1])[..., drawn].all()
 
@@ -152,23 +149,25 @@ def test_what_is_known_costs_no_pass_of_the_head(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(loop, "advance", watched)
     everything = np.ones(SIDE, dtype=bool)
-    sampled(an_edit(everything, 0.1), [1], settings("euler"))
+    sampled(an_edit(everything, 0.05), [1], settings("euler"))
     assert times == [(2, 0.75)]
     times.clear()
-    sampled(an_edit(everything, 0.1), [1], settings("ab2"))
+    sampled(an_edit(everything, 0.05), [1], settings("ab2"))
     assert times == [(2, 0.5), (2, 0.75)]  # it looks one step back
+
+
+@pytest.fixture(scope="module")
+def pipe() -> Pipeline:
+    return Pipeline(random_model(tiny_config()), PixelTokenizer(factor=1))
+
+
+@pytest.fixture(scope="module")
+def cifar10() -> Pipeline:
+    return Pipeline.from_pretrained("cifar10", device="cpu")
 
 
 class TestPipeline:
     """Pictures in, pictures out."""
-
-    @pytest.fixture(scope="class")
-    def pipe(self) -> Pipeline:
-        return Pipeline(random_model(tiny_config()), PixelTokenizer(factor=1))
-
-    @pytest.fixture(scope="class")
-    def cifar10(self) -> Pipeline:
-        return Pipeline.from_pretrained("cifar10", device="cpu")
 
     @staticmethod
     def picture(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -218,7 +217,7 @@ class TestPipeline:
             small = [np.asarray(image.resize((16, 16), Image.Resampling.BOX), float) for image in images]
             return float(np.mean([(s - np.asarray(picture, float)) ** 2 for s in small]) ** 0.5)
 
-        assert far(large) < 40 < far(plain) / 1.5
+        assert far(large) < 0.7 * far(plain)
 
     def test_margins_surround_the_picture(self, pipe: Pipeline) -> None:
         out = pipe.expand(self.picture(6, 8), left=3, right=3, label=0)
@@ -235,8 +234,8 @@ class TestPipeline:
         file, turned = f"{tmp_path}/turned.jpg", Image.Exif()
         turned[0x0112] = 3  # upside down
         rgb.save(file, exif=turned, quality=100)
-        upright = Image.open(io.BytesIO(open(file, "rb").read())).transpose(Image.Transpose.ROTATE_180)
-        assert pipe.vary(file, strength=0.1).images == pipe.vary(upright.convert("RGB"), strength=0.1).images
+        upright = Image.fromarray(np.asarray(Image.open(file))[::-1, ::-1])
+        assert pipe.vary(file, strength=0.1).images == pipe.vary(upright, strength=0.1).images
 
     def test_wrong_input_is_told_in_one_line(self, pipe: Pipeline) -> None:
         picture, half = self.picture(12, 8), (0, 0, 6, 8)
@@ -271,7 +270,9 @@ def test_dit_of_one_stage_is_edited_too() -> None:
     picture = TestPipeline.picture(4, 4)
     before, after = np.asarray(picture), np.asarray(pipe.edit(picture, label=1, mask=(0, 0, 2, 4)).images[0])
     assert (before[:, 2:] == after[:, 2:]).all() and (before[:, :2] != after[:, :2]).any()
-    far = [np.abs(np.asarray(pipe.vary(picture, label=1, strength=s).images[0], int) - before).mean() for s in (0.1, 0.9)]
+    far = [
+        np.abs(np.asarray(pipe.vary(picture, label=1, strength=s).images[0], int) - before).mean() for s in (0.1, 0.9)
+    ]
     assert far[0] < far[1]
     with pytest.raises(ValueError, match="this model has 1 in all"):
         pipe.upscale(picture)
