@@ -3,7 +3,7 @@
     python examples/standalone.py MODEL_FOLDER OUT.png      # e.g. src/ecar/bundled/fashion
 
 A test holds this file equal to the library (same weights, same noise, same loss, same latents), so it can be read
-as the specification. Notation as in docs/algorithm.md: z data, n noise, y_k the end of stage k, M_k token maps.
+as the specification. Notation as in docs/method.md: z data, n noise, y_k the end of stage k, M_k token maps.
 """
 
 import json
@@ -71,19 +71,6 @@ def rotate(x, angles):
     return torch.cat([a * angles.cos() - b * angles.sin(), b * angles.cos() + a * angles.sin()], -1)
 
 
-def window_mask(side, size, block):
-    """(N, N): which tokens see each other where attention acts within groups of size x size: squares of neighbours in
-    even blocks, spread-out grids in odd ones. None: all."""
-    if not size or max(side) <= size:
-        return None
-    groups = [n // size for n in side]
-    rows, columns = torch.meshgrid(*(torch.arange(n) for n in side), indexing="ij")
-    spread = block % 2
-    i, j = (x % g if spread else x // size for x, g in zip((rows, columns), groups, strict=True))
-    group = (i * groups[1] + j).flatten()
-    return group[:, None] == group
-
-
 class Block(nn.Module):
     """adaLN-zero, QK-normalised attention with 2-D rotary positions, SwiGLU."""
 
@@ -124,7 +111,6 @@ class Part(nn.Module):
 class ECAR(nn.Module):
     def __init__(self, config):
         super().__init__()
-        assert config["prediction"] == "v", "this file does v-prediction only"
         assert config["velocity_std"], "the configuration has no velocity_std"
         self.c, width = config, config["width"]
         self.sides = [tuple(s) for s in config["stages"]["sides"]]
@@ -152,26 +138,20 @@ class ECAR(nn.Module):
             ids.append(torch.full((x.shape[1],), k))
         x, condition, ids = torch.cat(xs, 1), torch.cat(conditions, 1), torch.cat(ids)
         angles = torch.cat([self.angles(k) for k in range(len(ys) + 1)])
-        for i, block in enumerate(p.blocks):
-            mask = ids[:, None] >= ids
-            for k in range(len(ys) + 1):  # a large map sees groups of itself, and what no later one sees of it is its y
-                groups = window_mask(self.sides[k], self.c.get("trunk_window"), i)
-                if groups is not None:
-                    mask[:, ids == k] = False
-                    mask[(ids == k)[:, None] & (ids == k)] = groups.flatten()
-            x = block(x, condition, angles, mask=mask)
+        for block in p.blocks:
+            x = block(x, condition, angles, mask=ids[:, None] >= ids)
         return rms(x, p.norm_out.weight).split([h * w for h, w in self.sides[: len(ys) + 1]], 1)
 
     def velocity(self, k, x, t, tokens, labels):
-        """v_k at x_k^t, for v-prediction."""
+        """v_k at x_k^t."""
         p, width = self.head, self.c["width"]
         h = p.map_in(x.flatten(2).transpose(1, 2)) + p.token_in(tokens) + p.position_in(fourier(self.sides[k]))
         frequencies = torch.exp(-math.log(10_000.0) * torch.arange(width // 2) / (width // 2))
         phases = 1000 * t[:, None] * frequencies
         time = p.time_mlp(torch.cat([phases.cos(), phases.sin()], -1))
         condition = F.silu(time + p.class_embedding(labels) + p.stage_embedding.weight[k])[:, None]
-        for i, block in enumerate(p.blocks):
-            h = block(h, condition, self.angles(k), mask=window_mask(self.sides[k], self.c.get("head_window"), i))
+        for block in p.blocks:
+            h = block(h, condition, self.angles(k))
         shift, scale = p.modulation_out(condition).chunk(2, -1)
         v = p.map_out(rms(h) * (1 + scale) + shift).transpose(1, 2).unflatten(2, self.sides[k])
         return v * self.c["velocity_std"][k]
@@ -246,7 +226,7 @@ def main():
     es = [torch.randn(len(labels), c["channels"], *side) for side in model.sides]
     contexts = [torch.randn_like(e) for e in es[:-1]]
     s = c["sampling"]
-    assert s["solver"] in ("euler", "ab2") and s.get("guidance_on", "velocity") == "velocity", f"not here: {s}"
+    assert s["solver"] in ("euler", "ab2"), f"not here: {s}"
     z = sample(model, labels, es, contexts, s["steps"], s["guidance"], s.get("guidance_from"), s["solver"])
     x = load_tokenizer(Path(folder) / "tokenizer").decode(z)
     rows = [torch.cat(list(row), -1) for row in x.split(8)]

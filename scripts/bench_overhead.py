@@ -56,7 +56,7 @@ def make_trainer(args: argparse.Namespace, out: Path) -> Trainer:
 def make_bare(trainer: Trainer) -> Callable[[int], None]:
     """Forward, backward and optimizer of a model of the same kind, on one batch drawn before."""
     config, model = trainer.config, build_model(trainer.model.config)
-    optimizers = make_optimizers(model, config)
+    optimizers = make_optimizers(model, config.optimizer, lr=config.lr, weight_decay=config.weight_decay)
     z, labels, draws = draw_batch(config, trainer.table, model.plan, model.config.null_class, 1)
 
     def bare(steps: int) -> None:

@@ -30,7 +30,6 @@ OPTIONS: dict[str, dict[str, object]] = {
     "bf16": {"dtype": torch.bfloat16},
     "fp32 compiled": {"compile": True},
     "bf16 compiled": {"dtype": torch.bfloat16, "compile": True},
-    "bf16 compiled int8": {"dtype": torch.bfloat16, "compile": True, "quantize": "int8"},
 }
 GRAPHS: dict[str, dict[str, object]] = {
     "bf16 graphs": {"dtype": torch.bfloat16, "cuda_graphs": True},

@@ -33,7 +33,7 @@ def command(data: str, out: Path, steps: int, processes: int) -> list[str]:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
     launcher += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
     pairs = (str(x) for k, v in flags.items() for x in (f"--{k}", v))
-    return [*launcher, "-m", "ecar", "train", *pairs, "--no-tensorboard"]
+    return [*launcher, "-m", "ecar", "train", *pairs, "--trackers"]
 
 
 def start(arguments: list[str], output: Path) -> subprocess.Popen[bytes]:

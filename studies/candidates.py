@@ -1,6 +1,6 @@
 """What choosing among candidates is worth, of any model: quality and cost for several numbers of candidates.
 
-    python studies/candidates.py --model MODEL --setting 25:2:ab2:velocity:0.4 --data test.parquet \\
+    python studies/candidates.py --model MODEL --setting 25:2:ab2:0.4 --data test.parquet \\
         --train-data train.parquet --classifier judge.safetensors --out candidates.jsonl
 
 Samples are drawn once. Each half is judged by a critic that was fitted to the other half, so that no critic scores a

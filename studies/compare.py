@@ -74,22 +74,19 @@ def read(lines: list[dict[str, Any]], names: dict[str, bool]) -> dict[str, dict[
         if "flops" in group[0]:
             point["gflops"] = round(group[0]["flops"]["total"] / 1e9, 3)
             point["seconds"] = round(mean(line["seconds_per_image"] for line in group), 5)
-            point["guided"] = "guide" in group[0] or any(g != 1 for g in group[0]["sampling"]["guidance"])
+            point["guided"] = any(g != 1 for g in group[0]["sampling"]["guidance"])
         result[setting] = point
     return result
 
 
 def retime(points: dict[str, dict[str, Any]], seconds: dict[str, float]) -> None:
-    """Times of ``studies/seconds.py`` in place of the curves' own; settings that are led away from a weak model are not
-    timed there, and have none.
+    """Times of ``studies/seconds.py`` in place of the curves' own.
 
     Raises:
         ValueError: a setting that was not timed.
     """
     for setting, point in points.items():
-        if "seconds" in point and setting.count(":") == 5:
-            del point["seconds"]
-        elif "seconds" in point and "teacher" not in setting:
+        if "seconds" in point and "teacher" not in setting:
             if setting not in seconds:
                 raise ValueError(f"--seconds: no time for {setting}")
             point["seconds"] = seconds[setting]

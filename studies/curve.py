@@ -3,15 +3,11 @@
     python studies/curve.py --model RUN/final --data test.parquet --train-data train.parquet \\
         --classifier judge.safetensors --settings 8,4 8,4:1.5 16,8:1:heun --out curve.jsonl
 
-A setting is STEPS[:GUIDANCE[:SOLVER[:WHERE[:FROM]]]] with WHERE velocity or tokens and FROM the time from which it
-acts. Lines for the floor (training images) and for the tokenizer's reconstructions come first. --teacher-forced also
-samples the last stage from the maps that training images have in the stages before, of the same classes in the same
-order: the gap to free running is what these stages do wrong, and what remains the last one's own error.
-Settings that the file already holds are not run again.
-
-With --guide WEAK/final a setting has one more part, STEPS:GUIDANCE:SOLVER:velocity:FROM:AWAY, and the model is sampled
-as a teacher of `ecar train --distill --distill-guide` is followed: what a student can learn, measured before it does.
-The passes of the guide count as FLOPs.
+A setting is STEPS[:GUIDANCE[:SOLVER[:FROM]]] with FROM the time from which guidance acts. Lines for the floor
+(training images) and for the tokenizer's reconstructions come first. --teacher-forced also samples the last stage from
+the maps that training images have in the stages before, of the same classes in the same order: the gap to free running
+is what these stages do wrong, and what remains the last one's own error. Settings that the file already
+holds are not run again.
 """
 
 from __future__ import annotations
@@ -28,71 +24,34 @@ from torch import Tensor
 from ecar import Pipeline
 from ecar.cli.options import source_commit
 from ecar.config import SamplingConfig, differences
-from ecar.cost.flops import count_flops, sampling_flops
+from ecar.cost.flops import sampling_flops
 from ecar.evaluation.classifier import classifier_fingerprint, load_classifier
 from ecar.evaluation.evaluate import Judge, check_classes, measure
 from ecar.evaluation.extractors import get_extractor
 from ecar.evaluation.metrics import chosen
 from ecar.evaluation.reference import read_images, reference_from_images
 from ecar.evaluation.samples import Samples, reconstruct
-from ecar.network.model import StageModel
 from ecar.pretrained.folders import weights_fingerprint
 from ecar.sampling.known import Known
 from ecar.sampling.loop import sample_latents
-from ecar.sampling.noise import StageNoise, draw_noise
+from ecar.sampling.noise import draw_noise
 from ecar.sampling.pictures import from_decoded
-from ecar.sampling.solvers import get_solver, uniform_grid
-from ecar.stages import Stage, end_point, jump, noises, pyramid
-from ecar.training.distill import Teacher
+from ecar.stages import end_point, noises, pyramid
 
-_SAME = ("weights", "dtype", "extractor", "reference", "num", "judge", "guided by", "decoder")  # in all lines of a file
+_SAME = ("weights", "dtype", "extractor", "reference", "num", "judge", "decoder")  # in all lines of a file
 
 
 def parse_setting(text: str, pipe: Pipeline) -> SamplingConfig:
-    """STEPS[:GUIDANCE[:SOLVER[:WHERE[:FROM]]]]; a sixth part is not read here."""
-    text = ":".join(text.split(":")[:5])
-    steps, guidance, solver, where, start = [*text.split(":"), *["1", "ab2", "velocity", "0"][text.count(":") :]]
+    """STEPS[:GUIDANCE[:SOLVER[:FROM]]]."""
+    if text.count(":") > 3:
+        raise ValueError(f"--settings {text}: a setting is STEPS[:GUIDANCE[:SOLVER[:FROM]]]")
+    steps, guidance, solver, start = [*text.split(":"), *["1", "ab2", "0"][text.count(":") :]]
     scales = [float(g) for g in guidance.split(",")]
     starts, several = [float(t) for t in start.split(",")], len(scales) > 1
     return pipe.settings(
-        [int(s) for s in steps.split(",")], scales if several else scales[0], solver, where,
-        None if where == "tokens" else starts if len(starts) > 1 else starts[0],
+        [int(s) for s in steps.split(",")], scales if several else scales[0], solver,
+        starts if len(starts) > 1 else starts[0],
     )  # fmt: skip
-
-
-def parse_teacher(text: str, pipe: Pipeline, guide: StageModel) -> Teacher:
-    """The model under the guidance of a setting with all six parts."""
-    settings, stages = parse_setting(text, pipe), len(pipe.model.plan)
-    away = tuple(float(g) for g in text.split(":")[5].split(","))
-    starts = settings.guidance_from or (0.0,) * stages
-    away = away * stages if len(away) == 1 else away
-    return Teacher(pipe.model, settings.guidance, starts, guide=guide, guide_scale=away)
-
-
-def teacher_latents(teacher: Teacher, labels: Tensor, noise: list[StageNoise], settings: SamplingConfig) -> Tensor:
-    """``sample_latents`` for what a teacher follows; tokens are computed anew in every stage."""
-    model, read, y = teacher.model, list[Tensor](), torch.empty(0)
-    null = teacher.null(labels) if any(g != 1 for g in teacher.guidance) else labels
-    assert teacher.guide is not None
-    for stage, draws in zip(model.plan, noise, strict=True):
-        x = draws.fresh
-        if draws.context is not None:
-            read.append(y + model.config.context_noise * draws.context)
-            x = jump(stage, y, draws.fresh)
-        own = model.trunk(read, labels)[-1]
-        uncond = own if null is labels else model.trunk(read, null)[-1]
-        tokens = own, uncond, teacher.guide.trunk(read, labels)[-1]
-
-        def velocity(x: Tensor, t: float, stage: Stage = stage, tokens: tuple[Tensor, ...] = tokens) -> Tensor:
-            return teacher.velocity(stage, x, torch.full((len(x),), t), labels, *tokens)
-
-        y = get_solver(settings.solver)(velocity, x, uniform_grid(settings.steps[stage.index]))
-    return y
-
-
-def teacher_flops(pipe: Pipeline, teacher: Teacher, settings: SamplingConfig) -> dict[str, int]:
-    """FLOPs per image, as ``sampling_flops`` gives them; all stages' tokens are computed anew, so an upper bound."""
-    return count_flops(pipe, lambda labels, noise: teacher_latents(teacher, labels, noise, settings))
 
 
 @torch.no_grad()
@@ -101,13 +60,11 @@ def draw(
     settings: SamplingConfig,
     num: int,
     real: tuple[Tensor, Tensor] | None = None,
-    teacher: Teacher | None = None,
 ) -> tuple[Samples, float]:
     """Balanced samples and the seconds they took.
 
     Args:
         real: images and labels whose coarse maps are given.
-        teacher: takes the place of the model.
     """
     model, parts, seconds = pipe.model, [], 0.0
     labels = torch.arange(num) % model.config.num_classes if real is None else real[1][:num]
@@ -121,10 +78,7 @@ def draw(
             known = [Known.given(end_point(s, m, n)) for s, m, n in zip(model.plan[:-1], maps, other, strict=False)]
         start = time.perf_counter()
         classes = labels[first : first + len(ids)]
-        if teacher is None:
-            latents = sample_latents(model, classes, noise, settings, known=known)
-        else:
-            latents = teacher_latents(teacher, classes, noise, settings)
+        latents = sample_latents(model, classes, noise, settings, known=known)
         parts.append(from_decoded(pipe.decoder.decode(latents)))
         seconds += time.perf_counter() - start
     return Samples(torch.cat(parts), labels), seconds
@@ -151,7 +105,6 @@ def main() -> None:
     parser.add_argument("--classifier", type=Path, required=True, help="made by ecar evaluate --classifier")
     parser.add_argument("--extractor", default="efficientnet-lite0")
     parser.add_argument("--settings", nargs="+", required=True)
-    parser.add_argument("--guide", help="a weaker model that guides this one")
     parser.add_argument("--decoder", help="another decoder of the same latents")
     parser.add_argument("--teacher-forced", action="store_true")
     parser.add_argument("--num", type=int, default=2000)
@@ -165,11 +118,6 @@ def main() -> None:
         settings = {text: parse_setting(text, pipe) for text in args.settings}
     except ValueError as error:
         parser.error(str(error))
-    if any((text.count(":") == 5) != (args.guide is not None) for text in args.settings):
-        parser.error("--settings have six parts with --guide, and at most five without")
-    if args.guide is not None and args.teacher_forced:
-        parser.error("--teacher-forced does not go with --guide: a teacher is followed from stage 1 on")
-    guide = None if args.guide is None else Pipeline.from_pretrained(args.guide, dtype=dtype, device="cpu").model
     height, width = pipe.model.config.image_side
     extractor = get_extractor(args.extractor)
     reference = reference_from_images(
@@ -183,7 +131,6 @@ def main() -> None:
         "parameters": pipe.model.num_parameters(), "dtype": args.dtype, "threads": torch.get_num_threads(),
         "commit": source_commit(), "extractor": extractor.fingerprint, "reference": reference.fingerprint,
         "judge": classifier_fingerprint(classifier),
-        "guided by": None if args.guide is None else weights_fingerprint(args.guide),
         "decoder": pipe.decoder.fingerprint(),
     }  # fmt: skip
     lines = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
@@ -218,14 +165,9 @@ def main() -> None:
             name = text + (" teacher-forced" if forced else "")
             if name in done:
                 continue
-            teacher = None if guide is None else parse_teacher(text, pipe, guide)
-            samples, seconds = draw(pipe, wanted, args.num, forced_from if forced else None, teacher)
+            samples, seconds = draw(pipe, wanted, args.num, forced_from if forced else None)
             more: dict[str, object] = {"sampling": wanted.to_json(), "seconds_per_image": seconds / args.num}
-            if teacher is None:
-                more["flops"] = sampling_flops(pipe, wanted)
-            else:
-                more["flops"] = teacher_flops(pipe, teacher, wanted)
-                more["guide"] = {"weights": weights_fingerprint(args.guide), "scale": teacher.guide_scale}
+            more["flops"] = sampling_flops(pipe, wanted)
             write(name, samples, more)
 
 

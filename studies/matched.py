@@ -27,8 +27,6 @@ from ecar.training.config import TrainConfig
 def step_flops(options: list[str]) -> int:
     """Training FLOPs of one step of ``ecar train`` with these options."""
     config = parse(TrainConfig, [*options, "--out", "unused"], "train")
-    if config.on_policy:
-        raise ValueError("--on-policy takes passes that training_flops does not count: leave it out")
     table, tokenizer = load_table(config)
     return config.batch_size * training_flops(with_data(build_config(config, tokenizer), table), config.stage_share)
 

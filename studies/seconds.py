@@ -5,7 +5,7 @@
 
 Curves hold seconds too, but were drawn at different times, beside other work: `compare.py --seconds` takes these.
 Time depends on sizes and settings, not on weights, so one model a side does for all seeds and students of its sizes.
-Settings with a guide (six parts) and teacher-forced ones are left out.
+Teacher-forced settings are left out.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ecar.cli.options import source_commit
 def settings_of(files: list[Path]) -> list[str]:
     """Each setting once."""
     lines = [json.loads(line) for file in files for line in file.read_text().splitlines()]
-    names = [x["setting"] for x in lines if "flops" in x and "guide" not in x and "teacher-forced" not in x["setting"]]
+    names = [x["setting"] for x in lines if "flops" in x and "teacher-forced" not in x["setting"]]
     return list(dict.fromkeys(names))
 
 

@@ -1,6 +1,6 @@
 """Samples of several models next to each other, one row per class, the same seeds, not selected; real images last.
 
-    python studies/side_by_side.py --systems "ECAR=RUN/final=5,3" "DiT=DIT/final=10:2:ab2:velocity:0.4" \\
+    python studies/side_by_side.py --systems "ECAR=RUN/final=5,3" "DiT=DIT/final=10:2:ab2:0.4" \\
         --data test.parquet --out side.png
 
 A system is NAME=MODEL=SETTING with a setting of curve.py. Prints each system's FLOPs per image as JSON.

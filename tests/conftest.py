@@ -42,12 +42,6 @@ def tiny_config(**changes: object) -> ModelConfig:
     return base.replace(**changes)
 
 
-def windowed_config(**changes: object) -> ModelConfig:
-    """``tiny_config`` whose head attends within groups of 4 x 4 on its two finer maps."""
-    stages = StageConfig(sides=((2, 4), (4, 8), (8, 16)), ends=(0.7, 0.8, 1.0), rho=0.7)
-    return tiny_config(stages=stages, image_side=(8, 16), head_window=4, **changes)
-
-
 def random_model(config: ModelConfig, seed: int = 0) -> ECAR:
     """A model whose zero-initialised layers are filled too, so that every path matters."""
     torch.manual_seed(seed)

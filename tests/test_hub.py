@@ -34,7 +34,6 @@ def run_folder(tmp_path: Path) -> Path:
         "data": "/home/someone/photos",
         "out": "/home/someone/run",
         "init_from": "/home/someone/base",
-        "distill_guide": "/home/someone/weak/final",
         "source": {"name": "/home/someone/base", "weights": "abc"},
         "device": "cpu",
     }

@@ -13,10 +13,7 @@ import torch
 
 from conftest import random_model, tiny_config
 from ecar.cli.main import main
-from ecar.cost.flops import sampling_flops
 from ecar.evaluation.samples import Samples
-from ecar.sampling.loop import sample_latents
-from ecar.sampling.noise import draw_noise
 from ecar.sampling.pipeline import Pipeline
 from ecar.tokenizers import PixelTokenizer
 
@@ -28,29 +25,6 @@ def load(name: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-def test_a_teacher_with_a_guide_samples_and_costs_what_its_parts_do() -> None:
-    """Guide off: the pipeline's own latents, guided by classes or not. On: others, and its passes paid."""
-    curve, pipe = load("curve"), Pipeline(random_model(tiny_config()), PixelTokenizer(factor=1))
-    weak = random_model(tiny_config(trunk_depth=1, head_depth=1), seed=1)
-    labels, noise = torch.tensor([0, 1]), draw_noise([3, 4], pipe.model.plan, 3)
-    costs = []
-    for guidance in ("1", "2,1,1.5"):
-        text = f"3,2,2:{guidance}:ab2:velocity:0"
-        settings = curve.parse_setting(text, pipe)
-        with torch.no_grad():
-            plain = sample_latents(pipe.model, labels, noise, settings)
-            off, on = (
-                curve.teacher_latents(curve.parse_teacher(f"{text}:{away}", pipe, weak), labels, noise, settings)
-                for away in ("1", "1.5")
-            )
-        assert torch.allclose(off, plain, atol=1e-4) and not torch.allclose(on, plain, atol=1e-2)
-        teacher = curve.parse_teacher(f"{text}:1.5", pipe, weak)
-        costs.append((curve.teacher_flops(pipe, teacher, settings)["model"], sampling_flops(pipe, settings)["model"]))
-    (unguided, own), (guided, own_guided) = costs
-    theirs = sampling_flops(Pipeline(weak, PixelTokenizer(factor=1)), curve.parse_setting("3,2,2", pipe))["model"]
-    assert own + theirs <= unguided < 1.5 * (own + theirs) and own_guided + theirs <= guided
 
 
 def test_a_curve_is_of_the_decoder_that_was_asked_for() -> None:
@@ -74,18 +48,6 @@ def test_a_curve_of_no_model_or_no_decoder_ends_with_one_line(
         error = capsys.readouterr().err.splitlines()[-1]
         assert stop.value.code == 2 and error.startswith("curve.py: error: ")
         assert ("gone" in error) == ("gone" in wrong)
-
-
-def test_a_guided_teacher_is_not_sampled_under_the_name_of_real_maps(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Its free samples were written as teacher-forced ones."""
-    files = ["--data", "d", "--train-data", "d", "--classifier", "c", "--out", str(tmp_path / "c.jsonl")]
-    wanted = ["--guide", "fashion", "--teacher-forced", "--settings", "5,3:1:euler:velocity:0:1.1"]
-    monkeypatch.setattr("sys.argv", ["curve.py", "--model", "fashion", *files, *wanted])
-    with pytest.raises(SystemExit):
-        load("curve").main()
-    assert "--teacher-forced does not go with --guide" in capsys.readouterr().err
 
 
 def test_images_given_to_the_last_stage_are_of_the_classes_of_the_samples_beside_them() -> None:
@@ -218,9 +180,6 @@ def test_times_of_a_quiet_machine_replace_those_of_the_curves(
     times = json.loads(out.read_text())
     assert set(times["ecar"]) == {"4,2"} and set(times["dit"]) == {"3", "4:2"} and min(times["dit"].values()) > 0
     out.write_text(json.dumps({"ecar": {"4,2": 1.0}, "dit": {"3": 0.5, "4:2": 2.0}}))
-    away = line("4:2:ab2:velocity:0:1.5", "d", 9, 60, 0.6)  # of a teacher: not timed, and no reason to stop
-    record = compared(tmp_path, monkeypatch, "--seconds", str(out), **files | {"dit": [*files["dit"], away]})
-    assert record["conclusions"]["any"]["FD-EffNetLite0"][beaten] == ["4:2"]
     record = compared(tmp_path, monkeypatch, "--seconds", str(out), **files)
     assert record["conclusions"]["any"]["FD-EffNetLite0"][beaten] == ["4:2"]
     out.write_text(json.dumps({"ecar": {"4,2": 1.0}, "dit": {"3": 0.5}}))

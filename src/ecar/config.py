@@ -6,15 +6,20 @@ import dataclasses
 import math
 import types
 import typing
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Self
 
 Side = tuple[int, int]
 MODEL_KINDS = ("ecar", "dit")
-PATHS = ("data", "tokenizer", "init_from", "distill_guide")  # options of a training that may be places on a machine
+PATHS = ("data", "tokenizer", "init_from")  # options of a training that may be places on a machine
 _HAND_OVER = 0.7  # b_k of every stage but the last: docs/study.md
 _RHO = 0.7
+_SYMBOLS = "#%&*@!?"  # Unicode has them among the punctuation; others are symbols ("+") there
+_SELECTORS = {chr(code) for code in range(0xFE00, 0xFE10)}  # Unicode's choice between drawings of one sign
 
 
 class JsonConfig:
@@ -57,8 +62,49 @@ def check_acceptance(acceptance: float, candidates: int, dashes: str = "") -> No
 
 
 def plain_name(name: str) -> str:
-    """A class name without case and separators: how names are compared."""
-    return "".join(c for c in name.lower() if c.isalnum())
+    """A class name without case and separators (blanks, dashes, dots, commas, ...): how names are compared.
+
+    However it was typed: composed or not, wide or narrow letters. What tells classes apart stays: symbols ("C++" is not
+    "C#"), marks of letters (dots on a "u"), and that there was something between digits ("1.5" is not "15").
+    """
+    if name.isascii() and name.isalnum():
+        return name.lower()
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
+    kept: list[str] = []
+    apart = False
+    for c in folded:
+        if c.isalnum() or c in _SYMBOLS or (unicodedata.category(c)[0] in "SM" and c not in _SELECTORS):
+            kept += [" ", c] if apart and kept and kept[-1].isdigit() and c.isdigit() else [c]
+            apart = False
+        else:
+            apart = True
+    return "".join(kept)
+
+
+def match_names(ours: Sequence[str], theirs: Sequence[str]) -> dict[int, int]:
+    """Place in ``ours`` -> place in ``theirs`` of the same class: the same name, else the same ``plain_name`` where
+    neither list has it twice. Of a name that both have several times the first is the first, and so on."""
+    places = {key: i for i, key in enumerate(_numbered(theirs))}
+    found = {i: places[key] for i, key in enumerate(_numbered(ours)) if key in places}
+    plain, known = [plain_name(name) for name in ours], [plain_name(name) for name in theirs]
+    often, seen = Counter(plain), Counter(known)
+    once = {name: i for i, name in enumerate(known) if name and often[name] == seen[name] == 1}
+    return {i: found.get(i, once.get(name, -1)) for i, name in enumerate(plain) if i in found or name in once}
+
+
+def same_names(ours: Sequence[str], theirs: Sequence[str]) -> bool:
+    """The same classes in the same order, by ``match_names``."""
+    return len(ours) == len(theirs) and match_names(ours, theirs) == {i: i for i in range(len(ours))}
+
+
+def _numbered(names: Sequence[str]) -> list[tuple[str, int]]:
+    """Each name with how often it was there before."""
+    before: Counter[str] = Counter()
+    keys = []
+    for name in names:
+        keys.append((name, before[name]))
+        before[name] += 1
+    return keys
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> str:
@@ -141,10 +187,8 @@ class SamplingConfig(JsonConfig):
     """Guidance scale per stage; 1 is off."""
     solver: str = "euler"
     """euler, heun or ab2 (Adams-Bashforth, two steps)."""
-    guidance_on: str = "velocity"
-    """Where guidance acts: velocity (two head passes a step) or tokens (one)."""
     guidance_from: tuple[float, ...] = ()
-    """Time of each stage, in [0, 1), from which guidance on velocities acts; before it a step takes one head pass.
+    """Time of each stage, in [0, 1), from which guidance acts (two head passes a step; before it one).
     Empty: everywhere."""
     fixed_steps: bool = False
     """The model was distilled for just these steps and this solver; others give worse images."""
@@ -161,7 +205,7 @@ class ModelConfig(JsonConfig):
     kind: str = "ecar"
     """ecar, or dit: the baseline, a single stage."""
     patch: int = 1
-    """Side of the patches that become tokens (dit only)."""
+    """Side of the squares of latent positions that trunk and head (or DiT) read as one token."""
     width: int = 128
     """Width of trunk and head."""
     heads: int = 4
@@ -170,17 +214,10 @@ class ModelConfig(JsonConfig):
     """Blocks of the trunk; 0 for dit, which has none."""
     head_depth: int = 5
     """Blocks of the head."""
-    head_window: int = 0
-    """Side of the groups of tokens within which the head's attention acts where a map is larger: squares and spread-out
-    grids in turn. 0: all tokens of a map see each other."""
-    trunk_window: int = 0
-    """The same for the trunk: a token of a larger map sees a group of its own stage and all stages up to this side."""
     num_classes: int = 0
     """Number of classes; 0 is unconditional. The null class of guidance is an additional row."""
     class_names: tuple[str, ...] = ()
     """A name per class, or empty."""
-    prediction: str = "v"
-    """What the head regresses: v (velocity) or x (data)."""
     context_noise: float = 0.3
     """Standard deviation of the Gaussian noise on the maps that the trunk reads, in training and sampling."""
     velocity_std: tuple[float, ...] = ()
@@ -198,38 +235,31 @@ class ModelConfig(JsonConfig):
         for name in ("channels", "patch", "width", "heads", "head_depth"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.kind == "ecar" and (self.trunk_depth < 1 or self.patch != 1):
-            raise ValueError(
-                f"ecar needs a trunk_depth of at least 1 and patch 1, got {self.trunk_depth}, {self.patch}"
-            )
+        if self.kind == "ecar" and self.trunk_depth < 1:
+            raise ValueError(f"ecar needs a trunk_depth of at least 1, got {self.trunk_depth}")
         side = self.stages.sides[-1]
-        if self.kind == "dit" and (side[0] != side[1] or side[0] % self.patch):
-            raise ValueError(f"dit needs a square latent that divides by its patch {self.patch}, got {side}")
-        if self.kind == "dit" and (self.trunk_depth != 0 or self.prediction != "v"):
-            raise ValueError(f"dit needs trunk_depth 0 and prediction v, got {self.trunk_depth}, {self.prediction!r}")
+        first = self.stages.sides[0]
+        if first[0] % self.patch or first[1] % self.patch:
+            raise ValueError(
+                f"the map of every stage must divide by patch {self.patch}, and the first one is {first[0]}x{first[1]}"
+            )
+        if self.kind == "dit" and side[0] != side[1]:
+            raise ValueError(f"dit needs a square latent, got {side}")
+        if self.kind == "dit" and self.trunk_depth != 0:
+            raise ValueError(f"dit needs trunk_depth 0, got {self.trunk_depth}")
         if self.width % self.heads or (self.width // self.heads) % 4:
             raise ValueError(f"width {self.width} / heads {self.heads} must be a multiple of 4")
-        for name in ("head_window", "trunk_window"):
-            self._check_window(name, getattr(self, name))
         if self.num_classes < 0 or (self.class_names and len(self.class_names) != self.num_classes):
             raise ValueError(f"{len(self.class_names)} class names for {self.num_classes} classes")
-        if self.prediction not in ("v", "x"):
-            raise ValueError(f"prediction must be v or x, got {self.prediction!r}")
         if not 0 <= self.context_noise < math.inf:
             raise ValueError(f"context_noise must be a number of at least 0, got {self.context_noise}")
         if self.velocity_std and len(self.velocity_std) != len(self.stages.sides):
             raise ValueError(f"velocity_std needs one entry per stage, got {self.velocity_std}")
 
-    def _check_window(self, name: str, size: int) -> None:
-        if size < 0 or (size and self.kind == "dit"):
-            raise ValueError(f"{name} must not be negative, and dit has none; got {size}")
-        for h, w in self.stages.sides:
-            if not 0 < size < max(h, w):
-                continue
-            if h % size or w % size:
-                raise ValueError(f"{name} {size} does not divide a map of {h}x{w}")
-            if max(h, w) > size**2:  # beyond, a square and a grid leave some tokens unconnected
-                raise ValueError(f"{name} {size} is too small for a map of {h}x{w}")
+    @property
+    def has_trunk(self) -> bool:
+        """Whether there is a trunk, with stages to read; dit is all head."""
+        return self.trunk_depth > 0
 
     @property
     def null_class(self) -> int:

@@ -52,7 +52,7 @@ def write_folder(pipe: Pipeline, folder: Path, repo_id: str, card: CardOptions, 
         with torch.device("meta"):
             expected = set(build_model(pipe.model.config).state_dict())
         if set(pipe.model.state_dict()) != expected:
-            raise ValueError("an optimised (packed, int8) model cannot be saved: load it again without quantize")
+            raise ValueError("an optimised (packed) model cannot be saved: load it again without compile")
         save_model(folder, pipe.model, pipe.tokenizer)
     else:
         for name in ("config.json", "model.safetensors"):

@@ -124,8 +124,6 @@ def test_trains_saves_loads_and_samples(digits_folder: Path, tmp_path: Path, opt
     pipe = Pipeline.from_pretrained(loop.train(config), device="cpu")
     assert isinstance(pipe.model, DiT)
     assert pipe(["seven"], steps=2, guidance=1.5).images[0].size == (8, 8)
-    with pytest.raises(ValueError, match="token map"):
-        pipe(["seven"], guidance=1.5, guidance_on="tokens")
 
 
 def test_stage_options_are_refused_for_dit() -> None:

@@ -91,7 +91,7 @@ def test_another_split_of_the_depth_keeps_the_size_and_makes_each_step_cost_more
 def test_without_repeats_the_flops_are_those_of_a_timed_run_and_no_weight_is_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """XL's splits and windows are compared in seconds, on any machine."""
+    """XL's splits are compared in seconds, on any machine."""
     records = []
     for repeats in ("1", "0"):
         out = tmp_path / f"{repeats}.json"
@@ -126,10 +126,10 @@ def test_decoders_are_in_the_ratios_that_say_so(tmp_path: Path) -> None:
 def test_what_cannot_be_built_is_refused_before_anything_is_timed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The larger resolutions came last: minutes of measurements were thrown away by their error."""
+    """Resolutions came last: minutes of measurements were thrown away by their error."""
     monkeypatch.setattr("ecar.benchmark.bench.compare", lambda *_, **__: pytest.fail("timed"))
-    assert main(["bench", *TINY, "--head-window", "4", "--out", str(tmp_path / "b.json")]) == 2
-    assert "head_window 4 is too small" in capsys.readouterr().err
+    assert main(["bench", *TINY, "--resolution", "40", "--stages", "3", "--out", str(tmp_path / "b.json")]) == 2
+    assert "does not divide into 3 stages" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["kl", "tiny"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from conftest import random_model, tiny_config, windowed_config
+from conftest import random_model, tiny_config
 from ecar.config import ModelConfig, SamplingConfig, StageConfig
 from ecar.cost.flops import flop_counter
 from ecar.cost.formulas import sampling_flops, training_flops
@@ -25,12 +25,14 @@ def dit_config(patch: int) -> ModelConfig:
 CASES = [
     (tiny_config(), SamplingConfig(steps=(3, 2, 2), guidance=(1.0, 1.0, 1.0), solver="ab2")),
     (tiny_config(), SamplingConfig(steps=(3, 2, 1), guidance=(2.0, 1.0, 1.0), solver="heun")),
-    (tiny_config(width=64, heads=4), SamplingConfig(steps=(4, 1, 2), guidance=(1.0, 2.0, 1.0), guidance_on="tokens")),
+    (tiny_config(width=64, heads=4), SamplingConfig(steps=(4, 1, 2), guidance=(1.0, 2.0, 1.0))),
     (tiny_config(), SamplingConfig(steps=(4, 3, 2), guidance=(2.0, 1.5, 1.0), guidance_from=(0.5, 0.3, 0.0))),
     (tiny_config(), SamplingConfig(steps=(3, 1, 2), guidance=(2.0, 1.0, 2.0), guidance_from=(0.5,) * 3, solver="heun")),
     (tiny_config(), SamplingConfig(steps=(3, 1, 1), guidance=(1.5, 1.5, 2.0), solver="heun")),
-    (windowed_config(), SamplingConfig(steps=(3, 2, 2), guidance=(1.0, 2.0, 1.0))),
-    (windowed_config(trunk_window=4), SamplingConfig(steps=(3, 2, 2), guidance=(1.0, 2.0, 1.0))),
+    (
+        tiny_config(stages=StageConfig(sides=((4, 6), (8, 12)), ends=(0.7, 1.0)), patch=2, velocity_std=()),
+        SamplingConfig(steps=(3, 2), guidance=(2.0, 1.0), solver="ab2"),
+    ),
     (dit_config(1), SamplingConfig(steps=(5,), guidance=(1.0,), solver="euler")),
     (dit_config(2), SamplingConfig(steps=(3,), guidance=(2.0,), solver="heun")),
 ]

@@ -160,7 +160,7 @@ def test_a_killed_trainer_resumes_and_ends_as_if_nothing_happened(digits_folder:
     common = [
         "train", "--data", digits_folder, "--tokenizer", "pixels:2", "--resolution", "8", "--width", "16",
         "--heads", "2", "--trunk-depth", "1", "--head-depth", "1", "--batch-size", "8", "--save-every", "30",
-        "--sample-every", "0", "--log-every", "30", "--max-steps", "120", "--no-tensorboard",
+        "--sample-every", "0", "--log-every", "30", "--max-steps", "120", "--trackers",
     ]  # fmt: skip
     whole = ecar(*common, "--out", tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr

@@ -49,7 +49,7 @@ def test_check_finds_every_kind_and_says_so_with_its_exit_code(
     assert found == {
         "broken": ["broken.jpg", "empty.png"], "tiny": ["small.png"], "16-bit": ["deep.png"], "CMYK": ["ink.jpg"],
         "alpha": ["clear.png"], "palette": ["moving.gif"], "animated": ["moving.gif"], "duplicate": ["copy.png"],
-        "same pixels": ["other_file.bmp"],
+        "same pixels": ["other_file.bmp"], "narrow range": ["clear.png", "deep.png", "ink.jpg"],
     }  # fmt: skip
     assert report["classes"] == {"a": 5, "b": 8} and report["images"] == 13
     summary = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -73,8 +73,9 @@ def test_an_animation_damaged_behind_its_first_frame_is_reported_and_does_not_en
 
 
 def test_same_pixels_in_another_shape_are_no_duplicates_and_equal_names_of_rows_hide_none(tmp_path: Path) -> None:
-    Image.new("RGB", (80, 40)).save(tmp_path / "wide.png")
-    Image.new("RGB", (40, 80)).save(tmp_path / "tall.png")
+    pixels = np.arange(3200, dtype=np.uint16).astype(np.uint8)
+    Image.fromarray(pixels.reshape(40, 80)).save(tmp_path / "wide.png")
+    Image.fromarray(pixels.reshape(80, 40)).save(tmp_path / "tall.png")
     assert not check_images(load_source(str(tmp_path)), 32, 32).findings
     datasets = pytest.importorskip("datasets")
     cell = {"bytes": (tmp_path / "wide.png").read_bytes(), "path": "0.png"}

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from ecar.data.rows import choose_rows
-from ecar.data.source import ImageReport, iterate_images, load_source, natural_key
+from ecar.data.source import ImageReport, ReadOptions, iterate_images, load_source, natural_key
 from ecar.files.images import BadImageError, decode_image, fit
 
 
@@ -159,7 +159,7 @@ def test_numbered_files_of_splits_are_kept_apart(tmp_path: Path) -> None:
         cells = [Image.new("RGB", (8, 8), (i, 0, 0)) for i in range(count)]
         table = datasets.Dataset.from_dict({"image": cells}, features=datasets.Features({"image": datasets.Image()}))
         table.to_parquet(str(tmp_path / f"{split}0.parquet"))
-    assert [len(load_source(str(tmp_path), split=split)) for split in ("train", "test")] == [3, 2]
+    assert [len(load_source(str(tmp_path), ReadOptions(split=split))) for split in ("train", "test")] == [3, 2]
 
 
 def test_null_cells_are_skipped_and_splits_kept_apart(tmp_path: Path) -> None:
@@ -174,9 +174,9 @@ def test_null_cells_are_skipped_and_splits_kept_apart(tmp_path: Path) -> None:
         table.to_parquet(str(tmp_path / split / "0000.parquet"))
     images, _, report, names = read_all(tmp_path)
     assert len(images) == 1 and names == ("7",) and report.skipped == ["row 1: is empty"]
-    assert load_source(str(tmp_path), split="test").class_names == ("50000",)
+    assert load_source(str(tmp_path), ReadOptions(split="test")).class_names == ("50000",)
     with pytest.raises(ValueError, match="no parquet file of the split 'validation'"):
-        load_source(str(tmp_path), split="validation")
+        load_source(str(tmp_path), ReadOptions(split="validation"))
 
 
 def test_parquet_in_the_hub_layout_is_read_with_its_names(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from ecar.cli import encode
 from ecar.cli.main import main
 from ecar.data import encoding
 from ecar.data.latents import MemoryTable, encode_source
-from ecar.data.shards import ShardTable, check_cache, damaged_shards, image_ids, load_latents
+from ecar.data.shards import ShardTable, damaged_shards, image_ids, load_latents
 from ecar.data.source import load_source
 from ecar.tokenizers import ConvTokenizer, PixelTokenizer, load_tokenizer
 from ecar.training.build import load_table
@@ -164,7 +164,7 @@ def test_going_on_with_other_data_tokenizer_or_crop_is_refused(
     with pytest.raises(ValueError, match="shard_size 3 -> 4"):
         encode.run(arguments(photos, out, shard_size=4))
     monkeypatch.setattr(encoding, "CROP", "another")
-    with pytest.raises(ValueError, match="crop cover-bicubic-centre-1 -> another"):
+    with pytest.raises(ValueError, match="crop cover-bicubic-centre-2 -> another"):
         encode.run(arguments(photos, out))
     monkeypatch.undo()
     shutil.copy(photos / "dog" / "07.png", photos / "dog" / "08.png")
@@ -244,9 +244,20 @@ def test_a_cache_of_another_crop_is_refused_by_training(photos: Path, tmp_path: 
     with pytest.raises(ValueError, match="another tokenizer"):
         load_table(TrainConfig(data=str(tmp_path / "cache"), out="unused", resolution=(16,), tokenizer="pixels:2"))
     path = tmp_path / "cache" / "cache.json"
-    path.write_text(path.read_text().replace("cover-bicubic-centre-1", "adm-1"))
+    path.write_text(path.read_text().replace("cover-bicubic-centre-2", "adm-1"))
     with pytest.raises(ValueError, match=r"cropped by 'adm-1'.*run ecar encode again"):
         load_table(config)
+
+
+def test_half_a_cache_of_another_crop_is_not_gone_on_with(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of the pixels by each rule would be a data set that nobody can make again."""
+    with monkeypatch.context() as before:
+        before.setattr(encoding, "CROP", "adm-1")
+        interrupted(photos, tmp_path / "half", before)
+    with pytest.raises(ValueError, match="crop adm-1 -> cover-bicubic-centre-2"):
+        encode.run(arguments(photos, tmp_path / "half"))
 
 
 def test_batches_of_shards_are_those_of_the_table_in_memory(photos: Path, tmp_path: Path) -> None:
@@ -300,26 +311,6 @@ print(used() - before)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(done.stdout) < 60_000, done.stdout  # kB; the shards have 200,000
-
-
-def test_caches_of_one_file_still_load(photos: Path, tmp_path: Path) -> None:
-    tokenizer = PixelTokenizer(factor=4)
-    table = encode_source(load_source(str(photos)), tokenizer, (16, 16), flip=True)
-    tokenizer.save(tmp_path / "old" / "tokenizer")
-    save_file({"latents": table.latents, "labels": table.labels}, tmp_path / "old" / "latents.safetensors")
-    record = {
-        "library": "ecar", "images": 10, "class_names": ["cat", "dog"], "image_side": [16, 16],
-        "tokenizer": tokenizer.fingerprint(), "skipped": list(table.skipped),
-    }  # fmt: skip
-    (tmp_path / "old" / "cache.json").write_text(json.dumps(record))
-    config = TrainConfig(data=str(tmp_path / "old"), out="unused", resolution=(16,), flip=True, max_images=8)
-    loaded, _ = load_table(config)
-    sides, rows = torch.tensor([0, 1, 1]), torch.tensor([7, 0, 3])
-    same = table.part(flip=True, images=8)
-    assert len(loaded) == 8 and torch.equal(loaded.batch(sides, rows), same.batch(sides, rows))
-    assert check_cache(str(tmp_path / "old"))["damaged"] == []  # it has no hashes to compare
-    with pytest.raises(ValueError, match="cannot be continued"):
-        encode.run(arguments(photos, tmp_path / "old"))
 
 
 def test_training_draws_samples_of_a_distribution_that_depend_on_seed_and_step_only(

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ecar.data.source import ImageReport, iterate_images, load_source
+from ecar.data.source import ImageReport, ReadOptions, iterate_images, load_source
 from ecar.data.tars import expand_braces, find_tars
 from ecar.files.images import decode_image
 
@@ -146,3 +146,78 @@ def test_a_tar_may_hold_every_format_that_a_folder_may(tmp_path: Path) -> None:
         members |= {f"{i}.{kind}": file.getvalue(), f"{i}.cls": str(i % 2).encode()}
     source = load_source(str(write_tar(tmp_path / "mix.tar", members)))
     assert len(source) == 5 and source.labels.tolist() == [0, 1, 0, 1, 0]
+
+
+def test_dots_in_names_are_no_suffixes_and_side_files_still_pair(tmp_path: Path) -> None:
+    """The key ended at the first dot: "Screenshot 2024-01-01 at 10.30.01.jpg" was no image."""
+    members = {
+        "shots/Screenshot 2024-01-01 at 10.30.01.png": picture(1),
+        "shots/Screenshot 2024-01-01 at 10.30.01.cls": b"cat",
+        "shots/Screenshot 2024-01-01 at 10.30.02.png": picture(2),
+        "shots/Screenshot 2024-01-01 at 10.30.02.json": b'{"label": "dog"}',
+        "plain.png": picture(3),
+        "plain.cls": b"dog",
+        "St. Mary.final.jfif": picture(4),
+        "St. Mary.final.cls": b"cat",
+    }
+    source = load_source(str(write_tar(tmp_path / "a.tar", members)))
+    assert [source.class_names[i] for i in source.labels] == ["cat", "dog", "dog", "cat"]
+    assert source.id(0) == "a.tar/shots/Screenshot 2024-01-01 at 10.30.01"
+    again = load_source(str(tmp_path / "a.tar"), ReadOptions(image_column="png"))
+    assert len(again) == 3 and again.labels.tolist() == [0, 1, 1]
+
+
+def test_further_files_of_webdataset_samples_are_no_images_of_their_own_and_are_named(tmp_path: Path) -> None:
+    members: dict[str, bytes] = {}
+    for i in range(2):
+        members |= {f"{i}.jpg": picture(i), f"{i}.seg.png": picture(9), f"{i}.cls": b"3", f"{i}.npy": b"x"}
+    path = str(write_tar(tmp_path / "a.tar", members))
+    for _ in range(2):  # the second time from the index
+        source = load_source(path)
+        assert [decode_image(source.read(i)).getpixel((0, 0))[0] for i in range(2)] == [0, 1]
+        assert source.class_names == ("3",) and source.left_out == {
+            "no images": ["a.tar: 0.npy", "a.tar: 1.npy"],
+            "further images of samples": ["a.tar: 0.seg.png", "a.tar: 1.seg.png"],
+        }
+    masks = load_source(path, ReadOptions(image_column="seg.png"))
+    assert decode_image(masks.read(1)).getpixel((0, 0))[0] == 9 and masks.class_names == ("3",)
+
+
+def test_samples_without_a_plain_image_are_refused_until_one_is_named(tmp_path: Path) -> None:
+    members = {f"{i}.{name}.png": picture(i) for i in range(2) for name in ("left", "right")}
+    path = str(write_tar(tmp_path / "a.tar", members))
+    with pytest.raises(ValueError, match=r"left\.png, right\.png of '0' may each be the image; name one"):
+        load_source(path)
+    assert load_source(path, ReadOptions(image_column="left.png")).id(1) == "a.tar/1"
+
+
+@pytest.mark.parametrize(("column", "names"), [(None, ("1",)), ("caption", ("x", "y")), ("txt", ("t",))])
+def test_the_field_of_the_label_can_be_named(tmp_path: Path, column: str | None, names: tuple[str, ...]) -> None:
+    members: dict[str, bytes] = {}
+    for i, word in enumerate("xy"):
+        side = json.dumps({"label": 1, "caption": word}).encode()
+        members |= {f"{i}.png": picture(i), f"{i}.json": side, f"{i}.txt": b"t"}
+    path = str(write_tar(tmp_path / "a.tar", members))
+    assert load_source(path, ReadOptions(label_column=column)).class_names == names
+    with pytest.raises(ValueError, match=r"has no label \(author\)"):
+        load_source(path, ReadOptions(label_column="author"))
+
+
+def test_the_folder_of_img2dataset_is_read_and_its_tables_are_named(tmp_path: Path) -> None:
+    """Tars with a table of metadata beside each were "archives of several kinds", or the tars vanished."""
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    for part in ("00000", "00001"):
+        members: dict[str, bytes] = {}
+        for i in range(2):
+            side = json.dumps({"url": "https://x.org/0.jpg", "caption": "x"}).encode()
+            members |= {f"{part}{i}.jpg": picture(i), f"{part}{i}.txt": b"x", f"{part}{i}.json": side}
+        write_tar(tmp_path / f"{part}.tar", members)
+        pq.write_table(pa.table({"url": ["https://x.org/0.jpg"], "caption": ["x"]}), tmp_path / f"{part}.parquet")
+        (tmp_path / f"{part}_stats.json").write_text("{}")
+    source = load_source(str(tmp_path))
+    assert len(source) == 4 and source.class_names == ()
+    assert source.left_out["tables without a column of images"] == ["00000.parquet", "00001.parquet"]
+    assert source.left_out["no images"] == ["00000_stats.json", "00001_stats.json"]
+    pq.write_table(pa.table({"image": [picture(1)]}), tmp_path / "more.parquet")
+    with pytest.raises(ValueError, match=r"several kinds, such as more\.parquet \(1\), 00000\.tar \(2\)"):
+        load_source(str(tmp_path))

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import random_model, tiny_config
+from conftest import tiny_config
 from ecar.cli.main import main
 from ecar.cli.options import source_commit
 from ecar.config import ModelConfig
@@ -27,14 +27,14 @@ from ecar.evaluation.classifier import (
     save_classifier,
     train_classifier,
 )
-from ecar.evaluation.evaluate import check_classes, check_count, measure
+from ecar.evaluation.evaluate import check_classes, check_count, check_labels, measure
 from ecar.evaluation.extractors import Dinov2Extractor, EfficientNetExtractor, get_extractor
 from ecar.evaluation.metrics import Gaussian, frechet_distance
 from ecar.evaluation.reference import read_images, reference_from_images, reference_from_statistics
 from ecar.evaluation.samples import Samples, collect, make_samples, read_samples, write_samples
 from ecar.files import commit
 from ecar.files.lock import run_lock
-from ecar.pretrained.folders import load_model, save_model, weights_fingerprint
+from ecar.pretrained.folders import weights_fingerprint
 from ecar.sampling.pipeline import Pipeline
 from ecar.training import loop
 from ecar.training.config import TrainConfig
@@ -73,8 +73,11 @@ def test_command_writes_named_figures_with_their_settings_and_resumes(
         "train_data": str(digits_folder), "class_names": ["one", "seven", "zero"], "epochs": 2, "flip": False,
     }  # fmt: skip
     assert first["flops_per_image"]["model"] > 0 and first["classifier"]["FD-classifier"] > 0
-    nearest = first["nearest training image (RMS of pixels in [0, 1], of 24)"]  # the reference is the training set
+    nearest = first[
+        "nearest training image, mirrored or not (RMS of pixels in [0, 1], of 24)"
+    ]  # the reference is the training set
     assert nearest["reference"]["median"] == 0 < nearest["samples"]["min"]
+    assert first["memorisation (efficientnet-lite0)"]["share_of_held_out"] == 1  # it is the training set
     floor, rebuilt = first["floor: training images"], first["tokenizer's reconstructions of training images"]
     assert floor["FD-EffNetLite0"] == pytest.approx(rebuilt["FD-EffNetLite0"], rel=0.05)  # pixels are kept
     with np.load(tmp_path / "eval.samples" / "samples.npz") as file:  # the format of ADM's evaluator
@@ -88,31 +91,6 @@ def test_command_writes_named_figures_with_their_settings_and_resumes(
     assert second["metrics"] == first["metrics"] and second["samples"] == first["samples"]
     assert main([*command, "--seed", "7"]) == 2
     assert "other samples (seed 0 -> 7" in capsys.readouterr().err
-
-
-def test_int8_is_in_the_record_and_its_products_are_counted(
-    digits_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The counter does not know the kernels of int8: it would say 0."""
-    config = TrainConfig(
-        data=str(digits_folder), out=str(tmp_path / "run"), tokenizer="pixels:2", resolution=(8,), width=64, heads=2,
-        trunk_depth=1, head_depth=1, max_steps=1, batch_size=8, sample_every=0, trackers=(), dtype="fp32", device="cpu",
-    )  # fmt: skip
-    model, records = loop.train(config), {}
-    trained, tokenizer = load_model(model)
-    save_model(model, random_model(trained.config), tokenizer)  # after one step it draws noise, rounded or not
-    for name, more in {"plain": [], "int8": ["--quantize", "int8"]}.items():
-        out = tmp_path / f"{name}.json"
-        command = ["evaluate", "--model", str(model), "--data", str(digits_folder), "--num", "12", "--allow-small"]
-        assert main([*command, "--out", str(out), "--cache", str(tmp_path), "--device", "cpu", *more]) == 0
-        records[name] = json.loads(out.read_text())
-    assert records["int8"]["quantize"] == "int8" and records["plain"]["quantize"] is None
-    for key in ("flops_per_image", "parameters"):
-        assert records["int8"][key] == records["plain"][key]
-    assert records["int8"]["samples"] != records["plain"]["samples"]
-    out = str(tmp_path / "int8.json")  # without the option, samples of int8 are others
-    assert main([*command, "--out", out, "--cache", str(tmp_path), "--device", "cpu"]) == 2
-    assert "quantize int8 -> None" in capsys.readouterr().err
 
 
 def test_accuracy_is_refused_where_class_ids_mean_other_classes(
@@ -244,6 +222,59 @@ def test_wrong_samples_files_are_refused(arrays: dict[str, np.ndarray], word: st
     np.savez(tmp_path / "x.npz", **arrays)
     with pytest.raises(ValueError, match=word):
         read_samples(tmp_path / "x.npz")
+
+
+def test_samples_are_read_from_a_folder_of_pictures_and_from_npy_as_from_npz(tmp_path: Path) -> None:
+    """A folder was "[Errno 21] Is a directory"."""
+    images = noise_images(12)
+    arrays = images.permute(0, 2, 3, 1).numpy()
+    for i, array in enumerate(arrays):
+        (folder := tmp_path / "flat").mkdir(exist_ok=True)
+        Image.fromarray(array).save(folder / f"{i}.png")
+        (folder := tmp_path / "classes" / ("dog" if i % 2 else "cat")).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(array).save(folder / f"{i}.png")
+    np.save(tmp_path / "x.npy", arrays)
+    for name in ("flat", "x.npy"):
+        found = read_samples(tmp_path / name)
+        assert torch.equal(found.images, images) and found.labels is None
+    found = read_samples(tmp_path / "classes")
+    assert torch.equal(found.images, torch.cat([images[::2], images[1::2]])) and found.labels is not None
+    assert found.labels.tolist() == [0] * 6 + [1] * 6 and found.class_names == ("cat", "dog")
+    check_labels("data", ("Cat", "dog"), found)
+    with pytest.raises(ValueError, match="the folders of the samples are the classes cat, dog"):
+        check_labels("data", ("dog", "cat"), found)
+
+
+def test_labels_of_adm_are_read(tmp_path: Path) -> None:
+    """Its sampler writes them as arr_1."""
+    arrays = noise_images(3).permute(0, 2, 3, 1).numpy()
+    np.savez(tmp_path / "x.npz", arrays, np.array([2, 0, 1]))
+    found = read_samples(tmp_path / "x.npz")
+    assert found.labels is not None and found.labels.tolist() == [2, 0, 1]
+    np.savez(tmp_path / "x.npz", arrays, np.zeros((3, 8)))
+    with pytest.raises(ValueError, match="arr_1 are"):
+        read_samples(tmp_path / "x.npz")
+
+
+def test_folders_and_files_of_samples_that_cannot_be_judged_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "sizes").mkdir()
+    (tmp_path / "broken").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "sizes" / "0.png")
+    Image.new("RGB", (9, 8)).save(tmp_path / "sizes" / "1.png")
+    (tmp_path / "broken" / "0.png").write_text("x")
+    np.save(tmp_path / "float.npy", np.zeros((2, 8, 8, 3)))
+    np.save(tmp_path / "object.npy", np.array([{}]), allow_pickle=True)
+    for name, word in (
+        ("empty", "no images found"), ("sizes", "1.png has 9x8 pixels"), ("broken", "judged all together"),
+        ("float.npy", "expected N x H x W x 3 uint8"), ("object.npy", "not a readable .npy"),
+    ):  # fmt: skip
+        command = ["evaluate", "--samples", str(tmp_path / name), "--data", str(tmp_path), "--allow-small"]
+        assert main([*command, "--cache", str(tmp_path), "--out", str(tmp_path / "x.json"), "--device", "cpu"]) == 2
+        message = capsys.readouterr().err.strip()
+        assert word in message and "\n" not in message
 
 
 def test_samples_survive_writing(tmp_path: Path) -> None:

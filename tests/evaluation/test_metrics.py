@@ -124,6 +124,14 @@ def test_too_few_images_for_neighbours_are_refused() -> None:
         neighbour_scores(normal(5, 3, 0), normal(9, 3, 0))
 
 
+def test_the_distance_of_equal_sets_is_zero_and_has_no_sign() -> None:
+    """-0.0 was printed."""
+    for seed in range(20):
+        same = Gaussian.of(normal(30, 8, seed))
+        found = frechet_distance(same, same)
+        assert 0 <= found < 1e-6 and not str(round(found, 4)).startswith("-")
+
+
 def test_nearest_distance_finds_the_copy() -> None:
     images = torch.randint(0, 256, (20, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     changed = images[:2].clone()

@@ -190,13 +190,6 @@ def test_candidates_without_a_critic_or_with_one_of_another_model_are_refused(fa
     shutil.copytree(fashion, plain, ignore=shutil.ignore_patterns("critic.safetensors"))
     with pytest.raises(ValueError, match="plain has no critic"):
         Pipeline.from_pretrained(plain)([0], candidates=2)
-    old = critic(fashion)
-    old.quantiles = None
-    old.save(tmp_path / "old.safetensors")
-    pipe = Pipeline.from_pretrained(fashion, critic=tmp_path / "old.safetensors")
-    assert len(pipe([0], candidates=2).images) == 1
-    with pytest.raises(ValueError, match="before acceptance"):
-        pipe([0], candidates=2, acceptance=0.5)
     critic(fashion, weights="0123").save(tmp_path / "c.safetensors")
     with pytest.raises(ValueError, match="made for the model with weights 0123"):
         Pipeline.from_pretrained(fashion, critic=tmp_path / "c.safetensors")([0], candidates=2)
@@ -285,3 +278,12 @@ def test_wrong_input_is_one_line_and_exit_code_2(
     error = capsys.readouterr().err.strip()
     assert word in error and "\n" not in error
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["cifar10", "fashion"])
+def test_a_bundled_critic_is_of_its_models_weights_and_default_settings(name: str) -> None:
+    """Rewritten configurations left critics behind that warned of other settings."""
+    model = resolve_model(name)
+    about, settings = load_critic(model / "critic.safetensors").about, Pipeline.from_pretrained(model).settings()
+    assert about["weights"] == weights_fingerprint(model)
+    assert about["settings"] == json.loads(json.dumps(settings.to_json()))

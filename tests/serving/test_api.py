@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Iterator
 
@@ -52,7 +53,13 @@ def api() -> Iterator[TestClient]:
         ({"partial_images": -1}, "partial_images", "invalid_value"),
         ({"partial_images": 2}, "partial_images", "invalid_value"),
         ({"seed": 2**64}, "seed", "invalid_value"),
-        ({"seed": -1}, "seed", "invalid_value"),
+        ({"seed": -2}, "seed", "invalid_value"),
+        ({"seed": -1.5}, "seed", "invalid_value"),
+        ({"seed": 2.0**64}, "seed", "invalid_value"),
+        ({"n": 2.5}, "n", "invalid_value"),
+        ({"n": 11.0}, "n", "invalid_value"),
+        ({"frame_count": 2.5}, "frame_count", "invalid_value"),
+        ({"num_inference_steps": [2.0, 2.5, 2]}, "num_inference_steps", "invalid_value"),
         ({"seed": 2**53 - 1, "n": 2}, "seed", "invalid_value"),
         ({"num_inference_steps": 10**9}, "num_inference_steps", "invalid_value"),
         ({"num_inference_steps": 100}, "num_inference_steps", "too_many_steps"),
@@ -92,6 +99,7 @@ def test_wrong_values_are_refused_before_any_work_and_name_the_parameter(
         b'{"prompt": "cat", "guidance_scale": NaN}',
         b'{"prompt": "cat", "guidance_scale": 1e999}',
         b'{"prompt": "cat", "seed": ' + b"9" * 5000 + b"}",
+        b"[" * 4000,
         b"[" * 100_000,
         b'{"a":' * 50_000,
         b'{"prompt": "\\ud800"}',
@@ -280,3 +288,61 @@ def test_a_class_of_a_long_name_is_found_by_it() -> None:
     name = "x" * 250
     pipe = Pipeline(random_model(tiny_config(class_names=("cat", name, "dog"))), PixelTokenizer(factor=1))
     assert _class_id(name, pipe) == 1
+
+
+def test_seed_minus_one_is_a_random_one_that_is_told(api: TestClient) -> None:
+    """As with other servers; it was refused."""
+    first, second = (
+        api.post(GENERATE, json={"prompt": "cat", "n": 2, "seed": seed}).json()["data"] for seed in (-1, -1.0)
+    )
+    assert first[0]["seed"] >= 0 and first[0]["seed"] != second[0]["seed"] and first[1]["seed"] == first[0]["seed"] + 1
+    again = api.post(GENERATE, json={"prompt": "cat", "n": 2, "seed": first[0]["seed"]}).json()["data"]
+    assert again == first
+    text = api.post(GENERATE, json={"prompt": "cat", "seed": -1, "stream": True}).text
+    assert json.loads(text.split("data: ")[1])["seed"] >= 0
+
+
+@pytest.mark.parametrize(
+    ("floats", "integers"),
+    [
+        ({"n": 2.0}, {"n": 2}),
+        ({"seed": 1e15}, {"seed": 10**15}),
+        ({"num_inference_steps": 2.0}, {"num_inference_steps": 2}),
+        ({"num_inference_steps": [1.0, 2, 3.0]}, {"num_inference_steps": [1, 2, 3]}),
+        ({"candidates": 1.0, "partial_images": 0.0}, {"candidates": 1, "partial_images": 0}),
+        ({"output_format": "jpeg", "output_compression": 50.0}, {"output_format": "jpeg", "output_compression": 50}),
+        (
+            {"output_format": "gif", "frame_count": 3.0, "frame_duration_ms": 1e2},
+            {"output_format": "gif", "frame_count": 3, "frame_duration_ms": 100},
+        ),
+    ],
+)
+def test_whole_numbers_may_be_written_as_floats(
+    api: TestClient, floats: dict[str, object], integers: dict[str, object]
+) -> None:
+    """Clients without integers write 2 as 2.0, which is the same number in JSON; it was refused."""
+    first, second = (api.post(GENERATE, json={"prompt": "cat", "seed": 5, **form}) for form in (floats, integers))
+    assert first.status_code == 200 and first.json()["data"] == second.json()["data"]
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "Deflate", "br, gzip", "zstd"])
+def test_a_compressed_body_is_415_and_told_to_be_plain(api: TestClient, encoding: str) -> None:
+    """It was "an error parsing the body"."""
+    body = gzip.compress(b'{"prompt": "cat"}')
+    answer = api.post(GENERATE, content=body, headers={**JSON, "Content-Encoding": encoding})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"]) == (415, "unsupported_encoding")
+    assert f"Content-Encoding: {encoding}" in error["message"]
+    for harmless in ("identity", ""):
+        headers = {**JSON, "Content-Encoding": harmless}
+        assert api.post(GENERATE, content=b'{"prompt": "cat"}', headers=headers).status_code == 200
+    unsaid = api.post(GENERATE, content=body, headers=JSON)
+    assert unsaid.status_code == 400 and "JSON in UTF-8" in unsaid.json()["error"]["message"]
+
+
+def test_the_schema_tells_415_and_integers_with_their_ranges(api: TestClient) -> None:
+    schema = api.get("/openapi.json").json()
+    assert "415" in schema["paths"][GENERATE]["post"]["responses"]
+    fields = schema["components"]["schemas"]["GenerateRequest"]["properties"]
+    assert fields["seed"]["anyOf"][0] == {"type": "integer", "minimum": -1, "maximum": 2**53 - 1}
+    assert fields["n"]["anyOf"][0] == {"type": "integer", "minimum": 1, "maximum": 10}

@@ -45,4 +45,6 @@ def test_wrong_arguments_are_refused() -> None:
     for wrong in ("x", 0, "4-2", "-1"):
         with pytest.raises(ValueError, match="replicas must be"):
             build({"replicas": wrong})
-    build({"replicas": 2, "cpus": 1})  # as a config file has them
+    with pytest.raises(ValueError, match=r"cors_origin b\.example"):
+        build({"cors_origin": "https://a.example,b.example"})
+    build({"replicas": 2, "cpus": 1, "cors_origin": "*"})  # as a config file has them

@@ -23,7 +23,6 @@ from ecar.stages import (
     to_map,
     to_tokens,
     up,
-    velocity_from_data,
     velocity_std,
 )
 
@@ -110,15 +109,6 @@ def test_velocity_std_closed_form_matches_a_sample() -> None:
     for stage, zk, n in zip(PLAN, z, e, strict=True):
         v = interpolate(stage, zk, n, torch.zeros(4000, dtype=torch.float64)).velocity
         assert velocity_std(stage, zk) == pytest.approx(float(v.square().mean().sqrt()), rel=0.02)
-
-
-def test_velocity_from_true_data_is_the_velocity() -> None:
-    """x-prediction's linear algebra, in every stage and both bands."""
-    e, z = noises(PLAN, fresh(5)), pyramid(torch.randn(5, 1, 8, 12, dtype=torch.float64), 3)
-    t = torch.tensor([0.0, 0.2, 0.5, 0.7, 0.85], dtype=torch.float64)
-    for stage, zk, n in zip(PLAN, z, e, strict=True):
-        sample = interpolate(stage, zk, n, t)
-        assert torch.allclose(velocity_from_data(stage, sample.x, zk, t), sample.velocity, atol=1e-9)
 
 
 def test_data_from_end_inverts_the_end_point() -> None:

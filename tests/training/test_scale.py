@@ -79,7 +79,7 @@ def test_activation_checkpointing_keeps_less_and_gives_the_same_gradients() -> N
         kept.append(sum(numbers))
         sum(loss.mean() for loss in losses).backward()  # type: ignore[union-attr]
         gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
-        checkpoint_activations(model)
+        checkpoint_activations(model.blocks)
     assert kept[1] < 0.5 * kept[0]
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
@@ -107,7 +107,7 @@ def test_out_of_memory_is_one_line_of_advice(
 
     monkeypatch.setattr(loop.Trainer, "train_step", full)
     command = ["train", "--data", str(digits_folder), "--out", str(tmp_path), "--resolution", "8", "--width", "16"]
-    command += ["--heads", "2", "--batch-size", "8", "--accumulate", "2", "--device", "cpu", "--no-tensorboard"]
+    command += ["--heads", "2", "--batch-size", "8", "--accumulate", "2", "--device", "cpu", "--trackers"]
     assert main(command) == 1
     message = capsys.readouterr().err.strip().splitlines()[-1]
     assert message.startswith("ecar: CUDA out of memory; ")

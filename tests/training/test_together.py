@@ -1,5 +1,5 @@
-"""Options that meet: fine-tuning, LoRA, distillation and on-policy contexts over several processes take the steps of
-one process, and what does not go together is one line and exit code 2 before data are read."""
+"""Options that meet: fine-tuning, LoRA and distillation over several processes take the steps of one process, and what
+does not go together is one line and exit code 2 before data are read."""
 
 from __future__ import annotations
 
@@ -52,7 +52,6 @@ STEPS: dict[str, Any] = {"max_steps": 4, "save_every": 4, "warmup": 0}
 KINDS: dict[str, dict[str, Any]] = {
     "init_from": {},
     "lora": {"lora_rank": 2, "lr": 1e-2},
-    "on_policy": {"on_policy": 0.5, "on_policy_after": 0.25},
 }
 
 
@@ -101,14 +100,12 @@ def same_steps(a: Path, b: Path) -> None:
     assert first.keys() == second.keys() and all(torch.allclose(first[k], second[k], atol=5e-5) for k in first)
 
 
-def test_shards_fine_tune_on_policy_and_distil_as_one_process_does(
+def test_shards_fine_tune_and_distil_as_one_process_does(
     digits_folder: Path, known: Path, tmp_path: Path, source: Path
 ) -> None:
-    """FSDP cuts the model that is trained: the teacher stays whole, and models that run without gradients inside of a
-    step must ask for their slices on every rank alike."""
-    own = {"on_policy": 0.5, "on_policy_after": 0.0}
+    """FSDP cuts the model that is trained; the teacher stays whole."""
     runs: dict[str, tuple[Path, dict[str, Any]]] = {
-        "tuned": (digits_folder, own),
+        "tuned": (digits_folder, {}),
         "guidance": (known, {"distill": True}),
         "steps": (known, {"distill": True, "distill_steps": (2, 1), "accumulate": 2}),
     }
@@ -179,7 +176,6 @@ def test_a_loss_that_is_not_finite_on_one_rank_is_skipped_by_all_and_ends_all(
         (["--parallel", "fsdp", "--lora-rank", "2"], "lora_rank trains few weights"),
         (["--parallel", "fsdp", "--distill", "--lora-rank", "2"], "lora_rank trains few weights"),
         (["--parallel", "fsdp", "--distill", "--optimizer", "muon"], "muon needs whole matrices"),
-        (["--distill", "--on-policy", "0.5"], "does not go together with on_policy"),
     ],
 )
 def test_what_does_not_go_together_is_one_line_and_exit_code_2_before_data_are_read(

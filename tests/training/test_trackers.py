@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 from test_training import lines, options
 
-from ecar.cli.main import main
 from ecar.training import loop
 from ecar.training.engine import log as log_module
 from ecar.training.engine.log import RunLog
@@ -133,25 +132,6 @@ def test_tensorboard_gets_the_numbers_and_the_picture(digits_folder: Path, tmp_p
     assert [s for s, _ in found] == [1, 2, 3, 4, 5, 6]
     assert [v for _, v in found] == pytest.approx([line["loss"] for line in lines(tmp_path)])
     assert events.Images("samples")[0].step == 6
-
-
-def test_a_run_from_before_there_were_trackers_resumes_and_its_flag_still_works(
-    digits_folder: Path, tmp_path: Path
-) -> None:
-    """train.json and the command of a run that was started with --no-tensorboard."""
-    flags = {
-        "data": digits_folder, "out": tmp_path, "tokenizer": "pixels:2", "resolution": 8, "width": 16, "heads": 2,
-        "trunk-depth": 1, "head-depth": 1, "batch-size": 8, "sample-every": 0, "log-every": 1,
-    }  # fmt: skip
-    command = ["train", *(str(x) for k, v in flags.items() for x in (f"--{k}", v)), "--no-tensorboard"]
-    assert main([*command, "--max-steps", "2"]) == 0
-    old = json.loads((tmp_path / "train.json").read_text())
-    assert "trackers" not in old
-    (tmp_path / "train.json").write_text(json.dumps({**old, "tensorboard": False}))
-    assert main([*command, "--max-steps", "3"]) == 0
-    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3]
-    assert not (tmp_path / "tensorboard").exists() and not (tmp_path / "trackers.json").exists()
-    assert main([*command, "--trackers", "mlflow"]) == 2
 
 
 def _real(digits_folder: Path, out: Path, tracker: str, environment: dict[str, str]) -> None:

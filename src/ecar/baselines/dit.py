@@ -118,6 +118,11 @@ class DiT(StageModel):
             raise ValueError(f"DiT has one stage, not {len(config.stages.sides)}")
         super().__init__(config, NoTransformer(), DiTHead(config))
 
+    @property
+    def units(self) -> list[nn.Module]:
+        """As everywhere; the last layer uses the embedder of the first block too."""
+        return [unit for block in self.head.blocks for unit in (block.norm1.emb, block)]
+
     def compile_blocks(self) -> None:
         """As everywhere, but for training on CPU only attention and MLP: Inductor's backward of a whole block is NaN
         there in bfloat16 (torch 2.13, where it is vectorised)."""

@@ -41,9 +41,9 @@ class Side:
     run_settings: SamplingConfig
     scale: float
 
-    def optimize(self, quantize: str | None, cuda_graphs: bool) -> None:
-        """Compile the blocks, and hold their weights packed or in int8, or the head's passes as CUDA graphs."""
-        optimize(self.model, compile=True, quantize=quantize, cuda_graphs=cuda_graphs)
+    def optimize(self, cuda_graphs: bool) -> None:
+        """Compile the blocks, and hold their weights packed, or the head's passes as CUDA graphs."""
+        optimize(self.model, compile=True, cuda_graphs=cuda_graphs)
 
 
 def flops_per_image(config: ModelConfig, settings: SamplingConfig) -> dict[str, Any]:

@@ -37,10 +37,6 @@ class BenchOptions:
     """Blocks of ECAR's transformer; default: the preset's."""
     head_depth: int | None = None
     """Blocks of ECAR's flow head; default: the preset's."""
-    head_window: int = 0
-    """Side of the groups within which the attention of ECAR's head acts on larger maps; 0: all tokens."""
-    trunk_window: int = 0
-    """The same for its transformer."""
     steps: tuple[int, ...] | None = None
     """ECAR's solver steps, one number or one per stage; default 8, then 4 for each finer stage."""
     curve: tuple[str, ...] = ()
@@ -68,7 +64,7 @@ class BenchOptions:
     repeats: int = 3
     """Measurements of each side, in turns; the median counts. 0: FLOPs, parameters and memory only (half a minute)."""
     optimized: bool = False
-    """Also measure both sides compiled, and compiled with int8 products (several minutes more; on CPU it needs g++)."""
+    """Also measure both sides compiled (several minutes more; on CPU it needs g++)."""
     cuda_graphs: bool = False
     """Also measure both sides compiled and replaying CUDA graphs."""
     decoder: str = "none"
@@ -177,7 +173,7 @@ def _sides(options: BenchOptions, peer_settings: SamplingConfig, device: str) ->
             run_steps=options.peer_run_steps,
         )  # fmt: skip
         for side in (ours, peer) if variant else ():
-            side.optimize(quantize="int8" if variant == " int8" else None, cuda_graphs=variant == " graphs")
+            side.optimize(cuda_graphs=variant == " graphs")
         sides += [ours, peer]
         for name, other in _settings(options).items():
             if name != "ecar":
@@ -241,8 +237,8 @@ def cpu_name() -> str:
 
 
 def _variants(options: BenchOptions) -> tuple[str, ...]:
-    """What is behind the name of a side: as it is, compiled, compiled with int8 products, compiled and recorded."""
-    optimized = ("", " compiled", " int8") if options.optimized else ("",)
+    """What is behind the name of a side: as it is, compiled, compiled and recorded."""
+    optimized = ("", " compiled") if options.optimized else ("",)
     return (*optimized, " graphs") if options.cuda_graphs else optimized
 
 
@@ -313,8 +309,6 @@ def _check_tools(options: BenchOptions, device: str) -> None:
         raise ValueError("--plot needs matplotlib; install it with: pip install matplotlib")
     if options.optimized and on_cpu and shutil.which(os.environ.get("CXX", "g++")) is None:
         raise ValueError("--optimized compiles, which on CPU needs g++; install it, or name another compiler in CXX")
-    if options.optimized and not on_cpu and find_spec("torchao") is None:
-        raise ValueError("--optimized measures int8 too, which on a GPU needs torchao; install it: pip install torchao")
 
 
 def _ecar(options: BenchOptions, resolution: int) -> tuple[ModelConfig, SamplingConfig]:
@@ -332,7 +326,7 @@ def _ecar(options: BenchOptions, resolution: int) -> tuple[ModelConfig, Sampling
     )  # fmt: skip
     depths = {"trunk_depth": options.trunk_depth, "head_depth": options.head_depth}
     depths = {name: depth for name, depth in depths.items() if depth is not None}
-    config = config.replace(head_window=options.head_window, trunk_window=options.trunk_window, **depths)
+    config = config.replace(**depths)
     steps = options.steps or default_steps(stages)
     if options.steps:
         steps = steps * stages if len(steps) == 1 else steps + steps[-1:] * (stages - options.stages)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from ecar.cli.options import check_dtype, one_or_all, output_file, parse, torch_dtype, usable_dtype
+from ecar.data.reading import ReadOptions
 
 if TYPE_CHECKING:
     import torch
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CriticOptions:
+class CriticOptions(ReadOptions):
     """Learn to tell a model's samples from real images. With the file as critic.safetensors in the model's folder,
     ecar sample and ecar evaluate draw --candidates of each image, and it chooses: better images at more cost."""
 
@@ -76,7 +77,7 @@ def run(arguments: Sequence[str]) -> None:
     how = {"device": options.device, "dtype": torch_dtype(options.dtype), "compile": options.compile}
     pipe = Pipeline.from_pretrained(options.model, **how)  # type: ignore[arg-type]
     steps, guidance, start = (one_or_all(v) for v in (options.steps, options.guidance, options.guidance_from))
-    settings = pipe.settings(steps, guidance, options.solver, None, start)  # type: ignore[arg-type]
+    settings = pipe.settings(steps, guidance, options.solver, start)  # type: ignore[arg-type]
     features = features.to(pipe.model.device)
     fit, count = _fit(options, pipe, settings, features)
     about = {
@@ -101,7 +102,7 @@ def _fit(options: CriticOptions, pipe: Pipeline, settings: SamplingConfig, featu
     from ecar.refine import fit_critic
 
     config = pipe.model.config
-    images, labels, names = read_images(options.data, "train", *config.image_side, None)
+    images, labels, names = read_images(options.data, options.reading(), *config.image_side, None)
     if config.num_classes:
         from ecar.evaluation.evaluate import check_classes
 

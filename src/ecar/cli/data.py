@@ -11,21 +11,20 @@ from typing import Annotated
 import tyro
 
 from ecar.cli.options import output_file, parse
+from ecar.data.reading import ReadOptions
 
-_SHOWN = 5
+_SHOWN, _LISTED = 5, 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class CheckOptions:
-    """List broken, tiny, 16-bit, CMYK, palette, transparent, animated and duplicate images, or the damaged shards of a
-    latent cache; exit code 1 where some are broken."""
+class CheckOptions(ReadOptions):
+    """List broken, tiny, 16-bit, CMYK, palette, transparent, animated, nearly blank and duplicate images and colour
+    profiles, or the damaged shards of a latent cache; exit code 1 where some are broken."""
 
     data: Annotated[str, tyro.conf.Positional]
     """Folder of images, WebDataset tars, parquet file or folder, Hub data set id, or folder of ecar encode."""
     resolution: tuple[int, ...] = (32,)
     """Images smaller than this side (or height and width) are tiny."""
-    split: str = "train"
-    """Split of a data set that has several."""
     max_images: int | None = None
     """Look at this many images only, chosen at random."""
     out: str | None = None
@@ -49,33 +48,37 @@ def run(arguments: Sequence[str]) -> None:
     from ecar.data.source import load_source
 
     if is_cache(options.data):
+        options.check_unused(options.data, "a latent cache")
         record = check_cache(options.data)
-        for line in record["damaged"]:
-            print(f"{BROKEN}: {line}")
         if out is not None:
             out.write_text(json.dumps(record, indent=1) + "\n")
+        for line in record["damaged"]:
+            print(f"{BROKEN}: {line}")
         print(json.dumps(record))
         if record["damaged"]:
             sys.exit(1)
         return
-    source = load_source(options.data, split=options.split, max_images=options.max_images)
+    source = load_source(options.data, options.reading(), max_images=options.max_images)
     report = check_images(source, options.resolution[0], options.resolution[-1])
+    record = {
+        "data": options.data,
+        **source.about(),
+        "empty_classes": source.empty_classes,
+        "sides": {f"{w}x{h}": count for (w, h), count in report.sides.most_common(20)},
+    }
+    if out is not None:  # first: what is printed may break off
+        every = {"left_out": source.left_out, "findings": report.findings}
+        out.write_text(json.dumps({**record, **every}, indent=1) + "\n")
     for kind, found in report.findings.items():
         print(f"{kind}: {len(found)}")
         for line in found[:_SHOWN]:
             print(f"    {line}")
         if len(found) > _SHOWN:
             print(f"    ... and {len(found) - _SHOWN} more")
-    record = {
-        "data": options.data,
-        "images": report.images,
-        "classes": report.classes,
-        "empty_classes": source.empty_classes,
-        "sides": {f"{w}x{h}": count for (w, h), count in report.sides.most_common(20)},
-        "findings": {kind: len(found) for kind, found in report.findings.items()},
+    record["left_out"] = {
+        reason: {"count": len(names), "names": names[:_LISTED]} for reason, names in source.left_out.items()
     }
-    if out is not None:
-        out.write_text(json.dumps({**record, "findings": report.findings}, indent=1) + "\n")
+    record["findings"] = {kind: len(found) for kind, found in report.findings.items()}
     print(json.dumps(record))
     if BROKEN in report.findings:
         sys.exit(1)

@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ecar.cli.options import parse
+from ecar.data.reading import ReadOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncodeOptions:
+class EncodeOptions(ReadOptions):
     """Encode a data set to latents; `ecar train --data CACHE` reads them."""
 
     data: str
@@ -32,12 +33,10 @@ class EncodeOptions:
     """Images per shard."""
     batch_size: int = 32
     """Images encoded at a time."""
-    split: str = "train"
-    """Split of a data set that has several."""
     max_images: int | None = None
     """Use only so many images: a random choice, or the first ones of a stream."""
     streaming: bool = False
-    """Read parquet, tars or a Hub data set in order, without a local copy or an index."""
+    """Read parquet, tars or a Hub data set in order, a Hub data set without a local copy."""
     bad_images: str = "skip"
     """skip (and list) images that cannot be read, or stop at the first."""
     max_bad_share: float = 0.1
@@ -78,7 +77,7 @@ def run(arguments: Sequence[str]) -> None:
     tokenizer = load_tokenizer(options.tokenizer)
     tokenizer.latent_side(*plan.side)
     opened = open_stream if options.streaming else open_source
-    feed: Feed = opened(options.data, split=options.split, max_images=options.max_images)
+    feed: Feed = opened(options.data, options.reading(), max_images=options.max_images)
     command, start = shlex.join(["ecar", "encode", *arguments]), time.perf_counter()
     with run_lock(out):
         record = encode_shards(feed, tokenizer, out, plan, bad=bad, command=command, device=device)

@@ -7,12 +7,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ecar.cli.options import (
     check_critic,
     check_dtype,
-    check_quantize,
     one_or_all,
     output_file,
     parse,
@@ -20,6 +19,7 @@ from ecar.cli.options import (
     torch_dtype,
     usable_dtype,
 )
+from ecar.data.reading import ReadOptions
 
 if TYPE_CHECKING:
     import torch
@@ -33,13 +33,13 @@ if TYPE_CHECKING:
 
 # What decides the images that a model makes.
 _SAMPLING = (
-    *("steps", "guidance", "solver", "guidance_on", "guidance_from", "seed"),
-    *("dtype", "compile", "quantize", "decoder", "candidates", "acceptance", "critic"),
+    *("steps", "guidance", "solver", "guidance_from", "seed"),
+    *("dtype", "compile", "decoder", "candidates", "acceptance", "critic"),
 )
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateOptions:
+class EvaluateOptions(ReadOptions):
     """Judge a model, or a file of samples, against real images."""
 
     data: str
@@ -47,7 +47,7 @@ class EvaluateOptions:
     model: str | None = None
     """Bundled name, folder or Hub id to sample from."""
     samples: str | None = None
-    """Or samples to read: .npz with arr_0 (N x H x W x 3 uint8) and, for the classifier, labels."""
+    """Or samples to read: folder of pictures (subfolders are classes), .npy, or .npz with arr_0 and labels (ADM)."""
     out: str = "eval.json"
     """File to write (.json). Samples go to the folder of that name + .samples, from which the command resumes."""
     num: int = 10_000
@@ -63,7 +63,7 @@ class EvaluateOptions:
     classifier: str | None = None
     """Also report classifier accuracy: a .safetensors file, made from --train-data where it does not exist."""
     train_data: str | None = None
-    """Real training images: train the classifier, and give the floor and the tokenizer's reconstructions."""
+    """Real training images: train the classifier, look for copies, give the floor and the reconstructions."""
     classifier_epochs: int = 8
     """Passes over the training images."""
     classifier_flip: bool = False
@@ -74,8 +74,6 @@ class EvaluateOptions:
     """Guidance scale, one number or one per stage; default: the model's."""
     solver: str | None = None
     """euler, heun or ab2; default: the model's."""
-    guidance_on: str | None = None
-    """velocity or tokens; default: the model's."""
     guidance_from: tuple[float, ...] | None = None
     """Time of a stage, in [0, 1), from which guidance acts, one number or one per stage; default: the model's."""
     candidates: int = 1
@@ -94,8 +92,6 @@ class EvaluateOptions:
     """fp32 or bf16."""
     compile: bool = False
     """Compile the model before sampling (a minute or more; on CPU it needs g++)."""
-    quantize: str | None = None
-    """int8: matrix products in int8."""
     decoder: str | None = None
     """Another decoder: one trained by ecar tokenizer --freeze-encoder; or, of an AutoencoderKL, folder or Hub id of a
     tiny one (diffusers' AutoencoderTiny, such as TAESD)."""
@@ -116,6 +112,7 @@ def run(arguments: Sequence[str]) -> None:
     from ecar.evaluation.classifier import classifier_fingerprint
     from ecar.evaluation.evaluate import Judge, check_count, measure
     from ecar.evaluation.extractors import get_extractor
+    from ecar.evaluation.memorisation import copies
     from ecar.evaluation.samples import check_folder
 
     device = resolve_device(options.device)
@@ -156,7 +153,8 @@ def run(arguments: Sequence[str]) -> None:
         }
     if train is not None:
         record |= _lines(options, train[0], reference, extractor, pipe)
-        record |= _nearest(samples.images, reference, train[0])
+        cache, picture = Path(options.cache).expanduser(), out.with_suffix(".closest.png")
+        record |= copies(samples.images, reference, train[0], extractor, cache, picture)
     out.write_text(json.dumps(record, indent=2) + "\n")
     print(json.dumps(record))
 
@@ -167,13 +165,14 @@ def _check(options: EvaluateOptions) -> None:
     if options.samples is not None and (given := _changed(options, _SAMPLING)):
         raise ValueError(f"--samples are judged as they are: {', '.join(given)} would change nothing; leave it out")
     check_dtype(options.dtype)
-    check_quantize(options.quantize)
     check_critic(options.critic, options.candidates, options.acceptance)
     if options.batch_size < 1 or options.classifier_epochs < 1:
         raise ValueError("--batch-size and --classifier-epochs must be at least 1")
     if options.data.endswith(".npz"):
         if options.reference_num is not None:
             raise ValueError("--reference-num would change nothing: --data is a file of statistics; leave it out")
+        if options.train_data is None:
+            options.check_unused(options.data, "a file of statistics")
     else:
         output_file(str(Path(options.cache) / "probe.safetensors"), (".safetensors",), "--cache")
     if options.classifier is not None:
@@ -203,20 +202,15 @@ def _pipeline(options: EvaluateOptions, device: str) -> Pipeline | None:
 
     pipe = Pipeline.from_pretrained(
         options.model, device=device, dtype=torch_dtype(options.dtype), decoder=options.decoder,
-        critic=options.critic, **_fast(options),
+        critic=options.critic, compile=options.compile,
     )  # fmt: skip
     pipe.check_candidates(options.candidates, _settings(options, pipe), options.acceptance)
     return pipe
 
 
-def _fast(options: EvaluateOptions) -> dict[str, Any]:
-    """Options of ``Pipeline.from_pretrained`` that change the images a little; those in use."""
-    return {k: v for k, v in {"compile": options.compile, "quantize": options.quantize}.items() if v}
-
-
 def _settings(options: EvaluateOptions, pipe: Pipeline) -> SamplingConfig:
     steps, guidance = one_or_all(options.steps), one_or_all(options.guidance)
-    return pipe.settings(steps, guidance, options.solver, options.guidance_on, one_or_all(options.guidance_from))
+    return pipe.settings(steps, guidance, options.solver, one_or_all(options.guidance_from))
 
 
 def _read(options: EvaluateOptions) -> Samples:
@@ -244,8 +238,7 @@ def _about(options: EvaluateOptions, pipe: Pipeline, *, parameters: int) -> dict
         "configuration": _configuration(pipe),
         "device": pipe.model.device.type,
         "dtype": options.dtype,
-        "compile": options.compile or None,  # samples from before these options had neither
-        "quantize": options.quantize,
+        "compile": options.compile,
         "decoder": options.decoder,
         "candidates": options.candidates if options.candidates > 1 else None,
         "acceptance": options.acceptance,
@@ -260,9 +253,9 @@ def _critic(pipe: Pipeline) -> str:
 
 
 def _plain(options: EvaluateOptions, pipe: Pipeline) -> Pipeline:
-    """``pipe`` as it was before it was made faster: what is compiled or in int8 does as much, but not in weights and
-    kernels that can be counted."""
-    plain = _pipeline(replace(options, compile=False, quantize=None), "cpu") if _fast(options) else pipe
+    """``pipe`` as it was before it was compiled: that does as much, but not in weights and kernels that can be
+    counted."""
+    plain = _pipeline(replace(options, compile=False), "cpu") if options.compile else pipe
     assert plain is not None
     return plain
 
@@ -302,7 +295,7 @@ def _real_images(options: EvaluateOptions, extractor: Extractor, height: int, wi
 
     if options.data.endswith(".npz"):
         return None
-    real = read_images(options.data, options.split, height, width, options.reference_num)
+    real = read_images(options.data, options.reading(), height, width, options.reference_num)
     check_count(len(real.images), extractor, options.allow_small, f"--data {options.data}: the number of images")
     return real
 
@@ -320,13 +313,15 @@ def _train_images(
 ) -> tuple[torch.Tensor, torch.Tensor] | None:
     if options.train_data is None:
         return None
+    from ecar.config import same_names
     from ecar.evaluation.reference import read_images
 
-    images, labels, names = read_images(options.train_data, "train", height, width, None)
+    images, labels, names = read_images(options.train_data, options.reading(split="train"), height, width, None)
     if len(images) < 2:
         raise ValueError(f"--train-data {options.train_data} has {len(images)} image; its floor needs two or more")
-    if options.classifier is not None and real is not None and real.class_names and names != real.class_names:
-        raise ValueError(f"--train-data {options.train_data} has classes {names[:5]}, --data {real.class_names[:5]}")
+    known = real.class_names if real is not None else ()
+    if options.classifier is not None and known and not same_names(names, known):
+        raise ValueError(f"--train-data {options.train_data} has classes {names[:5]}, --data {known[:5]}")
     return images, labels
 
 
@@ -384,14 +379,3 @@ def _lines(
         rebuilt = reconstruct(pipe, some)
         record["tokenizer's reconstructions of training images"] = measure(rebuilt, reference, extractor)
     return record
-
-
-def _nearest(images: torch.Tensor, reference: Reference, train: torch.Tensor) -> dict[str, object]:
-    """Does the model copy? Distance to the closest training image, beside that of real images it never saw."""
-    from ecar.evaluation.metrics import chosen, nearest_distance
-
-    sets = {"samples": images, "reference": reference.images}
-    found = {name: nearest_distance(x[chosen(len(x), 1000)], train) for name, x in sets.items() if x is not None}
-    count = min(1000, len(images))
-    quartiles = {n: {"median": round(float(d.median()), 4), "min": round(float(d.min()), 4)} for n, d in found.items()}
-    return {f"nearest training image (RMS of pixels in [0, 1], of {count})": quartiles}

@@ -6,6 +6,7 @@ Nothing heavy is imported before the verb is known: ``ecar --help`` answers at o
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 import warnings
@@ -50,6 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _refuse(f"unknown command {verb!r}; choose one of {', '.join(VERBS)}")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that it has no letters for must not cost a whole report
+        sys.stdout.reconfigure(errors="backslashreplace")
     module = importlib.import_module(f"ecar.cli.{verb}")
     try:
         with _warnings_in_words():

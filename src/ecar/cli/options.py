@@ -91,12 +91,6 @@ def check_critic(critic: str | None, candidates: int, acceptance: float | None) 
         raise ValueError("--critic chooses among candidates: give --candidates 2 or more, or leave it out")
 
 
-def check_quantize(name: str | None) -> None:
-    """ValueError unless ``name`` is int8 or nothing."""
-    if name not in (None, "int8"):
-        raise ValueError(f"--quantize must be int8, got {name!r}")
-
-
 def usable_dtype(name: str, device: str) -> str:
     """A checked name, or fp32, with a warning, in place of bf16 on a device that only imitates it.
 

@@ -13,9 +13,9 @@ from typing import Any
 from ray import serve
 
 from ecar.cli.serve import KEYS_VARIABLE, read_keys, served_name
-from ecar.serving.config import Limits
+from ecar.serving.config import Limits, check_origins
 
-ARGUMENTS = {"model", "device", "dtype", "threads", "replicas", "gpus", "cpus"}
+ARGUMENTS = {"model", "device", "dtype", "threads", "replicas", "gpus", "cpus", "cors_origin"}
 
 
 @serve.ingress()
@@ -26,9 +26,12 @@ class Replica:
         model: bundled name, folder or Hub id.
         device, dtype, threads: as of ``ecar serve``.
         keys: API keys; empty: none is asked for.
+        origins: of pages that may use it.
     """
 
-    def __init__(self, model: str, device: str, dtype: str, threads: int, keys: list[str]) -> None:
+    def __init__(
+        self, model: str, device: str, dtype: str, threads: int, keys: list[str], origins: tuple[str, ...]
+    ) -> None:
         import torch
 
         from ecar.cli.options import torch_dtype, usable_dtype
@@ -38,7 +41,7 @@ class Replica:
 
         if threads:
             torch.set_num_threads(threads)
-        self.name, self.keys = served_name(model), keys
+        self.name, self.keys, self.origins = served_name(model), keys, origins
         number = torch_dtype(usable_dtype(dtype, device))
         self.engine = Engine(lambda: Pipeline.from_pretrained(model, device=device, dtype=number), Limits(), Metrics())
         self.engine.start()
@@ -47,7 +50,7 @@ class Replica:
         from ecar.serving.app import create_app
 
         # Ray sets x-request-id itself; two would be joined into one.
-        return create_app(self.engine, self.name, keys=self.keys, request_ids=False)
+        return create_app(self.engine, self.name, keys=self.keys, request_ids=False, cors_origins=self.origins)
 
     def check_health(self) -> None:
         """Ray asks; RuntimeError makes it replace this replica."""
@@ -61,7 +64,7 @@ def build(arguments: dict[str, Any]) -> serve.Application:
 
     Args:
         arguments: model, device, dtype, threads as of ``ecar serve``; replicas (a number, or least-most: Ray then
-            follows the load); gpus and cpus of each replica.
+            follows the load); gpus and cpus of each replica; cors_origin (commas between).
 
     Raises:
         ValueError: an unknown argument, or a value that is none.
@@ -78,6 +81,8 @@ def build(arguments: dict[str, Any]) -> serve.Application:
     least, _, most = arguments.get("replicas", "1").partition("-")
     if not least.isdigit() or not (most or "1").isdigit() or not 1 <= int(least) <= int(most or least):
         raise ValueError(f"replicas must be a number, at least 1, or two as in 1-4; got {arguments['replicas']!r}")
+    origins = arguments.get("cors_origin")
+    allowed = check_origins(origins.split(","), "cors_origin") if origins is not None else ()
     keys = read_keys(None)
     if not keys:
         print(f"{KEYS_VARIABLE} is empty: whoever reaches the server may use it", file=sys.stderr)
@@ -101,4 +106,5 @@ def build(arguments: dict[str, Any]) -> serve.Application:
         dtype,
         int(arguments.get("threads", 0)),
         keys,
+        allowed,
     )

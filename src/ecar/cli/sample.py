@@ -14,7 +14,6 @@ import tyro
 from ecar.cli.options import (
     check_critic,
     check_dtype,
-    check_quantize,
     one_or_all,
     output_file,
     parse,
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 
 MOST_PIXELS = 1 << 28  # of a sheet: more than that takes gigabytes, and few programs open it
 MOST_GIF_SIDE = 65_535  # the format has two bytes for it
-_TOLD = ("candidates", "acceptance", "dtype", "compile", "quantize", "cuda_graphs", "decoder")  # as they are
+_TOLD = ("candidates", "acceptance", "dtype", "compile", "cuda_graphs", "decoder")  # as they are
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +52,6 @@ class SampleOptions:
     """Guidance scale, one number (all stages but the last) or one per stage; 1 is off; default: the model's."""
     solver: str | None = None
     """euler, heun or ab2; default: the model's."""
-    guidance_on: str | None = None
-    """velocity or tokens; default: the model's."""
     guidance_from: tuple[float, ...] | None = None
     """Time of a stage, in [0, 1), from which guidance acts, one number or one per stage; default: the model's."""
     candidates: int = 1
@@ -78,8 +75,6 @@ class SampleOptions:
     """fp32 or bf16."""
     compile: bool = False
     """Compile the model first: a minute (on CPU it needs g++), then faster; for many images."""
-    quantize: str | None = None
-    """int8: matrix products in int8; worth it with --compile."""
     cuda_graphs: bool = False
     """Record the head's passes as CUDA graphs and replay them: for few images on a GPU."""
     decoder: str | None = None
@@ -119,7 +114,6 @@ def run(arguments: Sequence[str]) -> None:
     if options.per_class < 1 or options.scale < 0:
         raise ValueError("--per-class must be at least 1 and --scale at least 0")
     check_dtype(options.dtype)
-    check_quantize(options.quantize)
 
     from ecar import Pipeline, __version__
     from ecar.pretrained.folders import weights_fingerprint
@@ -127,8 +121,7 @@ def run(arguments: Sequence[str]) -> None:
     options = replace(options, dtype=usable_dtype(options.dtype, options.device))
     pipe = Pipeline.from_pretrained(
         options.model, device=options.device, dtype=torch_dtype(options.dtype), compile=options.compile,
-        quantize=options.quantize, cuda_graphs=options.cuda_graphs, adapter=options.adapter, decoder=options.decoder,
-        critic=options.critic,
+        cuda_graphs=options.cuda_graphs, adapter=options.adapter, decoder=options.decoder, critic=options.critic,
     )  # fmt: skip
     labels = [label for label in _classes(options.classes, pipe) for _ in range(options.per_class)]
     _check_size(options, files, len(labels), pipe.model.config.image_side)
@@ -139,7 +132,6 @@ def run(arguments: Sequence[str]) -> None:
         steps=one_or_all(options.steps),
         guidance=one_or_all(options.guidance),
         solver=options.solver,
-        guidance_on=options.guidance_on,
         guidance_from=one_or_all(options.guidance_from),
         candidates=options.candidates,
         acceptance=options.acceptance,
@@ -220,7 +212,6 @@ def _classes(text: str, pipe: Pipeline) -> list[int | str | None]:
         return [None]
     if text == "all":
         return list(range(count))
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    if not names:
+    if not text.strip(" ,"):
         raise ValueError("--classes is empty; give names or ids, all, or none")
-    return [pipe.class_id(name) for name in names]
+    return [*pipe.class_ids(text)]

@@ -10,8 +10,8 @@ from typing import Annotated
 
 import tyro
 
-from ecar.cli.options import check_dtype, check_quantize, parse, torch_dtype, usable_dtype
-from ecar.serving.config import Limits
+from ecar.cli.options import check_dtype, parse, torch_dtype, usable_dtype
+from ecar.serving.config import Limits, check_origins, check_public_url
 
 KEYS_VARIABLE = "ECAR_API_KEYS"
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -34,6 +34,12 @@ class ServeOptions:
     """File of API keys, one a line; blank lines and lines that begin with # are skipped."""
     no_auth: bool = False
     """Serve other machines without keys."""
+    cors_origin: tuple[str, ...] = ()
+    """Origins of other sites' pages that may use the server from a browser, such as https://app.example.com; * is every
+    page."""
+    public_url: str | None = None
+    """Address under which clients reach the server, for the urls of --url-ttl behind a proxy; default: the host that a
+    request names."""
     device: str = "auto"
     """auto (cuda where there is one), cpu, cuda, mps."""
     dtype: str = "fp32"
@@ -41,8 +47,6 @@ class ServeOptions:
     compile: bool = False
     """Compile the model for every batch size before the server is ready (a minute or more; on CPU it needs g++): then
     faster. Batches are filled up to 1, 2, 4, 8, 12, 16, 24, 32, ... rows."""
-    quantize: str | None = None
-    """int8: matrix products in int8; worth it with --compile."""
     cuda_graphs: bool = False
     """Record the head's passes as CUDA graphs and replay them: for few images on a GPU."""
     decoder: str | None = None
@@ -62,10 +66,13 @@ def run(arguments: Sequence[str]) -> None:
     """Check everything, load the model, listen, serve until SIGTERM or SIGINT."""
     options = parse(ServeOptions, arguments, "serve")
     check_dtype(options.dtype)
-    check_quantize(options.quantize)
     if not 0 <= options.port <= 65535 or options.threads < 0:
         raise ValueError(f"--port must be in 0..65535 and --threads at least 0, got {options.port}, {options.threads}")
     options.limits.check()
+    origins = check_origins(options.cors_origin, "--cors-origin")
+    public_url = None if options.public_url is None else check_public_url(options.public_url)
+    if public_url and not options.limits.url_ttl:
+        raise ValueError("--public-url: no urls are told without --url-ttl SECONDS; give both or none")
     keys = read_keys(options.keys_file)
     if not keys and options.host not in _LOOPBACK and not options.no_auth:
         raise ValueError(f"--host {options.host} lets others in: give --keys-file or {KEYS_VARIABLE}, or --no-auth")
@@ -86,8 +93,7 @@ def run(arguments: Sequence[str]) -> None:
     def load() -> Pipeline:
         pipe = Pipeline.from_pretrained(
             options.model, device=options.device, dtype=torch_dtype(options.dtype), compile=options.compile,
-            quantize=options.quantize, cuda_graphs=options.cuda_graphs, adapter=options.adapter,
-            decoder=options.decoder, critic=options.critic,
+            cuda_graphs=options.cuda_graphs, adapter=options.adapter, decoder=options.decoder, critic=options.critic,
         )  # fmt: skip
         if options.critic is not None:
             _ = pipe.critic  # read now: a wrong file ends the process
@@ -100,7 +106,8 @@ def run(arguments: Sequence[str]) -> None:
     host, port = bound.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     print(f"ecar: {name} at http://{shown}:{port} (API: /v1){', keys asked for' if keys else ''}", flush=True)
-    serve(create_app(engine, name, keys=keys), engine, bound)
+    app = create_app(engine, name, keys=keys, cors_origins=origins, public_url=public_url)
+    serve(app, engine, bound)
 
 
 def served_name(model: str) -> str:

@@ -14,8 +14,7 @@ def run(arguments: Sequence[str]) -> None:
 
     Stopped by a signal, it exits with 75 (SIGTERM, SIGUSR1) or 130 (Ctrl-C) after a checkpoint.
     """
-    older = {"--no-tensorboard": ["--trackers"], "--tensorboard": ["--trackers", "tensorboard"]}
-    config = parse(TrainConfig, [new for a in arguments for new in older.get(a, [a])], "train")
+    config = parse(TrainConfig, arguments, "train")
     from ecar.training.engine.log import read_log
     from ecar.training.engine.signals import exit_when_stopped
     from ecar.training.loop import train

@@ -11,7 +11,6 @@ from itertools import pairwise
 from ecar.config import ModelConfig, SamplingConfig
 from ecar.network.block import hidden_width
 from ecar.network.trunk import FOURIER_BANDS
-from ecar.network.windows import windows_of
 from ecar.sampling.solvers import uniform_grid
 from ecar.stages import make_plan
 
@@ -27,54 +26,51 @@ def block_flops(width: int, tokens: int, keys: int, groups: int = 1) -> int:
 
 def trunk_flops(config: ModelConfig) -> list[int]:
     """The trunk with its cache, per stage."""
-    if config.kind == "dit":
+    if not config.has_trunk:
         return [0]
     result, seen = [], 0
-    for stage in make_plan(config.stages):
+    for stage in make_plan(config.stages, config.patch):
         n = stage.tokens
-        windowed = windows_of(stage.side, config.trunk_window, 0) is not None
-        keys = seen + (config.trunk_window**2 if windowed else n)
-        seen += 0 if windowed else n
-        embed = 2 * n * config.width * (4 * FOURIER_BANDS + (config.channels if stage.index else 0))
-        result.append(embed + config.trunk_depth * block_flops(config.width, n, keys))
+        seen += n
+        embed = 2 * n * config.width * (4 * FOURIER_BANDS + (config.channels * config.patch**2 if stage.index else 0))
+        result.append(embed + config.trunk_depth * block_flops(config.width, n, seen))
     return result
 
 
 def head_flops(config: ModelConfig) -> list[int]:
     """One evaluation of the head (or of DiT), per stage."""
     width, result = config.width, []
-    for stage in make_plan(config.stages):
-        n = stage.tokens // config.patch**2
+    for stage in make_plan(config.stages, config.patch):
+        n = stage.tokens
         ends = 2 * 2 * n * width * config.channels * config.patch**2  # map in and out
-        if config.kind == "dit":
+        if not config.has_trunk:
             embedder = 2 * (_DIT_TIME_FEATURES * width + width**2)  # one per block, and once more for the output
             block = 2 * (12 * n * width**2 + 2 * n**2 * width + 6 * width**2) + embedder
             result.append(ends + config.head_depth * block + embedder + 2 * 2 * width**2)
         else:
             time = 2 * 2 * width**2
-            group = config.head_window**2 if windows_of(stage.side, config.head_window, 0) else n
-            result.append(ends + time + config.head_depth * block_flops(width, n, group) + 2 * 2 * width**2)
+            result.append(ends + time + config.head_depth * block_flops(width, n, n) + 2 * 2 * width**2)
     return result
 
 
 def token_flops(config: ModelConfig) -> list[int]:
     """Embedding M_k for the head, once per stage."""
-    if config.kind == "dit":
+    if not config.has_trunk:
         return [0]
-    embed = [2 * s.tokens * config.width**2 for s in make_plan(config.stages)]
+    embed = [2 * s.tokens * config.width**2 for s in make_plan(config.stages, config.patch)]
     return [own + positions for own, positions in zip(embed, position_flops(config), strict=True)]
 
 
 def position_flops(config: ModelConfig) -> list[int]:
     """Embedding the positions of a stage, which all rows of a batch share; trunk and head do so each."""
-    if config.kind == "dit":
+    if not config.has_trunk:
         return [0]
-    return [2 * s.tokens * config.width * 4 * FOURIER_BANDS for s in make_plan(config.stages)]
+    return [2 * s.tokens * config.width * 4 * FOURIER_BANDS for s in make_plan(config.stages, config.patch)]
 
 
 def modulation_flops(config: ModelConfig) -> int:
     """Of one time, in the head: ECAR's is computed once where a solver asks twice for a time, DiT's is not."""
-    return 0 if config.kind == "dit" else 2 * config.width**2 * (2 + 6 * config.head_depth + 2)
+    return 0 if not config.has_trunk else 2 * config.width**2 * (2 + 6 * config.head_depth + 2)
 
 
 def evaluations(steps: int, solver: str) -> int:
@@ -97,13 +93,13 @@ def sampling_flops(config: ModelConfig, settings: SamplingConfig) -> dict[str, l
     trunk = [cost + (cost - positions[k] if k < guided_until else 0) for k, cost in enumerate(trunk_flops(config))]
     head = []
     for k, (step, embed) in enumerate(zip(head_flops(config), token_flops(config), strict=True)):
-        copies = 2 if settings.guidance[k] != 1 and settings.guidance_on == "velocity" else 1
+        copies = 2 if settings.guidance[k] != 1 else 1
         start = settings.guidance_from[k] if settings.guidance_from else 0.0
         times = evaluation_times(settings.steps[k], settings.solver)
         passes, distinct = (sum(copies if t >= start else 1 for t in some) for some in (times, set(times)))
         again = (passes - distinct) * modulation_flops(config)
         # No step begins at 1: that time is embedded once for both halves.
-        if copies == 2 and config.kind == "ecar" and 1.0 in times:
+        if copies == 2 and config.has_trunk and 1.0 in times:
             again += 2 * 2 * config.width**2
         head.append(copies * embed - (copies - 1) * positions[k] + passes * step - again)
     return {"trunk": trunk, "head": head}
@@ -114,17 +110,17 @@ def training_flops(config: ModelConfig, share: Sequence[float]) -> int:
 
     Backward is twice forward, but for input layers (no gradient of the input). Positions are embedded once per batch.
     """
-    plan, width, whole, inputs = make_plan(config.stages), config.width, 0.0, 0.0
+    plan, width, whole, inputs = make_plan(config.stages, config.patch), config.width, 0.0, 0.0
     for stage, step, embed in zip(plan, head_flops(config), token_flops(config), strict=True):
-        positions = 0 if config.kind == "dit" else 2 * 4 * FOURIER_BANDS * width * stage.tokens
-        map_in = 2 * stage.tokens * width * config.channels
+        positions = position_flops(config)[stage.index]
+        map_in = 2 * stage.tokens * width * config.channels * config.patch**2
         whole += share[stage.index] * (step + embed - positions - map_in)
         inputs += share[stage.index] * map_in
-        if config.kind == "ecar":
+        if config.has_trunk:
             # Images that train no finer stage than this one share one masked pass: it computes every score.
             rows = share[stage.index] - (share[stage.index + 1] if stage.index + 1 < len(plan) else 0.0)
             seen = plan[: stage.index + 1]
             tokens = sum(s.tokens for s in seen)
             whole += rows * config.trunk_depth * block_flops(width, tokens, tokens, len(seen))
-            inputs += rows * 2 * width * config.channels * (tokens - plan[0].tokens)
+            inputs += rows * 2 * width * config.channels * config.patch**2 * (tokens - plan[0].tokens)
     return round(3 * whole + 2 * inputs)

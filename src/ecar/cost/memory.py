@@ -78,7 +78,7 @@ def sampling_memory(
 
     What kernels use inside, and what an allocator holds back, comes on top. Compiled code needs less.
     """
-    if config.kind == "dit":  # it keeps nothing from step to step but what the solver does
+    if not config.has_trunk:  # DiT keeps nothing from step to step but what the solver does
         settings = replace(settings, steps=(min(2, settings.steps[0]),))
     result = {}
     with FakeTensorMode():

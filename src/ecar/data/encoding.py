@@ -294,6 +294,7 @@ def _finish(out: Path, progress: Progress, tokenizer: Tokenizer, feed: Feed) -> 
         "class_names": list(feed.classes() or ()),
         "label_values": progress.label_values,
         "skipped": progress.skipped,
+        "data": feed.about(),
         "plan": progress.plan,
         "shards": [{k: shard[k] for k in ("file", "images", "rows", "bytes", "sha256")} for shard in progress.shards],
     }

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from ecar.data.rows import IMAGE_SUFFIXES, LABEL_COLUMNS, cell_bytes, file_state, printable
-from ecar.data.source import ImageSource, find_files, hub_error, load_source
-from ecar.data.tars import as_id, check_end, find_tars
+from ecar.data.columns import Columns, cell_bytes
+from ecar.data.reading import ReadOptions
+from ecar.data.rows import FolderRows, printable
+from ecar.data.source import ImageSource, as_source, check_hub_id, hub_error, load_source, open_data
+from ecar.data.tables import hub_columns, label_of
 from ecar.files.images import BadImageError
 
 
@@ -44,6 +47,9 @@ class Feed(Protocol):
     def classes(self) -> tuple[str, ...] | None:
         """Names of the classes, whose ids the labels are; None: the labels are whatever the data have."""
 
+    def about(self) -> dict[str, Any]:
+        """What was found and what is left out, for records."""
+
     def state(self) -> str:
         """A fingerprint of the data."""
 
@@ -70,6 +76,9 @@ class SourceFeed:
     def classes(self) -> tuple[str, ...]:
         return self.source.class_names
 
+    def about(self) -> dict[str, Any]:
+        return self.source.about()
+
     def state(self) -> str:
         source = self.source
         parts = [*source.rows.state(), *source.class_names]
@@ -91,14 +100,14 @@ class StreamFeed:
     Attributes:
         name: what the user asked for.
         table: the data set, images not decoded.
-        columns: its image columns: of an example the first that holds something.
-        version: fingerprint of the files, or the revision on the Hub.
+        columns: those of images and labels.
+        version: the revision on the Hub.
         limit: number of rows to use; None: all.
     """
 
     name: str
     table: Any
-    columns: tuple[str, ...]
+    columns: Columns
     version: str
     limit: int | None
 
@@ -106,9 +115,10 @@ class StreamFeed:
         return 0
 
     def classes(self) -> tuple[str, ...] | None:
-        feature = next((self.table.features[c] for c in LABEL_COLUMNS if c in self.table.features), None)
-        names = getattr(feature, "names", None)
-        return None if names is None else tuple(names)
+        return self.columns.class_names or (None if self.columns.label else ())
+
+    def about(self) -> dict[str, Any]:
+        return {"found": self.columns.note}
 
     def state(self) -> str:
         return self.version if self.limit is None else f"{self.version}, first {self.limit}"
@@ -116,68 +126,47 @@ class StreamFeed:
     def samples(self, start: int) -> Iterator[Sample]:
         table = self.table if self.limit is None else self.table.take(self.limit)
         for row, example in enumerate(table.skip(start), start):
-            cell = next((example[c] for c in self.columns if example.get(c) is not None), None)
-            yield Sample(row=row, id=_example_id(example, row), label=_example_label(example), data=_bytes(cell))
+            label = label_of(example.get(self.columns.label)) if self.columns.label else None
+            yield Sample(row=row, id=_example_id(example, row), label=label, data=_bytes(example[self.columns.image]))
 
     def where(self, sample: Sample) -> str:
         return f"{self.name}: {sample.id}"
 
 
-def open_source(data: str, *, split: str = "train", max_images: int | None = None) -> SourceFeed:
+def open_source(data: str, read: ReadOptions | None = None, *, max_images: int | None = None) -> SourceFeed:
     """As ``load_source``."""
-    return SourceFeed(load_source(data, split=split, max_images=max_images))
+    return SourceFeed(load_source(data, read, max_images=max_images))
 
 
-def open_stream(data: str, *, split: str = "train", max_images: int | None = None) -> StreamFeed:
-    """Parquet files, WebDataset tars or a Hub data set as a stream.
+def open_stream(
+    data: str, read: ReadOptions | None = None, *, max_images: int | None = None
+) -> SourceFeed | StreamFeed:
+    """Parquet files or tars in their order, the first ``max_images``; or a Hub data set without a local copy.
 
     Raises:
         ValueError: none of these, or no image column.
     """
-    from datasets import Features, Image, Value
-
-    path = Path(data).expanduser()
-    parquet = find_files(path, ".parquet", split)
-    tars = [] if parquet else find_files(path, ".tar", split) or find_tars(data)
-    for tar in tars:
-        check_end(tar)  # what reads a stream takes a cut tar for a whole one
-    kind, files = "webdataset" if tars else "parquet", tars or parquet
-    if files:
-        table = _stream(data, kind, data_files=[str(f) for f in files], split="train")
-        version = _digest([f"{f.name} {file_state(f)}" for f in files])
-    elif path.exists():
-        raise ValueError(f"{data}: only parquet, WebDataset tars and Hub ids are streamed; leave out --streaming")
-    elif data.count("/") != 1 or data.startswith((".", "/", "~")):
-        raise ValueError(f"{data}: no such file or folder (a Hub data set id has the form owner/name)")
-    else:
-        version = _hub_revision(data)
-        table = _stream(data, data, split=split, revision=version)
-    if table.features is None:  # not declared: from the first examples
-        table = table._resolve_features()
-    if tars:  # declared by the first examples too: later ones of another format were empty, later labels dropped
-        formats = {suffix[1:]: Image() for suffix in IMAGE_SUFFIXES}
-        features = Features({**formats, "cls": Value("int64"), **table.features})
-        table = _stream(data, kind, data_files=[str(f) for f in files], split="train", features=features)
-    images = [c for c, f in (table.features or {}).items() if isinstance(f, Image)]
-    images = images if tars else images[:1]  # a second column may be masks, or depth
-    if not images:
-        raise ValueError(f"{data}: no image column among {list(table.features or {})}")
-    for column in images:
-        table = table.cast_column(column, Image(decode=False))
-    return StreamFeed(data, table, tuple(images), version, max_images)
+    read, path = read or ReadOptions(), Path(data).expanduser()
+    if path.exists() or data.endswith(".tar"):
+        opened = open_data(data, read)
+        if isinstance(opened.rows, FolderRows):
+            raise ValueError(f"{data}: only parquet, tars and Hub ids are streamed; leave out --streaming")
+        return SourceFeed(as_source(opened, data, max_images=max_images, first=True))
+    check_hub_id(data)
+    version = _hub_revision(data)
+    table, columns = hub_columns(_stream(data, read.split, version), data, read)
+    print(f"{data}: a stream ({columns.note})", file=sys.stderr)
+    return StreamFeed(data, table, columns, version, max_images)
 
 
-def _stream(data: str, *arguments: Any, **options: Any) -> Any:
+def _stream(data: str, split: str, revision: str) -> Any:
     from datasets import load_dataset
 
     try:
-        return load_dataset(*arguments, streaming=True, **options)
-    except Exception as error:  # datasets wraps the errors of arrow and of the network in types of its own
-        named = "invalid literal for int()" in str(error)  # datasets takes what a .cls holds for a number
-        hint = (
-            "; a .cls with a class name is not streamed: put it in a .json, or leave out --streaming" if named else ""
-        )
-        raise ValueError(f"{data}: cannot be streamed ({type(error).__name__}: {error}){hint}") from error
+        table = load_dataset(data, split=split, revision=revision, streaming=True)
+        return table if table.features is not None else table._resolve_features()  # from the first examples
+    except Exception as error:
+        raise hub_error(data, error) from error
 
 
 def _hub_revision(data: str) -> str:
@@ -190,7 +179,7 @@ def _hub_revision(data: str) -> str:
         raise hub_error(data, error) from error
 
 
-def _bytes(cell: dict[str, Any] | None) -> bytes | BadImageError:
+def _bytes(cell: Any) -> bytes | BadImageError:
     try:
         return cell_bytes(cell)
     except BadImageError as error:
@@ -203,15 +192,6 @@ def _example_id(example: dict[str, Any], row: int) -> str:
     if "__key__" not in example:
         return f"row-{row}"
     return printable(f"{Path(str(example.get('__url__', ''))).name}/{example['__key__']}")
-
-
-def _example_label(example: dict[str, Any]) -> int | str | None:
-    label = next((example[c] for c in (*LABEL_COLUMNS, "cls") if c in example), None)
-    if label is None and isinstance(example.get("json"), dict):
-        label = example["json"].get("label")
-    if isinstance(label, bytes):
-        label = label.decode("utf-8").strip()
-    return as_id(label)
 
 
 def _digest(parts: list[str], data: bytes = b"") -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import Self
+from dataclasses import dataclass, field
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -33,6 +33,7 @@ class LatentTable(ABC):
         encoder: its fingerprint before its statistics were measured on the data; "" where they were known.
         skipped: bad images left out.
         content: fingerprint of the data: other images, labels or another order have another; "" where it is not known.
+        about: what was found and what is left out (``ImageSource.about``), for records.
     """
 
     labels: Tensor
@@ -42,6 +43,7 @@ class LatentTable(ABC):
     encoder: str = ""
     skipped: tuple[str, ...] = ()
     content: str = ""
+    about: dict[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -123,4 +125,5 @@ def encode_source(
         tokenizer=tokenizer.fingerprint(),
         skipped=tuple(report.skipped),
         content=report.content,
+        about=source.about(),
     )

@@ -19,12 +19,11 @@ from typing import Any, Self
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 
-from ecar.data.latents import LatentTable, MemoryTable
+from ecar.data.labels import class_ids
+from ecar.data.latents import LatentTable
 from ecar.data.rows import choose_rows
-from ecar.data.source import class_ids
 from ecar.files.images import CROP
 from ecar.tokenizers import Tokenizer, load_tokenizer
 
@@ -105,9 +104,9 @@ def load_latents(path: str) -> tuple[LatentTable, Tokenizer]:
             raise ValueError(
                 f"latents of tokenizer {record['tokenizer']}, but the folder holds {tokenizer.fingerprint()}; {_AGAIN}"
             )
-        if record.get("crop", CROP) != CROP:  # caches before the name: the same rule
+        if record["crop"] != CROP:
             raise ValueError(f"images were cropped by {record['crop']!r}, this version does {CROP!r}; {_AGAIN}")
-        return (_open_shards if "shards" in record else _load_single)(folder, record), tokenizer
+        return _open_shards(folder, record), tokenizer
     except (OSError, KeyError, TypeError, json.JSONDecodeError, SafetensorError) as error:
         raise ValueError(f"{folder}: damaged latent cache ({error}); {_AGAIN}") from None
     except ValueError as error:
@@ -121,21 +120,14 @@ def _common(record: dict[str, Any]) -> dict[str, Any]:
         "tokenizer": record["tokenizer"],
         "skipped": tuple(record["skipped"]),
         "content": _content(record),
+        "about": record.get("data", {}),  # newer than the first caches
     }
 
 
 def _content(record: dict[str, Any]) -> str:
-    """From the hashes of the shards; "" for the layout of earlier versions, which has none."""
-    hashes = [str(shard.get("sha256", "")) for shard in record.get("shards", [])]
-    return hashlib.sha256(" ".join(hashes).encode()).hexdigest()[:16] if all(hashes) and hashes else ""
-
-
-def _load_single(folder: Path, record: dict[str, Any]) -> MemoryTable:
-    """The layout of earlier versions: one file of unit-scale latents."""
-    tensors = load_file(folder / "latents.safetensors")
-    if tensors["latents"].shape[1] != record["images"] or len(tensors["labels"]) != record["images"]:
-        raise ValueError(f"{CACHE} names {record['images']} images, the file holds another number; {_AGAIN}")
-    return MemoryTable(latents=tensors["latents"], labels=tensors["labels"], **_common(record))
+    """From the hashes of the shards."""
+    hashes = [str(shard["sha256"]) for shard in record["shards"]]
+    return hashlib.sha256(" ".join(hashes).encode()).hexdigest()[:16]
 
 
 def _open_shards(folder: Path, record: dict[str, Any]) -> ShardTable:
@@ -188,8 +180,9 @@ def check_cache(path: str) -> dict[str, Any]:
         load_latents(path)  # says how to go on
     try:
         record = json.loads((folder / CACHE).read_text())
-        shards = record.get("shards", [])  # none: the layout of earlier versions, one file without a hash
+        shards = record["shards"]
         found = {"cache": path, "images": record["images"], "shards": len(shards), "skipped": len(record["skipped"])}
+        found["data"] = record.get("data", {})
         damaged = damaged_shards(folder, shards)
     except (OSError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
         raise ValueError(f"{folder}: damaged latent cache ({error}); {_AGAIN}") from None

@@ -1,25 +1,31 @@
-"""Where images come from: a folder, WebDataset tars, parquet files or a Hub data set, all with random access."""
+"""Where images come from: a folder, tars, parquet files or a Hub data set, all with random access."""
 
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ecar.data.ahead import in_order
-from ecar.data.rows import Opened, Rows, choose_rows, image_files, natural_key, of_split, open_folder, open_table
+from ecar.data.folders import Found, is_of_split, of_split, open_folder, walk
+from ecar.data.labels import class_ids
+from ecar.data.reading import ReadOptions, add_left_out, shortened
+from ecar.data.rows import Opened, Rows, choose_rows, natural_key, printable
+from ecar.data.tables import TableFile, look_into, no_images, open_hub, open_parquet, paths_of
 from ecar.data.tars import find_tars, open_tars
 from ecar.files.images import BadImageError, decode_image, fit
 from ecar.files.remote import hub_reason
 
-__all__ = ["BadImages", "ImageReport", "ImageSource", "iterate_images", "load_source", "natural_key"]
+__all__ = ["BadImages", "ImageReport", "ImageSource", "ReadOptions", "iterate_images", "load_source", "natural_key"]
 
 _FEW = 5
+_SHOWN, _EXAMPLES = 12, 4  # classes and names in lines for people
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +39,8 @@ class ImageSource:
         labels: class of each, (N,) int64; all zero when the data has no labels.
         class_names: one name per class; empty when the data has no labels.
         empty_classes: classes that the data name without an image; not among ``class_names`` where a folder has them.
+        note: where images and labels were found, in words.
+        left_out: names of what is there and not read, by reason.
     """
 
     name: str
@@ -41,6 +49,8 @@ class ImageSource:
     labels: np.ndarray
     class_names: tuple[str, ...]
     empty_classes: tuple[str, ...] = ()
+    note: str = ""
+    left_out: dict[str, list[str]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.chosen)
@@ -66,6 +76,34 @@ class ImageSource:
     def id(self, index: int) -> str:
         """A stable name of one image."""
         return self.rows.id(int(self.chosen[index]))
+
+    def classes(self) -> dict[str, int]:
+        """Images per class name."""
+        counts = np.bincount(self.labels, minlength=len(self.class_names)).tolist()
+        found: dict[str, int] = {}
+        for name, count in zip(self.class_names, counts, strict=False):  # ImageNet has two classes "crane"
+            found[name] = found.get(name, 0) + count
+        return found
+
+    def about(self) -> dict[str, Any]:
+        """For records: numbers of images and of what is left out, classes, and where they were found."""
+        return {
+            "images": len(self),
+            "of": len(self.rows),
+            "found": self.note,
+            "classes": self.classes(),
+            "left_out": {reason: len(names) for reason, names in self.left_out.items()},
+        }
+
+    def in_words(self) -> list[str]:
+        """Lines for people: images, classes, and what is left out."""
+        of = f" of {len(self.rows):,}" if len(self.rows) > len(self) else ""
+        classes = [f"{name}: {count:,}" for name, count in self.classes().items()]
+        named = f"classes: {len(self.class_names):,} ({shortened(classes, _SHOWN)})" if classes else "classes: none"
+        lines = [f"{printable(self.name)}: images: {len(self):,}{of} ({self.note}); {named}"]
+        for reason, names in self.left_out.items():
+            lines.append(f"  left out, {reason}: {len(names):,} ({shortened(names, _EXAMPLES)})")
+        return lines
 
 
 @dataclass(kw_only=True)
@@ -117,14 +155,26 @@ class BadImages:
             raise ValueError(f"{name}: {len(skipped)} bad images of the first {seen}; the last: {skipped[-1]}")
 
 
-def load_source(data: str, *, split: str = "train", max_images: int | None = None) -> ImageSource:
-    """Open ``data``: a folder of images (class subfolders give labels), WebDataset tars (folder, file, or pattern
-    with braces or stars), a parquet file or folder, or a Hub id.
+def load_source(
+    data: str, read: ReadOptions | None = None, *, max_images: int | None = None, first: bool = False
+) -> ImageSource:
+    """Open ``data``: a folder of images (side files or class subfolders give labels), tars (folder, file, or pattern
+    with braces or stars), a parquet file or folder, or a Hub id. Says on stderr what was found, and what is left out.
+
+    Args:
+        data: as ``--data`` takes it.
+        read: split and columns.
+        max_images: use only so many, a seeded choice.
+        first: use the first ones instead.
 
     Raises:
-        ValueError: nothing there, no images, or labels out of range.
+        ValueError: nothing there, no images, doubt about what are images or labels, or labels out of range.
     """
-    opened = _open(data, split)
+    return as_source(open_data(data, read or ReadOptions()), data, max_images=max_images, first=first)
+
+
+def as_source(opened: Opened, data: str, *, max_images: int | None, first: bool = False) -> ImageSource:
+    """What was opened with class ids, and only ``max_images`` of it. Says what it is."""
     total = len(opened.rows)
     if total == 0:
         raise ValueError(f"{data}: no images found")
@@ -132,36 +182,20 @@ def load_source(data: str, *, split: str = "train", max_images: int | None = Non
     if opened.labels is not None:
         labels, names = class_ids(opened.labels, names, data)
     chosen = choose_rows(total, max_images)
-    return ImageSource(
+    chosen = np.arange(len(chosen)) if first else chosen
+    source = ImageSource(
         name=data,
         rows=opened.rows,
         chosen=chosen,
         labels=labels[chosen],
         class_names=names,
         empty_classes=opened.empty_classes,
+        note=opened.note,
+        left_out=opened.left_out,
     )
-
-
-def class_ids(column: list[int | str], names: tuple[str, ...], data: str) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Labels as the data have them -> class ids (N,) int64 and class names; without names, the classes are the
-    different values in natural order.
-
-    Raises:
-        ValueError: a missing label, or one that is no class.
-    """
-    if None in column:
-        raise ValueError(f"{data}: row {column.index(None)} has no label; remove such rows, or the label column")  # type: ignore[arg-type]
-    if not all(isinstance(value, int | str) for value in column):
-        raise ValueError(f"{data}: the labels are of type {type(column[0]).__name__}, not class ids or names")
-    if not names:
-        values = sorted(set(column), key=lambda value: natural_key(str(value)))
-        names, places = tuple(str(v) for v in values), {v: i for i, v in enumerate(values)}
-    else:
-        places = {**{name: i for i, name in enumerate(names)}, **{i: i for i in range(len(names))}}
-    outside = next((i for i, value in enumerate(column) if value not in places), None)
-    if outside is not None:
-        raise ValueError(f"{data}: label {column[outside]!r} of row {outside} is none of the {len(names)} classes")
-    return np.asarray([places[value] for value in column], dtype=np.int64), names
+    if os.environ.get("RANK", "0") == "0":
+        print("\n".join(source.in_words()), file=sys.stderr)
+    return source
 
 
 def iterate_images(
@@ -206,33 +240,34 @@ def iterate_images(
         raise ValueError(f"{source.name}: no usable image; {'; '.join(report.skipped)}")
 
 
-def _open(data: str, split: str) -> Opened:
+def open_data(data: str, read: ReadOptions) -> Opened:
+    """What ``data`` names, whatever kind it is."""
     path = Path(data).expanduser()
     if path.is_dir():
-        for suffix in (".parquet", ".tar"):
-            if files := find_files(path, suffix, split):
-                if loose := image_files(path):
-                    raise ValueError(
-                        f"{data}: holds archives (such as {files[0].relative_to(path)}) and images (such as "
-                        f"{loose[0].relative_to(path)}); give one kind, or move the other"
-                    )
-                return _open_parquet(files, data) if suffix == ".parquet" else open_tars(files)
-        return open_folder(path)
-    if files := find_files(path, ".parquet", split):
-        return _open_parquet(files, data)
+        return _open_directory(path, data, read)
+    if path.is_file() and path.suffix.lower() == ".parquet":
+        table = look_into(path, path.parent, read)
+        if table.columns is None:
+            raise no_images(table)
+        return open_parquet([table], path.parent)
     if tars := find_tars(data):
-        return open_tars(tars)
+        return open_tars(tars, read)
     if path.exists():
         raise ValueError(f"{data}: not a folder, a .parquet file, a .tar or a Hub data set id")
-    if data.count("/") != 1 or data.startswith((".", "/", "~")):
-        raise ValueError(f"{data}: no such file or folder (a Hub data set id has the form owner/name)")
+    check_hub_id(data)
     from datasets import load_dataset
 
     try:
-        table = load_dataset(data, split=split)
+        table = load_dataset(data, split=read.split)
     except Exception as error:
         raise hub_error(data, error) from error
-    return open_table(table, data)
+    return open_hub(table, data, read)
+
+
+def check_hub_id(data: str) -> None:
+    """ValueError for what is no file and can be no data set of the Hub either."""
+    if data.count("/") != 1 or data.startswith((".", "/", "~")):
+        raise ValueError(f"{data}: no such file or folder (a Hub data set id has the form owner/name)")
 
 
 def hub_error(data: str, error: Exception) -> ValueError:
@@ -240,20 +275,51 @@ def hub_error(data: str, error: Exception) -> ValueError:
     return ValueError(f"{data}: no such folder, and from the Hub: {hub_reason(error, 'dataset')}")
 
 
-def find_files(path: Path, suffix: str, split: str) -> list[Path]:
-    """The files of a kind and a split in a folder, or the one that ``path`` is; none where there are none."""
-    if path.is_file():
-        return [path] if path.suffix == suffix else []
-    found = (f for f in path.rglob(f"*{suffix}") if f.is_file() and not f.name.startswith("."))  # ._a: macOS's own
-    files = sorted(found, key=lambda file: natural_key(str(file)))
-    return of_split(files, path, split) if files else []
+def _open_directory(path: Path, data: str, read: ReadOptions) -> Opened:
+    """Tables, tars or loose images: one kind of a folder, and why the rest is left out."""
+    found = walk(path)
+    tables = _tables(found, read)
+    tars = _of_split(found, found.tars, read.split)
+    images = found.images
+    if tables and all(table.is_of_paths for table in tables):
+        named = paths_of(tables, path)
+        found.leave("images that the table does not name", *(image for image in images if image not in named))
+        images = []
+    kinds = [[table.file for table in tables], tars, images]
+    if sum(map(bool, kinds)) > 1:
+        first = [f"{found.name(files[0])} ({len(files):,})" for files in kinds if files]
+        raise ValueError(
+            f"{data}: holds archives and images of several kinds, such as {', '.join(first)}; give one, or move the "
+            "others"
+        )
+    if tables or tars:
+        opened = open_parquet(tables, path) if tables else open_tars(tars, read)
+        found.leave("side files", *found.sides)
+        add_left_out(found.left_out, opened.left_out)
+        opened = replace(opened, left_out=found.left_out)
+    else:
+        opened = open_folder(found, read)
+    if read.split == ReadOptions.split or any(is_of_split(file, path, read.split) for files in kinds for file in files):
+        return opened
+    return replace(opened, note=f"{opened.note}; no name tells its split, so all is read")
 
 
-def _open_parquet(files: list[Path], data: str) -> Opened:
-    from datasets import Dataset
+def _tables(found: Found, read: ReadOptions) -> list[TableFile]:
+    """The tables of the split that have images; the others, such as the metadata beside tars, are left out."""
+    files, others = _of_split(found, found.tables, read.split), bool(found.tars or found.images)
+    looked = [look_into(file, found.root, read, may_lack=others) for file in files]
+    tables = [table for table in looked if table.columns is not None]
+    if looked and not tables and not others:
+        raise no_images(looked[0])
+    found.leave("tables without a column of images", *(table.file for table in looked if table.columns is None))
+    found.leave("tables without rows", *(table.file for table in tables if not table.count))
+    tables = [table for table in tables if table.count]
+    return [look_into(table.file, found.root, read) for table in tables] if others else tables
 
-    try:
-        table = Dataset.from_parquet([str(file) for file in files])
-    except Exception as error:  # datasets wraps arrow's errors in types of its own
-        raise ValueError(f"{data}: cannot be read as parquet ({type(error).__name__}: {error})") from error
-    return open_table(table, data, tuple(files))
+
+def _of_split(found: Found, files: list[Path], split: str) -> list[Path]:
+    if not files:
+        return []
+    chosen, rest = of_split(files, found.root, split)
+    found.leave(f"not of the split {split}", *rest)
+    return chosen

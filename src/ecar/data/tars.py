@@ -1,4 +1,4 @@
-"""WebDataset tars (key.jpg + key.cls or key.json) with random access: an index of byte offsets, nothing extracted."""
+"""Tars of images (key.jpg + key.cls or key.json) with random access: an index of byte offsets, nothing extracted."""
 
 from __future__ import annotations
 
@@ -6,29 +6,16 @@ import glob
 import json
 import os
 import re
-import tarfile
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-from ecar.data.rows import IMAGE_SUFFIXES, Opened, file_state, natural_key, printable
+from ecar.data.reading import ReadOptions, add_left_out, shortened
+from ecar.data.rows import Opened, file_state, natural_key, printable
+from ecar.data.samples import Member, Samples, scan_tar
 from ecar.files.records import write_atomically
 
-_IMAGES = {suffix[1:] for suffix in IMAGE_SUFFIXES}
-_LABELS = {"cls", "json"}
-_MAX_LABEL_BYTES = 1 << 20
-_VERSION = 2
-_BLOCK = 512
-
-
-@dataclass(frozen=True)
-class Member:
-    """One sample of a tar: its key, where its image lies (bytes), and its label as the tar has it."""
-
-    key: str
-    offset: int
-    size: int
-    label: int | str | None
+_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -92,7 +79,7 @@ def expand_braces(pattern: str) -> list[str]:
     return [name for part in parts for name in expand_braces(pattern[: brace.start()] + part + pattern[brace.end() :])]
 
 
-def open_tars(files: list[Path]) -> Opened:
+def open_tars(files: list[Path], read: ReadOptions) -> Opened:
     """Tars as rows, in the order of ``files``. Classes: ``classes.txt`` beside the first tar (one name a line), else
     the values that occur.
 
@@ -101,106 +88,51 @@ def open_tars(files: list[Path]) -> Opened:
     """
     tars: list[Path] = []
     members: list[Member] = []
+    left_out: dict[str, list[str]] = {}
     for file in files:
-        found = read_index(file)
-        tars += [file] * len(found)
-        members += found
+        found = read_index(file, read)
+        tars += [file] * len(found.members)
+        members += found.members
+        for reason, names in found.left_out.items():
+            add_left_out(left_out, {reason: [f"{file.name}: {name}" for name in names]})
     if not members:
-        raise ValueError(
-            f"{files[0]}: no images found in {len(files)} tar files (looked for {', '.join(sorted(_IMAGES))})"
-        )
+        rest = "; ".join(f"{reason}: {shortened(names, 3)}" for reason, names in left_out.items())
+        asked = f" of the suffix {read.image_column!r} (--image-column)" if read.image_column else ""
+        raise ValueError(f"{files[0]}: no images{asked} found in {len(files)} tar files{'; ' if rest else ''}{rest}")
     rows = TarRows(tuple(tars), tuple(members))
+    source = read.label_column or '.cls, or "label" in .json'
     bare = next((i for i, m in enumerate(members) if m.label is None), None)
     if bare is None:
         listed = files[0].parent / "classes.txt"
-        names = tuple(listed.read_text(encoding="utf-8").split("\n")) if listed.exists() else ()
-        names = tuple(name.strip() for name in names if name.strip())
-        return Opened(rows=rows, labels=[m.label for m in members if m.label is not None], class_names=names)
-    if any(m.label is not None for m in members):
-        raise ValueError(f'{rows.path(bare)} has no label (.cls, or .json with "label"), but other samples have one')
-    return Opened(rows=rows, labels=None)
+        lines = listed.read_text(encoding="utf-8-sig").split("\n") if listed.exists() else []
+        return Opened(
+            rows=rows,
+            labels=[m.label for m in members],
+            class_names=tuple(name.strip() for name in lines if name.strip()),
+            note=f"labels: {source}" + (", named by classes.txt" if lines else ""),
+            left_out=left_out,
+        )
+    if read.label_column is not None or any(m.label is not None for m in members):
+        raise ValueError(f"{rows.path(bare)} has no label ({source}), but other samples have one")
+    return Opened(rows=rows, labels=None, note=f"no labels ({source}) beside the images", left_out=left_out)
 
 
-def read_index(tar: Path) -> list[Member]:
+def read_index(tar: Path, read: ReadOptions) -> Samples:
     """The samples of a tar, from the index beside it, which is made where it is missing or stale (another size or
-    time of the tar)."""
+    time of the tar). With columns that were asked for, the tar itself is read."""
+    if read.image_column is not None or read.label_column is not None:
+        return scan_tar(tar, read.image_column, read.label_column)
     status, path = tar.stat(), tar.with_name(tar.name + ".index.json")
     state = [_VERSION, status.st_size, status.st_mtime_ns]
     try:
         record = json.loads(path.read_text())
         if record["state"] == state:
-            return [Member(*row) for row in record["samples"]]
+            return Samples([Member(*row) for row in record["samples"]], record["left_out"])
     except (OSError, ValueError, KeyError, TypeError):
         pass
-    members = scan_tar(tar)
-    rows = [[m.key, m.offset, m.size, m.label] for m in members]
+    found = scan_tar(tar)
+    rows = [[m.key, m.offset, m.size, m.label] for m in found.members]
     with suppress(OSError):  # a read-only folder: the tar is scanned every time
-        write_atomically(path, json.dumps({"state": state, "samples": rows}).encode())
-    return members
-
-
-def scan_tar(tar: Path) -> list[Member]:
-    """The samples of a tar, from its headers.
-
-    Raises:
-        ValueError: not a plain tar, cut off (with the offset), a name that leads outside, two images of one key.
-    """
-    images: dict[str, tuple[int, int]] = {}
-    labels: dict[str, int | str] = {}
-    offset = 0
-    try:
-        with open(tar, "rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
-            for info in archive:
-                offset = info.offset
-                name = PurePosixPath(info.name)
-                if name.is_absolute() or ".." in name.parts:
-                    raise ValueError(f"{tar}: member {info.name!r} at offset {offset} leads outside the tar; refused")
-                stem, _, suffix = name.name.partition(".")
-                key, suffix = str(name.with_name(stem)) if stem else "", suffix.lower()
-                if not info.isreg() or not key:
-                    continue
-                if suffix in _IMAGES:
-                    if key in images:
-                        raise ValueError(f"{tar}: a second image of {key!r} at offset {offset}")
-                    images[key] = (info.offset_data, info.size)
-                elif suffix in _LABELS and info.size <= _MAX_LABEL_BYTES:
-                    text = archive.extractfile(info)
-                    assert text is not None  # a regular file
-                    label = _label(text.read(), suffix, f"{tar}: {info.name} at offset {offset}")
-                    if label is not None:
-                        labels[key] = label
-            # tarfile takes a cut or a damaged header for the end; the true end is a block of zeros.
-            offset = archive.offset
-            file.seek(offset)
-            if file.read(_BLOCK) != bytes(_BLOCK):
-                raise tarfile.ReadError("no end mark")
-    except (tarfile.TarError, OSError) as error:
-        raise ValueError(f"{tar}: damaged or cut off at offset {offset} ({error}); copy it again") from None
-    return [Member(key, *place, labels.get(key)) for key, place in images.items()]
-
-
-def _label(data: bytes, suffix: str, where: str) -> int | str | None:
-    try:
-        text = data.decode("utf-8").strip()
-        value = json.loads(text) if suffix == "json" else text
-    except ValueError as error:
-        raise ValueError(f"{where}: not readable as a label ({error})") from None
-    if suffix == "json":
-        value = value.get("label") if isinstance(value, dict) else None
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int | str)):
-        raise ValueError(f"{where}: the label is {value!r}, not a class id or name")
-    return as_id(value)
-
-
-def as_id(label: int | str | None) -> int | str | None:
-    """A label that is a number written out as that number: "7", but not "07", which may be a name beside "7"."""
-    return int(label) if isinstance(label, str) and label.isdecimal() and str(int(label)) == label else label
-
-
-def check_end(tar: Path) -> None:
-    """ValueError unless the file ends as a tar does, with a block of zeros. Cheap."""
-    size = tar.stat().st_size
-    with open(tar, "rb") as file:
-        file.seek(max(0, size - _BLOCK))
-        if file.read(_BLOCK) != bytes(_BLOCK):
-            raise ValueError(f"{tar}: damaged or cut off at offset {size} (no end mark); copy it again")
+        record = {"state": state, "samples": rows, "left_out": found.left_out}
+        write_atomically(path, json.dumps(record).encode())
+    return found

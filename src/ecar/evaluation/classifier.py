@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from ecar.config import same_names
 from ecar.devices import mixed_precision
 from ecar.evaluation.extractors import state_fingerprint
 from ecar.files.tensors import write_tensors
@@ -118,6 +119,7 @@ def load_classifier(path: Path, class_names: tuple[str, ...]) -> Classifier:
     try:
         with safe_open(path, "pt") as file:
             made = json.loads((file.metadata() or {})["ecar"])
+        known = tuple(made["class_names"])
         state = load_file(path)
         outputs, channels = state["out.weight"].shape
         model = Classifier(outputs, channels // 8)
@@ -127,8 +129,7 @@ def load_classifier(path: Path, class_names: tuple[str, ...]) -> Classifier:
         raise ValueError(f"--classifier {path}: not a classifier of ecar evaluate ({type(error).__name__})") from error
     if outputs != len(class_names):
         raise ValueError(f"--classifier {path}: knows {outputs} classes, the reference has {len(class_names)}")
-    known = made.get("class_names")  # files from before they were written down have none
-    if known is not None and tuple(known) != class_names:
+    if not same_names(known, class_names):
         raise ValueError(
             f"--classifier {path}: was made for the classes {', '.join(known[:5])}, ..., the reference has "
             f"{', '.join(class_names[:5])}, ...; make another, under another name"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ecar.config import ModelConfig, plain_name
+from ecar.config import ModelConfig, same_names
 from ecar.evaluation.classifier import Classifier, accuracy, predict
 from ecar.evaluation.extractors import DISTANCE_NAMES, Extractor, extract
 from ecar.evaluation.metrics import (
@@ -45,7 +45,7 @@ def measure(samples: Samples, reference: Reference, extractor: Extractor) -> dic
     }
     if reference.features is not None:
         mean, std = kernel_distance(reference.features, features)
-        record[f"KID x 1000 ({suffix})"] = round(1000 * mean, 4)
+        record[f"KID x 1000 ({suffix})"] = round(1000 * mean, 4) + 0.0  # not -0.0
         record[f"KID x 1000 std over subsets ({suffix})"] = round(1000 * std, 4)
         limit = min(_NEIGHBOUR_IMAGES, count, len(reference.features))
         if limit > NEIGHBOURS:
@@ -73,7 +73,7 @@ def check_classes(model: ModelConfig, data: str, names: tuple[str, ...]) -> None
     ids = tuple(str(number) for number in range(len(names)))
     if ids in (ours, names) or not ours:
         return
-    if [plain_name(name) for name in ours] != [plain_name(name) for name in names]:
+    if not same_names(ours, names):
         raise ValueError(
             f"{data} has the classes {', '.join(names[:5])}, ..., the model {', '.join(ours[:5])}, ...: "
             f"not the same in the same order; rename or reorder them, or leave out --classifier"
@@ -91,6 +91,11 @@ def check_labels(data: str, names: tuple[str, ...], samples: Samples | None = No
         raise ValueError(f"classifier accuracy needs a labelled data set as --data; {data} has no classes")
     if samples is None:
         return
+    if samples.class_names and not same_names(samples.class_names, names):
+        raise ValueError(
+            f"the folders of the samples are the classes {', '.join(samples.class_names[:5])}, ..., {data} has "
+            f"{', '.join(names[:5])}, ...: not the same in the same order; name them alike"
+        )
     if samples.labels is None:
         raise ValueError("classifier accuracy needs to know which class was asked for: the samples have no labels")
     if int(samples.labels.min()) < 0 or int(samples.labels.max()) >= len(names):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 NEIGHBOURS = 5  # k of precision, recall, density and coverage
+_NUMBERS = 2**23  # of a set of rows that are compared at once: 32 MB
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
         raise ValueError(f"features of {len(a.mean)} and {len(b.mean)} numbers cannot be compared")
     cross = torch.linalg.eigvals(a.covariance @ b.covariance).sqrt().real.sum()
     trace = a.covariance.trace() + b.covariance.trace()
-    return float((a.mean - b.mean).square().sum() + trace - 2 * cross)
+    distance = float((a.mean - b.mean).square().sum() + trace - 2 * cross)
+    return max(0.0, distance)  # of equal sets the rounding may leave less than nothing
 
 
 def kernel_distance(real: Tensor, fake: Tensor, *, subsets: int = 100, subset_size: int = 1000) -> tuple[float, float]:
@@ -118,14 +120,31 @@ def _radius(x: Tensor, neighbours: int) -> Tensor:
 
 
 def nearest_distance(images: Tensor, reference: Tensor) -> Tensor:
-    """RMS difference (N,) of images (N, 3, H, W) uint8, scaled to [0, 1], to the closest one in ``reference``."""
-    a = images.flatten(1).float() / 255
+    """RMS difference (N,) of images (N, 3, H, W) uint8, scaled to [0, 1], to the closest one in ``reference`` or to its
+    mirror image: training mirrors images, and what it has learnt by heart may come out either way."""
+    known = reference.flatten(1)
+    plain, mirrored = (nearest_rows(x.flatten(1), known)[0] for x in (images, images.flip(-1)))
+    return torch.minimum(plain, mirrored) / (255 * known.shape[1] ** 0.5)
+
+
+def nearest_rows(rows: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+    """The closest row of ``reference`` (M, D) to each of ``rows`` (N, D): Euclidean distance (N,) float32, and its
+    place (N,) int64. Numbers of any type; beside the two sets it takes some 500 MB, however large they are."""
+    at_once = max(1, min(8192, _NUMBERS // reference.shape[1]))
+    centre = reference[:at_once].float().mean(0)  # products of what is left round less
+    # More rows than that on this side: for each part of them all of the reference is converted once more.
+    found = [_nearest_rows(part, reference, centre, at_once) for part in rows.split(min(1024, 4 * at_once))]
+    return torch.cat([d for d, _ in found]), torch.cat([i for _, i in found])
+
+
+def _nearest_rows(rows: Tensor, reference: Tensor, centre: Tensor, at_once: int) -> tuple[Tensor, Tensor]:
+    a = rows.float() - centre
     best, nearest = torch.full((len(a),), torch.inf), torch.zeros(len(a), dtype=torch.int64)
-    for number, part in enumerate(reference.split(5000)):
-        b = part.flatten(1).float() / 255
-        distance, row = (b.square().sum(1) - 2 * a @ b.T).min(1)
+    for number, part in enumerate(reference.split(at_once)):
+        b = part.float() - centre
+        distance, row = torch.addmm(torch.linalg.vector_norm(b, dim=1).square(), a, b.T, alpha=-2).min(1)
         closer = distance < best
-        best, nearest = torch.where(closer, distance, best), torch.where(closer, row + 5000 * number, nearest)
-    # Which one is nearest the products tell; how far it is they do not: of equal images they leave a rest.
-    differences = (images.double() - reference[nearest].double()).flatten(1) / 255
-    return differences.square().mean(1).sqrt().float()
+        best, nearest = torch.where(closer, distance, best), torch.where(closer, row + at_once * number, nearest)
+    # Which one is nearest the products tell; how far it is they do not: of equal rows they leave a rest.
+    differences = rows.float() - reference[nearest].float()
+    return differences.square().sum(1, dtype=torch.float64).sqrt().float(), nearest

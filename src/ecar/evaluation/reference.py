@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ecar.data.source import ImageReport, iterate_images, load_source
+from ecar.data.source import ImageReport, ReadOptions, iterate_images, load_source
 from ecar.evaluation.extractors import Extractor, extract
 from ecar.evaluation.metrics import Gaussian
 from ecar.evaluation.samples import read_npz
@@ -42,9 +42,10 @@ class RealImages(NamedTuple):
     class_names: tuple[str, ...]
 
 
-def read_images(data: str, split: str, height: int, width: int, num: int | None) -> RealImages:
-    """The images of a data set; ``num`` takes a seeded choice."""
-    source = load_source(data, split=split, max_images=num)
+def read_images(data: str, read: ReadOptions | str, height: int, width: int, num: int | None) -> RealImages:
+    """The images of a data set, read by its options or by the name of a split; ``num`` takes a seeded choice."""
+    read = ReadOptions(split=read) if isinstance(read, str) else read
+    source = load_source(data, read, max_images=num)
     report = ImageReport()
     batches = list(iterate_images(source, height, width, batch_size=1000, report=report))
     report.name_skipped()
@@ -55,7 +56,13 @@ def read_images(data: str, split: str, height: int, width: int, num: int | None)
 def reference_from_images(
     name: str, images: Tensor, labels: Tensor, class_names: tuple[str, ...], extractor: Extractor, cache: Path
 ) -> Reference:
-    """Features of real images, kept in ``cache`` under a fingerprint of pixels and extractor."""
+    """Features of real images, and their statistics."""
+    features, fingerprint = kept_features(images, extractor, cache)
+    return Reference(name, Gaussian.of(features), len(images), features, images, labels, class_names, fingerprint)
+
+
+def kept_features(images: Tensor, extractor: Extractor, cache: Path) -> tuple[Tensor, str]:
+    """Features (N, D) of images (N, 3, H, W) uint8, kept in ``cache`` under a fingerprint of pixels and extractor."""
     digest = hashlib.sha256(images.numpy().data)
     digest.update(f"{extractor.name} {extractor.fingerprint} {tuple(images.shape)}".encode())
     fingerprint = digest.hexdigest()[:16]
@@ -65,7 +72,7 @@ def reference_from_images(
         features = extract(extractor, images)[0]
         cache.mkdir(parents=True, exist_ok=True)
         write_tensors(path, {"features": features})
-    return Reference(name, Gaussian.of(features), len(images), features, images, labels, class_names, fingerprint)
+    return features, fingerprint
 
 
 def _cached(path: Path) -> Tensor | None:

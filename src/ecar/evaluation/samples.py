@@ -19,7 +19,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ecar.config import SamplingConfig, differences
+from ecar.data.ahead import in_order
+from ecar.data.source import load_source
 from ecar.evaluation.metrics import chosen
+from ecar.files.images import BadImageError, decode_image
 from ecar.files.records import read_json
 from ecar.sampling.pictures import from_decoded
 from ecar.sampling.pipeline import Pipeline
@@ -28,12 +31,13 @@ from ecar.sampling.pipeline import Pipeline
 @dataclass(frozen=True)
 class Samples:
     """Images (N, 3, H, W) uint8, labels (N,) int64 or None (no classes), the seconds that making them took (0: read),
-    and the mean number of candidates drawn for one."""
+    the mean number of candidates drawn for one, and the names of the classes where the samples have some."""
 
     images: Tensor
     labels: Tensor | None
     seconds: float = 0.0
     drawn: float = 1.0
+    class_names: tuple[str, ...] = ()
 
     def fingerprint(self) -> str:
         """SHA-256 (16 hex digits) of the pixels and labels."""
@@ -78,15 +82,14 @@ def make_samples(
         start = time.perf_counter()
         output = pipe(
             labels, seeds=[seed + i for i in ids], batch_size=batch, steps=settings.steps, guidance=settings.guidance,
-            solver=settings.solver, guidance_on=settings.guidance_on, guidance_from=settings.guidance_from,
-            candidates=candidates, acceptance=acceptance,
+            solver=settings.solver, guidance_from=settings.guidance_from, candidates=candidates, acceptance=acceptance,
         )  # fmt: skip
         seconds = time.perf_counter() - start
         images = np.stack([np.asarray(image) for image in output.images])
         file = folder / f"ids_{ids[0]:08d}.npz"
         arrays = {"images": images, "labels": output.labels, "ids": ids, "drawn": output.drawn}
         _write_npz(file, **{name: np.asarray(array) for name, array in arrays.items()}, seconds=seconds)
-    samples = collect(folder, num, candidates)
+    samples = collect(folder, num)
     return samples if pipe.model.config.num_classes else replace(samples, labels=None)
 
 
@@ -114,8 +117,8 @@ def _whole(record: dict[str, object], seed: int, settings: SamplingConfig) -> di
     return dict(json.loads(json.dumps({**record, "seed": seed, "settings": settings.to_json()})))
 
 
-def collect(folder: Path, num: int, candidates: int = 1) -> Samples:
-    """The samples of ids 0 .. num - 1 in ``folder``; files that do not say how many were drawn took ``candidates``.
+def collect(folder: Path, num: int) -> Samples:
+    """The samples of ids 0 .. num - 1 in ``folder``.
 
     Raises:
         ValueError: ids missing or doubled.
@@ -131,30 +134,65 @@ def collect(folder: Path, num: int, candidates: int = 1) -> Samples:
     order = np.argsort(ids)[np.sort(ids) < num]
     images = np.concatenate([p["images"] for p in parts])[order]
     labels = np.concatenate([p["labels"] for p in parts])[order]
-    drawn = float(np.concatenate([p.get("drawn", np.full(len(p["ids"]), candidates)) for p in parts])[order].mean())
+    drawn = float(np.concatenate([p["drawn"] for p in parts])[order].mean())
     seconds = sum(float(p["seconds"]) * float((p["ids"] < num).mean()) for p in parts)
     return Samples(_to_tensor(images), torch.from_numpy(labels.astype(np.int64)), seconds, drawn)
 
 
 def read_samples(path: Path) -> Samples:
-    """Samples from an ``.npz`` in ADM's format: ``arr_0`` (N, H, W, 3) uint8, and ``labels`` (N,) where known.
+    """Samples that somebody made: an ``.npz`` in ADM's format (``arr_0`` (N, H, W, 3) uint8, and where known ``labels``
+    or ``arr_1`` (N,)), an ``.npy`` of such images, or a folder of pictures of one size, whose subfolders are classes.
 
     Raises:
-        ValueError: wrong keys, shapes, types or labels.
+        ValueError: wrong keys, shapes, types, labels or sizes.
     """
+    if path.is_dir():
+        return _read_folder(path)
+    if path.suffix == ".npy":
+        return Samples(_to_tensor(_checked_images(_read_npy(path), str(path))), None)
     arrays = read_npz(path)
     if "arr_0" not in arrays:
         raise ValueError(
             f"{path}: no arr_0 among {sorted(arrays)}; expected images N x H x W x 3 uint8 under that name"
         )
-    images = arrays["arr_0"]
-    if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8 or len(images) == 0:
-        raise ValueError(f"{path}: arr_0 is {images.shape} {images.dtype}, expected N x H x W x 3 uint8")
-    labels = arrays.get("labels")
+    images = _checked_images(arrays["arr_0"], f"{path}: arr_0")
+    name = "labels" if "labels" in arrays else "arr_1"
+    labels = arrays.get(name)
     if labels is not None and (labels.shape != (len(images),) or labels.dtype.kind not in "iu"):
-        raise ValueError(f"{path}: labels are {labels.shape} {labels.dtype}, expected {len(images)} integers")
+        raise ValueError(f"{path}: {name} are {labels.shape} {labels.dtype}, expected {len(images)} integers")
     known = None if labels is None else torch.from_numpy(labels.astype(np.int64))
     return Samples(_to_tensor(images), known)
+
+
+def _checked_images(images: np.ndarray, where: str) -> np.ndarray:
+    if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8 or len(images) == 0:
+        raise ValueError(f"{where} is {images.shape} {images.dtype}, expected N x H x W x 3 uint8")
+    return images
+
+
+def _read_npy(path: Path) -> np.ndarray:
+    try:
+        return np.asarray(np.load(path, allow_pickle=False))
+    except Exception as error:  # damaged files make numpy raise whatever it stumbles over
+        raise ValueError(f"{path}: not a readable .npy file ({error or type(error).__name__})") from None
+
+
+def _read_folder(path: Path) -> Samples:
+    """Pictures as they are: none is scaled or left out."""
+    source = load_source(str(path))
+    images: list[np.ndarray] = []
+    for (index, _), image in in_order(lambda item: decode_image(item[1]), source.encoded()):
+        if isinstance(image, BadImageError):
+            raise ValueError(f"{source.path(index)}: {image}; samples are judged all together, or not at all")
+        images.append(np.asarray(image))
+        if images[-1].shape != images[0].shape:
+            (height, width, _), (first_height, first_width, _) = images[-1].shape, images[0].shape
+            raise ValueError(
+                f"{source.path(index)} has {width}x{height} pixels, {source.path(0)} {first_width}x{first_height}; "
+                "samples are judged as they are: give pictures of one size"
+            )
+    labels = torch.from_numpy(source.labels) if source.class_names else None
+    return Samples(_to_tensor(np.stack(images)), labels, class_names=source.class_names)
 
 
 def write_samples(path: Path, samples: Samples) -> None:
@@ -204,7 +242,7 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
 def _read_part(path: Path) -> dict[str, np.ndarray]:
     """A file of ``make_samples``; ValueError if it is damaged."""
     part = read_npz(path)
-    if missing := {"images", "labels", "ids", "seconds"} - part.keys():
+    if missing := {"images", "labels", "ids", "drawn", "seconds"} - part.keys():
         raise ValueError(f"{path}: no {', '.join(sorted(missing))} in it; delete the file, its images are made again")
     if not len(part["images"]) == len(part["labels"]) == part["ids"].size > 0:
         raise ValueError(f"{path}: damaged; delete the file, its images are made again")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+_SHOWN = 200  # letters of the start and of the end of a long reason
+
 
 def check_repo_id(repo: str) -> None:
     """ValueError unless ``repo`` can be the Hub id OWNER/NAME; nothing is asked for."""
@@ -42,6 +44,9 @@ def hub_reason(error: BaseException, kind: str = "model") -> str:
             f"`hf download OWNER/NAME{flag} --local-dir FOLDER`, copy FOLDER here and give it instead of the id"
         )
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if "Generation" in type(error).__name__ and error.__cause__ is not None:  # datasets hides the reason behind it
+        words = " ".join(str(error.__cause__).split())
+        reason = words if len(words) < 2 * _SHOWN else f"{words[:_SHOWN]} ... {words[-_SHOWN:]}"
     if "protocol" in type(error).__name__.lower():  # httpx: the other side hung up
         return f"the download broke off ({reason}); run the same again, files that are complete are kept"
     return reason

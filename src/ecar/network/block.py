@@ -1,8 +1,7 @@
 """The transformer block of trunk and head: adaLN-zero modulation, QK-normalised attention, SwiGLU.
 
 Shapes: B batch, N tokens, D width. Modulation is (B, G, 6 D): one row per group of tokens (stage), never per token.
-Blocks are what is compiled: their arguments are tensors (and the kind of window), so that all blocks of a shape share
-one graph.
+Blocks are what is compiled: their arguments are tensors, so that all blocks of a shape share one graph.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ecar.network.positions import rotate
-from ecar.network.windows import Windows
 
 Memory = tuple[Tensor, Tensor]
 
@@ -64,31 +62,22 @@ class Attention(nn.Module):
         table: Tensor,
         mask: Tensor | None = None,
         memory: Memory | None = None,
-        windows: Windows | None = None,
     ) -> Tensor:
         """
         Args:
             x: (B, N, D).
             table: rotary table of these N positions.
             mask: (N, N), True where a token may look.
-            memory: keys and values of earlier stages, seen by all (without windows with N places behind them, which
-                are filled here); with it there is no mask.
-            windows: groups of tokens, each of which sees itself and the memory.
+            memory: keys and values of earlier stages, seen by all, with N places behind them, which are filled here;
+                with it there is no mask.
         """
         q, k, v = rearrange(self.to_qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.heads)
         q, k = rotate(self.q_norm(q), table), rotate(self.k_norm(k), table)
-        if windows is not None:
-            k, v = windows.split(k), windows.split(v)
-            if memory is not None:
-                k, v = (torch.cat([windows.copies(m), x], dim=2) for m, x in zip(memory, (k, v), strict=True))
-            out = windows.join(attention(windows.split(q), k, v, None))
-        else:
-            if memory is not None:
-                keys, values = memory
-                keys[:, :, -x.shape[1] :], values[:, :, -x.shape[1] :] = k, v
-                k, v = keys, values
-            out = attention(q, k, v, mask)
-        return self.to_out(rearrange(out, "b h n d -> b n (h d)"))
+        if memory is not None:
+            keys, values = memory
+            keys[:, :, -x.shape[1] :], values[:, :, -x.shape[1] :] = k, v
+            k, v = keys, values
+        return self.to_out(rearrange(attention(q, k, v, mask), "b h n d -> b n (h d)"))
 
 
 def hidden_width(width: int) -> int:
@@ -137,7 +126,6 @@ class Block(nn.Module):
         groups: Tensor | None = None,
         mask: Tensor | None = None,
         memory: Memory | None = None,
-        windows: Windows | None = None,
     ) -> Tensor:
         """One block.
 
@@ -148,14 +136,13 @@ class Block(nn.Module):
             groups: (N,) the row of ``modulation`` of each token; None: there is one row for all.
             mask: (N, N), True where allowed.
             memory: keys and values (B, heads, M, head_dim) of the stages before, with N free places at the end that
-                this call fills; with ``windows`` there are none.
-            windows: groups of tokens within which attention acts, ``memory`` beside them; not together with ``mask``.
+                this call fills; not together with ``mask``.
         """
         if groups is not None:
             modulation = modulation[:, groups]  # (B, N, 6 D)
         shift1, scale1, gate1, shift2, scale2, gate2 = modulation.chunk(6, dim=-1)  # (B, 1 or N, D)
         h = torch.addcmul(shift1, self.norm1(x), 1 + scale1).to(x.dtype)
-        x = torch.addcmul(x, gate1, self.attention(h, table, mask, memory, windows)).to(x.dtype)
+        x = torch.addcmul(x, gate1, self.attention(h, table, mask, memory)).to(x.dtype)
         h = torch.addcmul(shift2, self.norm2(x), 1 + scale2).to(x.dtype)
         return torch.addcmul(x, gate2, self.mlp(h)).to(x.dtype)
 

@@ -13,7 +13,6 @@ from ecar.config import ModelConfig
 from ecar.network.block import Block, RMSNorm, initialize
 from ecar.network.positions import fourier_features, rotary_table, time_features
 from ecar.network.trunk import FOURIER_BANDS
-from ecar.network.windows import windows_of
 from ecar.stages import Stage, make_plan, to_map, to_tokens
 
 
@@ -37,13 +36,13 @@ class Conditioning(NamedTuple):
 
 
 class Head(nn.Module):
-    """Noisy map of one stage -> raw prediction of the same shape (normalised velocity, or data)."""
+    """Noisy map of one stage -> velocity of the same shape, in units of its standard deviation."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.plan = make_plan(config.stages)
-        self.width, self.head_dim, self.window = config.width, config.width // config.heads, config.head_window
-        self.map_in = nn.Linear(config.channels, config.width)
+        self.plan = make_plan(config.stages, config.patch)
+        self.width, self.head_dim = config.width, config.width // config.heads
+        self.map_in = nn.Linear(config.channels * config.patch**2, config.width)
         self.token_in = nn.Linear(config.width, config.width)
         self.position_in = nn.Linear(4 * FOURIER_BANDS, config.width)
         self.time_mlp = nn.Sequential(
@@ -54,14 +53,14 @@ class Head(nn.Module):
         self.blocks = nn.ModuleList(Block(config.width, config.heads) for _ in range(config.head_depth))
         self.norm_out = RMSNorm(config.width, affine=False)
         self.modulation_out = nn.Linear(config.width, 2 * config.width)
-        self.map_out = nn.Linear(config.width, config.channels)
+        self.map_out = nn.Linear(config.width, config.channels * config.patch**2)
         initialize(self)
         for last in (self.modulation_out, self.map_out):
             nn.init.zeros_(last.weight)
 
     def embed_tokens(self, stage: Stage, tokens: Tensor) -> Tensor:
         """M_k (B, n_k, D) -> what is added to the head's input; the same for every step of the stage."""
-        features = fourier_features(stage.side, FOURIER_BANDS, tokens.device)
+        features = fourier_features(stage.grid, FOURIER_BANDS, tokens.device)
         return self.token_in(tokens) + self.position_in(features.to(self.position_in.weight.dtype))
 
     def conditioning(self, stage: Stage, t: Tensor, labels: Tensor) -> Conditioning:
@@ -69,7 +68,7 @@ class Head(nn.Module):
         time = self.time_mlp(time_features(t, self.width).to(self.map_in.weight.dtype))
         condition = F.silu(time + self.class_embedding(labels) + self.stage_embedding.weight[stage.index])[:, None]
         blocks = tuple(block.modulate(condition) for block in self._blocks())
-        table = rotary_table(stage.side, self.plan[-1].side, self.head_dim, t.device)
+        table = rotary_table(stage.grid, self.plan[-1].grid, self.head_dim, t.device)
         return Conditioning(blocks, self.modulation_out(condition), table)
 
     def conditionings(self, stage: Stage, times: Sequence[float], labels: Tensor) -> list[Conditioning]:
@@ -81,12 +80,12 @@ class Head(nn.Module):
 
     def forward(self, stage: Stage, x: Tensor, conditioning: Conditioning, embedded: Tensor) -> Tensor:
         """x (B, C, h, w), embedded (B, n_k, D) of ``embed_tokens`` -> like x, float32."""
-        h = self.map_in(to_tokens(x).to(self.map_in.weight.dtype)) + embedded  # (B, n_k, D)
-        for number, (block, modulation) in enumerate(zip(self._blocks(), conditioning.blocks, strict=True)):
-            h = block(h, modulation, conditioning.table, windows=windows_of(stage.side, self.window, number))
+        h = self.map_in(to_tokens(x, stage.patch).to(self.map_in.weight.dtype)) + embedded  # (B, n_k, D)
+        for block, modulation in zip(self._blocks(), conditioning.blocks, strict=True):
+            h = block(h, modulation, conditioning.table)
         shift, scale = conditioning.out.chunk(2, dim=-1)
         h = self.map_out(torch.addcmul(shift, self.norm_out(h), 1 + scale))
-        return to_map(h.float(), stage.side)
+        return to_map(h.float(), stage.grid, stage.patch)
 
     def _blocks(self) -> list[Block]:
         return cast(list[Block], list(self.blocks))

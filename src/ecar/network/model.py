@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from ecar.config import ModelConfig
 from ecar.network import Trunk
 from ecar.network.head import Head
-from ecar.stages import Stage, make_plan, velocity_from_data
+from ecar.stages import Stage, make_plan
 
 
 class StageModel(nn.Module):
     """p(image | class) = prod_k p(y_k | y_<k, class): ``trunk`` gives M_k, ``head`` the velocity of stage k.
 
     Args:
-        config: sizes, stage plan, class table, prediction.
+        config: sizes, stage plan, class table.
         trunk: ``Trunk``, or what takes its place.
         head: ``Head``, or what takes its place.
     """
@@ -28,8 +28,19 @@ class StageModel(nn.Module):
     def __init__(self, config: ModelConfig, trunk: nn.Module, head: nn.Module) -> None:
         super().__init__()
         self.config = config
-        self.plan = make_plan(config.stages)
+        self.plan = make_plan(config.stages, config.patch)
         self.trunk, self.head = trunk, head
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """All blocks: of the trunk, then of the head."""
+        return cast(list[nn.Module], [*self.trunk.blocks, *self.head.blocks])
+
+    @property
+    def units(self) -> list[nn.Module]:
+        """Modules that are called as one, where weights are cut over processes: every block, and before it the part of
+        it that is called from outside."""
+        return [unit for block in self.blocks for unit in (cast(nn.Module, block.modulation), block)]
 
     def velocity(
         self, stage: Stage, x: Tensor, t: Tensor, embedded: Tensor, labels: Tensor, conditioning: Any = None
@@ -49,15 +60,7 @@ class StageModel(nn.Module):
         """
         if conditioning is None:
             conditioning = self.head.conditioning(stage, t, labels)
-        raw = self.head(stage, x, conditioning, embedded)
-        if self.config.prediction == "x":
-            return velocity_from_data(stage, x.float(), raw, t)
-        return raw * self.velocity_scale(stage)
-
-    def target(self, stage: Stage, x: Tensor, z: Tensor, velocity: Tensor, t: Tensor) -> Tensor:
-        """What ``velocity`` is compared with in training: v_k; under x-prediction the velocity that the true data
-        z_k give, so that the clamp near t = 1 acts on both sides and a perfect prediction has no loss."""
-        return velocity_from_data(stage, x, z, t) if self.config.prediction == "x" else velocity
+        return self.head(stage, x, conditioning, embedded) * self.velocity_scale(stage)
 
     def velocity_scale(self, stage: Stage) -> float:
         """Standard deviation of the stage's velocity on the training data; 1 where it was not measured."""
@@ -68,7 +71,7 @@ class StageModel(nn.Module):
         the whole network as one graph takes several and runs no faster."""
         # One graph per kind of block, stage, row count and gradient mode; past the limit, blocks would run uncompiled.
         torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 512
-        for block in (*self.trunk.blocks, *self.head.blocks):
+        for block in self.blocks:
             block.compile(dynamic=False)
 
     @property

@@ -5,7 +5,6 @@ Shapes: B batch, n_k = h_k w_k tokens of stage k, N = sum of n_k, C latent chann
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -16,7 +15,6 @@ from ecar.config import ModelConfig
 from ecar.network.block import Block, RMSNorm, initialize
 from ecar.network.cache import StageCache
 from ecar.network.positions import fourier_features, rotary_table
-from ecar.network.windows import windows_of
 from ecar.stages import Stage, make_plan, to_tokens, up
 
 FOURIER_BANDS = 6
@@ -25,17 +23,16 @@ FOURIER_BANDS = 6
 class Trunk(nn.Module):
     """Block-causal over stages: a token sees every token of its own stage and of the stages before.
 
+    A token is a square of ``config.patch`` x ``config.patch`` positions, so n_k = h_k w_k / patch^2.
     The input at stage k > 1 is the map y_{k-1} upsampled to the stage's side; stage 1 has only class and position.
     ``forward`` (all stages, masked, teacher-forced) and ``step`` (one stage, cached) give the same token maps.
-    With ``config.trunk_window`` a token of a larger map sees a group of its own stage and all stages up to that side:
-    of the large stage before it knows the map that it reads.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.plan = make_plan(config.stages)
-        self.heads, self.head_dim, self.window = config.heads, config.width // config.heads, config.trunk_window
-        self.map_in = nn.Linear(config.channels, config.width)
+        self.plan = make_plan(config.stages, config.patch)
+        self.heads, self.head_dim = config.heads, config.width // config.heads
+        self.map_in = nn.Linear(config.channels * config.patch**2, config.width)
         self.position_in = nn.Linear(4 * FOURIER_BANDS, config.width)
         self.class_embedding = nn.Embedding(config.num_classes + 1, config.width)
         self.stage_embedding = nn.Embedding(len(self.plan), config.width)
@@ -61,18 +58,17 @@ class Trunk(nn.Module):
         groups = torch.cat(
             [torch.full((n,), k, device=device) for k, n in enumerate(sizes)]
         )  # (N,) stage of each token
-        masks = [self._mask(stages, groups, block) for block in range(2 if self.window else 1)]
         table = torch.cat([self._table(s, device) for s in stages], dim=1)  # (2, N, head_dim / 2)
         condition = torch.stack([self._condition(s, labels) for s in stages], dim=1)  # (B, K, D)
         x = torch.cat(inputs, dim=1)  # (B, N, D)
-        for number, block in enumerate(self._blocks()):
-            mask = masks[number % len(masks)]
-            x = block(x, block.modulate(condition), table, groups=None if mask is None else groups, mask=mask)
+        several = len(stages) > 1
+        mask = groups[:, None] >= groups if several else None  # (N, N)
+        for block in self._blocks():
+            x = block(x, block.modulate(condition), table, groups=groups if several else None, mask=mask)
         return list(self.norm_out(x).split(sizes, dim=1))
 
     def step(self, stage: Stage, end_before: Tensor | None, labels: Tensor, cache: StageCache) -> Tensor:
-        """One stage, attending to the cached stages before it; appends itself to ``cache`` (not one with windows:
-        none reads it).
+        """One stage, attending to the cached stages before it; appends itself to ``cache``.
 
         Args:
             stage: a stage of the plan; the cache must hold exactly those before it.
@@ -82,14 +78,12 @@ class Trunk(nn.Module):
         Returns:
             M_k (B, n_k, D).
         """
-        assert cache.length == self._remembered(self.plan[: stage.index]), "the cache holds other stages"
-        own = stage.tokens if self._is_small(stage) else 0
+        assert cache.length == sum(s.tokens for s in self.plan[: stage.index]), "the cache holds other stages"
         x = self._embed(stage, end_before, labels)
         condition, table = self._condition(stage, labels)[:, None], self._table(stage, labels.device)
         for layer, block in enumerate(self._blocks()):
-            windows = windows_of(stage.side, self.window, layer)
-            x = block(x, block.modulate(condition), table, memory=cache.memory(layer, own), windows=windows)
-        cache.advance(own)
+            x = block(x, block.modulate(condition), table, memory=cache.memory(layer, stage.tokens))
+        cache.advance(stage.tokens)
         return self.norm_out(x)
 
     def new_cache(self, batch: int, device: torch.device, dtype: torch.dtype) -> StageCache:
@@ -99,7 +93,7 @@ class Trunk(nn.Module):
             batch=batch,
             heads=self.heads,
             head_dim=self.head_dim,
-            tokens=self._remembered(self.plan),
+            tokens=sum(s.tokens for s in self.plan),
             device=device,
             dtype=dtype,
         )
@@ -107,40 +101,18 @@ class Trunk(nn.Module):
     def _blocks(self) -> list[Block]:
         return cast(list[Block], list(self.blocks))
 
-    def _is_small(self, stage: Stage) -> bool:
-        """Whether all tokens of the stage see each other, and later stages see them."""
-        return windows_of(stage.side, self.window, 0) is None
-
-    def _remembered(self, stages: Sequence[Stage]) -> int:
-        """Tokens in the cache after ``stages``."""
-        return sum(s.tokens for s in stages if self._is_small(s))
-
-    def _mask(self, stages: Sequence[Stage], stage_of: Tensor, block: int) -> Tensor | None:
-        """What ``step`` does, as a mask (N, N) for block number ``block``, from the stage (N,) of each token."""
-        if len(stages) == 1 and self._is_small(stages[0]):
-            return None
-        mask, end = stage_of[:, None] >= stage_of, 0
-        for stage in stages:
-            place, end = slice(end, end + stage.tokens), end + stage.tokens
-            windows = windows_of(stage.side, self.window, block)
-            if windows is not None:
-                group = windows.groups().to(stage_of.device)
-                mask[:, place] = False
-                mask[place, place] = group[:, None] == group
-        return mask
-
     def _embed(self, stage: Stage, end_before: Tensor | None, labels: Tensor) -> Tensor:
-        features = fourier_features(stage.side, FOURIER_BANDS, labels.device)
+        features = fourier_features(stage.grid, FOURIER_BANDS, labels.device)
         x = (
             self.position_in(features.to(self.position_in.weight.dtype)) + self.stage_embedding.weight[stage.index]
         )  # (n_k, D)
         x = x + self.class_embedding(labels)[:, None]  # (B, n_k, D)
         if end_before is not None:
-            x = x + self.map_in(to_tokens(up(end_before)).to(self.map_in.weight.dtype))
+            x = x + self.map_in(to_tokens(up(end_before), stage.patch).to(self.map_in.weight.dtype))
         return x
 
     def _condition(self, stage: Stage, labels: Tensor) -> Tensor:
         return F.silu(self.class_embedding(labels) + self.stage_embedding.weight[stage.index])  # (B, D)
 
     def _table(self, stage: Stage, device: torch.device) -> Tensor:
-        return rotary_table(stage.side, self.plan[-1].side, self.head_dim, device)
+        return rotary_table(stage.grid, self.plan[-1].grid, self.head_dim, device)

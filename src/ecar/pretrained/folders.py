@@ -29,7 +29,7 @@ def resolve_model(name: str | Path) -> Path:
     """A bundled name, folder or Hub id -> local folder.
 
     Raises:
-        ValueError: nothing of that name.
+        ValueError: nothing of that name, or the folder of a training, whose model is one folder deeper.
     """
     text = str(name)
     if (BUNDLED / text / "config.json").exists() and "/" not in text:
@@ -41,10 +41,22 @@ def resolve_model(name: str | Path) -> Path:
         how = f"; {CONVERT.format(text, 'model.safetensors')}" if pickle else ""
         raise ValueError(f"{text}: {reason}; give the folder with config.json and model.safetensors{how}")
     if path.is_dir():
+        _check_no_run(path)
         return path
     if text.count("/") != 1 or text.startswith((".", "/", "~")):
         raise ValueError(f"model {text!r} not found: no such folder; bundled models: {', '.join(bundled_models())}")
     return _download(text)
+
+
+def _check_no_run(folder: Path) -> None:
+    """ValueError for a folder of ``ecar train`` or ``ecar tokenizer``: says where the model is."""
+    if (folder / "config.json").exists():
+        return
+    final = folder / "final"
+    if (final / "config.json").exists():
+        raise ValueError(f"{folder}: the folder of a training, not of a model; use {final}")
+    if (folder / "log.jsonl").exists():
+        raise ValueError(f"{folder}: a training that has not written its model yet; ecar train writes it to {final}")
 
 
 def _download(text: str) -> Path:

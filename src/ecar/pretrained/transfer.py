@@ -10,13 +10,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ecar.config import ModelConfig, plain_name
+from ecar.config import ModelConfig, match_names
 from ecar.network.model import StageModel
 from ecar.stages import make_plan
 
 _CLASS_TABLES = (".class_embedding.weight", ".class_embedder.embedding_table.weight")  # ours, and diffusers' in dit
 _STAGE_TABLES = (".stage_embedding.weight",)
-_OUTPUT = ("head.map_out.",)  # velocities or data: another quantity under the other prediction
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ def transfer(source: dict[str, Tensor], before: ModelConfig, model: StageModel) 
     notes: list[str] = []
     for name, own in model.state_dict().items():
         theirs = source.get(name)
-        if theirs is None or (before.prediction != now.prediction and name.startswith(_OUTPUT)):
+        if theirs is None:
             fresh.append(name)
         elif name.endswith(_CLASS_TABLES + _STAGE_TABLES):
             rows = classes if name.endswith(_CLASS_TABLES) else stages
@@ -81,21 +80,12 @@ def check_fits(before: ModelConfig, now: ModelConfig) -> None:
 
 
 def class_rows(before: ModelConfig, now: ModelConfig) -> dict[int, int]:
-    """Row of the new class table -> row of the old one, for classes that are the same: by name (exactly, then without
-    regard to case and separators, where that is unique), by number where neither has names; the null class always."""
+    """Row of the new class table -> row of the old one, for classes that are the same: by name (``match_names``),
+    by number where neither has names; the null class always."""
     rows = {now.null_class: before.null_class}
     if not now.class_names and not before.class_names and now.num_classes == before.num_classes:
         return rows | {i: i for i in range(now.num_classes)}
-    exact = {name: i for i, name in enumerate(before.class_names)}
-    plain = {plain_name(name): i for i, name in enumerate(before.class_names)}
-    ours = [plain_name(name) for name in now.class_names]
-    unique = len(plain) == len(exact) and len(set(ours)) == len(ours)
-    for row, name in enumerate(now.class_names):
-        if name in exact:
-            rows[row] = exact[name]
-        elif unique and plain_name(name) and plain_name(name) in plain:
-            rows[row] = plain[plain_name(name)]
-    return rows
+    return rows | match_names(now.class_names, before.class_names)
 
 
 def stage_rows(before: ModelConfig, now: ModelConfig) -> dict[int, int]:
@@ -130,7 +120,7 @@ def _rows_in_words(before: ModelConfig, now: ModelConfig, classes: dict[int, int
     if gone:
         named = [before.class_names[i] if before.class_names else str(i) for i in gone]
         notes.append(f"left out of the source: the rows of {len(gone)} classes ({_some(named)})")
-    if now.kind == "ecar":
+    if now.has_trunk:
         count = len(now.stages.sides)
         if missing := [str(i + 1) for i in range(count) if i not in stages]:
             notes.append(f"initialised fresh: the stage rows of stage {', '.join(missing)} of {count}")

@@ -22,8 +22,7 @@ from ecar.files.tensors import write_tensors
 
 _SIDE = 96  # the smaller side of an image is enlarged to this at least, as the network was trained on large ones
 _FORMAT = "1"
-_TENSORS = ("weight", "bias")
-_QUANTILES = "quantiles"
+_TENSORS = ("weight", "bias", "quantiles")
 
 
 class Features(nn.Module):
@@ -49,20 +48,19 @@ class Critic(nn.Module):
     Args:
         features: the frozen network.
         tensors: ``weight`` (R, D) and ``bias`` (R,): a row for each class and a last one for none; or one for all. And
-            ``quantiles`` (R, Q) of the scores of the model's samples, evenly spread, for acceptance (files from before
-            it have none).
+            ``quantiles`` (R, Q) of the scores of the model's samples, evenly spread, for acceptance.
         about: the model and settings whose samples it was fitted to, and how.
     """
 
     weight: Tensor
     bias: Tensor
-    quantiles: Tensor | None
+    quantiles: Tensor
 
     def __init__(self, features: Features, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
         super().__init__()
         self.features, self.about = features, about
-        for name in (*_TENSORS, _QUANTILES):
-            self.register_buffer(name, tensors[name].float() if name in tensors else None)
+        for name in _TENSORS:
+            self.register_buffer(name, tensors[name].float())
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
         """Images (B, 3, H, W) uint8 and class ids (B,); ids beyond the classes are none -> (B,)."""
@@ -75,13 +73,7 @@ class Critic(nn.Module):
 
     def levels(self, labels: Tensor, acceptance: float) -> Tensor:
         """Scores (B,) from which samples of these classes are accepted for sure, so that of all samples a share of
-        ``acceptance`` is accepted by ``accepts``.
-
-        Raises:
-            ValueError: the file is from before quantiles.
-        """
-        if self.quantiles is None:
-            raise ValueError("this critic was made before acceptance was: make it again with `ecar critic`")
+        ``acceptance`` is accepted by ``accepts``."""
         found = levels_of(self.quantiles, acceptance, float(self.about["power"]))
         return found[labels.cpu().clamp(max=len(found) - 1)]
 
@@ -103,14 +95,14 @@ def load_critic(path: str | Path) -> Critic:
     try:
         with safe_open(path, "pt") as file:
             about = json.loads((file.metadata() or {})["ecar"])
-            tensors = {name: file.get_tensor(name) for name in (*_TENSORS, *({_QUANTILES} & set(file.keys())))}
+            tensors = {name: file.get_tensor(name) for name in _TENSORS}
         if about.pop("format") != _FORMAT:
             raise KeyError("format")
         known, rows = about.pop("features"), len(tensors["bias"])
         if tensors["weight"].shape != (rows, EfficientNetLite.num_features) or not 0 < float(about["power"]) <= 10:
             raise KeyError("weight")
-        if _QUANTILES in tensors and (tensors[_QUANTILES].ndim != 2 or len(tensors[_QUANTILES]) != rows):
-            raise KeyError(_QUANTILES)
+        if tensors["quantiles"].ndim != 2 or len(tensors["quantiles"]) != rows:
+            raise KeyError("quantiles")
     except Exception as error:
         raise ValueError(f"{path}: not a critic of ecar critic ({type(error).__name__})") from error
     features = Features()

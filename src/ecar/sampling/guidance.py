@@ -1,4 +1,4 @@
-"""Classifier-free guidance (2207.12598): one formula, for velocities and for token maps."""
+"""Classifier-free guidance of velocities (2207.12598)."""
 
 from __future__ import annotations
 

@@ -28,10 +28,10 @@ class StageVelocity:
     """The guided velocity of one stage as a function of (x, t), for a batch of B rows.
 
     Attributes:
-        embedded: token maps as the head reads them, (B, n_k, D); (2 B, n_k, D), conditional rows first, where guidance
-            acts on velocities: it takes two head passes a step (here: one of twice the rows).
+        embedded: token maps as the head reads them, (B, n_k, D); (2 B, n_k, D), conditional rows first, with
+            guidance: it takes two head passes a step (here: one of twice the rows).
         labels: class ids of the rows of ``embedded``.
-        scale: guidance on velocities; 1 is off.
+        scale: of guidance; 1 is off.
         start: time from which it acts; before, only the conditional rows are computed.
         conditionings: ``head.conditioning`` of these rows at the times that are known beforehand.
     """
@@ -135,7 +135,7 @@ class Rows:
 
 
 def check_settings(settings: SamplingConfig, stages: int) -> None:
-    """ValueError unless steps, guidance, solver and guidance_on are usable with ``stages`` stages."""
+    """ValueError unless steps, guidance and solver are usable with ``stages`` stages."""
     get_solver(settings.solver)
     if len(settings.steps) != stages or any(s < 1 for s in settings.steps):
         raise ValueError(f"steps needs {stages} positive numbers, one per stage; got {settings.steps}")
@@ -146,10 +146,6 @@ def check_settings(settings: SamplingConfig, stages: int) -> None:
     starts = settings.guidance_from
     if starts and (len(starts) != stages or any(not 0 <= t < 1 for t in starts)):
         raise ValueError(f"guidance_from needs one time in [0, 1) or {stages}, one per stage; got {starts}")
-    if any(starts) and settings.guidance_on != "velocity":
-        raise ValueError("guidance_from acts with guidance on velocities: leave it out, or take guidance_on velocity")
-    if settings.guidance_on not in ("velocity", "tokens"):
-        raise ValueError(f"guidance_on must be velocity or tokens, got {settings.guidance_on!r}")
 
 
 @torch.no_grad()
@@ -249,11 +245,9 @@ def _solve(velocity: Velocity, x: Tensor, steps: int, solver: str, known: Known 
 def stage_velocity(
     model: StageModel, stage: Stage, tokens: Tensor, labels: Tensor, batch: int, settings: SamplingConfig
 ) -> StageVelocity:
-    """The velocity of a stage from its token maps: guidance on these takes one head pass a step, on velocities two."""
+    """The velocity of a stage from its token maps."""
     scale = settings.guidance[stage.index]
-    if scale != 1 and settings.guidance_on == "tokens":
-        tokens, scale = guide_halves(tokens, scale), 1.0
-    elif scale == 1:
+    if scale == 1:
         tokens = tokens[:batch]
     labels, times = labels[: len(tokens)], uniform_grid(settings.steps[stage.index])[:-1]
     start = settings.guidance_from[stage.index] if settings.guidance_from and scale != 1 else 0.0

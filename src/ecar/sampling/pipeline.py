@@ -113,7 +113,6 @@ class Pipeline:
         device: str = "auto",
         dtype: torch.dtype = torch.float32,
         compile: bool = False,
-        quantize: str | None = None,
         cuda_graphs: bool = False,
         adapter: str | Path | None = None,
         decoder: str | Path | None = None,
@@ -126,7 +125,6 @@ class Pipeline:
             device: auto, cpu, cuda, ...
             dtype: of weights and activations.
             compile: compile the blocks: worth it for many images of one batch size (the first batch takes a minute).
-            quantize: "int8", see ``ecar.sampling.optimize``.
             cuda_graphs: replay the head's passes instead of launching their kernels, for few images on a GPU.
             adapter: folder of a LoRA adapter of this model (``ecar train --lora-rank``), merged into the weights.
             decoder: decode with another one than the model's tokenizer has: see ``ecar.tokenizers.load_decoder``.
@@ -150,12 +148,12 @@ class Pipeline:
             pipe.decoder = load_decoder(decoder, tokenizer).to(device).eval()
         if adapter is None:  # with one, the samples are others
             pipe.critic_file = critic_file(resolve_model(name)) if critic is None else Path(critic)
-        pipe.optimize(compile=compile, quantize=quantize, cuda_graphs=cuda_graphs)
+        pipe.optimize(compile=compile, cuda_graphs=cuda_graphs)
         return pipe
 
-    def optimize(self, *, compile: bool = False, quantize: str | None = None, cuda_graphs: bool = False) -> None:
+    def optimize(self, *, compile: bool = False, cuda_graphs: bool = False) -> None:
         """Make this pipeline faster, in place: see ``ecar.sampling.optimize``."""
-        optimize(self.model, compile=compile, quantize=quantize, cuda_graphs=cuda_graphs)
+        optimize(self.model, compile=compile, cuda_graphs=cuda_graphs)
         self.fixed_shapes |= compile or cuda_graphs
 
     def push_to_hub(self, repo_id: str, *, private: bool = False, license: str | None = None) -> str:
@@ -196,12 +194,15 @@ class Pipeline:
         """A name, a synonym, an id or None -> class id; ValueError: ``UnknownClass``, ``AmbiguousClass``."""
         return self._classes.id_of(label)
 
+    def class_ids(self, text: str) -> list[int]:
+        """Names or ids with commas between them (names may have some too) -> class ids; errors as ``class_id``."""
+        return self._classes.ids_of(text)
+
     def settings(
         self,
         steps: Sequence[int] | int | None = None,
         guidance: Sequence[float] | float | None = None,
         solver: str | None = None,
-        guidance_on: str | None = None,
         guidance_from: Sequence[float] | float | None = None,
     ) -> SamplingConfig:
         """The model's default settings with changes; one number for ``steps`` holds for every stage.
@@ -228,10 +229,6 @@ class Pipeline:
                 changes["guidance"] = coarse_guidance(float(guidance), stages)
         if solver is not None:
             changes["solver"] = solver
-        if guidance_on is not None:
-            changes["guidance_on"] = guidance_on
-            if guidance_on == "tokens":  # there, guidance acts once a stage: the default times of velocities fall away
-                changes["guidance_from"] = ()
         if guidance_from is not None:
             starts = guidance_from if isinstance(guidance_from, Sequence) else (guidance_from,) * stages
             changes["guidance_from"] = tuple(float(t) for t in starts)
@@ -240,8 +237,6 @@ class Pipeline:
         if base.fixed_steps and (result.steps, result.solver) != (base.steps, base.solver):
             text = f"this model was distilled for {base.steps} {base.solver} steps; others give worse images"
             warnings.warn(text, stacklevel=2)
-        if self.model.config.kind == "dit" and result.guidance_on == "tokens":
-            raise ValueError("guidance_on tokens needs a token map, and a dit model has none; use velocity")
         if self.model.config.num_classes == 0 and any(g != 1 for g in result.guidance):
             raise ValueError("guidance needs classes, and this model was trained without labels")
         return result
@@ -255,7 +250,6 @@ class Pipeline:
         steps: Sequence[int] | int | None = None,
         guidance: Sequence[float] | float | None = None,
         solver: str | None = None,
-        guidance_on: str | None = None,
         guidance_from: Sequence[float] | float | None = None,
         candidates: int = 1,
         acceptance: float | None = None,
@@ -273,8 +267,7 @@ class Pipeline:
             steps: solver steps, one number or one per stage.
             guidance: scale, one number or one per stage; 1 is off.
             solver: euler, heun or ab2.
-            guidance_on: velocity or tokens.
-            guidance_from: time of the stage from which guidance on velocities acts, one number or one per stage.
+            guidance_from: time of the stage from which guidance acts, one number or one per stage.
             candidates: samples drawn for each image, of which the critic chooses one; costs as many times as much.
             acceptance: share of all samples that the critic accepts, in (0, 1): candidates are then drawn one after
                 the other until one is accepted, and ``candidates`` at most. Costs about 1 / acceptance times as much.
@@ -286,7 +279,7 @@ class Pipeline:
         Raises:
             ValueError: unknown class, wrong counts or settings, candidates without a critic.
         """
-        settings = self.settings(steps, guidance, solver, guidance_on, guidance_from)
+        settings = self.settings(steps, guidance, solver, guidance_from)
         ids, seeds = self._asked(labels, seeds)
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")

@@ -19,9 +19,10 @@ from ecar.serving.encode import encode, encode_bytes
 from ecar.serving.errors import ApiError
 from ecar.serving.files import FileStore
 from ecar.serving.job import Job
-from ecar.serving.middleware import FILES
+from ecar.serving.order import Order
 from ecar.serving.rows import Finished, Preview
 from ecar.serving.schema import ImageData, ImagesAnswer
+from ecar.serving.threads import ENCODING
 
 PING_SECONDS = 10.0
 _HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
@@ -43,35 +44,44 @@ class EventResponse(StreamingResponse):
             self._job.cancel()
 
 
-async def whole_answer(job: Job, request: Request, files: FileStore | None, only_url: bool) -> ImagesAnswer:
-    """All images in one answer. A client that goes away cancels the job.
+async def whole_answer(job: Job, request: Request, files: FileStore | None, base: str, only_url: bool) -> bytes:
+    """All images in one answer, as JSON. A client that goes away cancels the job.
 
     Args:
         files: keeps the images, and the answer tells their URLs.
+        base: what URLs begin with.
         only_url: the images themselves are left out.
 
     Raises:
         ApiError: an image failed, or the client went away (499, which nobody reads).
     """
+
+    def write(images: list[Finished], frames: list[list[Image.Image]]) -> bytes:
+        """Encoding, base64 and JSON: tens of milliseconds, in a thread."""
+        data, order = [], job.order
+        for finished, before, seed in zip(images, frames, order.seeds, strict=True):
+            image = encode_bytes(finished.image, order, frames=before, seed=finished.seed)
+            url = None if files is None else base + files.put(image, order.format)
+            text = None if only_url else base64.b64encode(image).decode()
+            chosen = None if finished.seed == seed else finished.seed
+            data.append(ImageData(b64_json=text, url=url, seed=seed, chosen_seed=chosen))
+        answer = ImagesAnswer(
+            created=int(time.time()), data=data, output_format=order.format, size=order.size_text,
+            quality=order.quality, background="opaque", usage=order.usage,
+        )  # fmt: skip
+        return answer.model_dump_json(exclude_none=True).encode()
+
     collect, gone = asyncio.create_task(_collect(job)), asyncio.create_task(_disconnect(request))
     try:
         await asyncio.wait({collect, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not collect.done():
             raise ApiError(499, "client_closed_request", "the client went away")
-        found, order = await collect, job.order
+        images, frames = await collect
     finally:
         job.cancel()
         collect.cancel()
         gone.cancel()
-    data = []
-    for (image, chosen), seed in zip(found, order.seeds, strict=True):
-        url = None if files is None else f"{request.base_url}{FILES[1:]}{files.put(image, order.format)}"
-        text = None if only_url else base64.b64encode(image).decode()
-        data.append(ImageData(b64_json=text, url=url, seed=seed, chosen_seed=None if chosen == seed else chosen))
-    return ImagesAnswer(
-        created=int(time.time()), data=data, output_format=order.format, size=order.size_text,
-        quality=order.quality, background="opaque", usage=order.usage,
-    )  # fmt: skip
+    return await ENCODING.run(write, images, frames)
 
 
 async def _disconnect(request: Request) -> None:
@@ -79,10 +89,9 @@ async def _disconnect(request: Request) -> None:
         pass
 
 
-async def _collect(job: Job) -> list[tuple[bytes, int]]:
-    """Encoded images, and the seed that drew each."""
-    order = job.order
-    frames: list[list[Image.Image]] = [[] for _ in order.seeds]
+async def _collect(job: Job) -> tuple[list[Finished], list[list[Image.Image]]]:
+    """Images, and the frames that came before each."""
+    frames: list[list[Image.Image]] = [[] for _ in job.order.seeds]
     images: dict[int, Finished] = {}
     async for found in job.events():
         if found is not None:
@@ -91,12 +100,7 @@ async def _collect(job: Job) -> list[tuple[bytes, int]]:
                 frames[index].append(event.image)
             else:
                 images[index] = event
-
-    def encode_all() -> list[tuple[bytes, int]]:
-        made = [(images[i].image, images[i].seed, frames[i]) for i in range(len(order.seeds))]
-        return [(encode_bytes(image, order, frames=before, seed=seed), seed) for image, seed, before in made]
-
-    return await asyncio.to_thread(encode_all)
+    return [images[i] for i in range(len(frames))], frames
 
 
 async def event_stream(job: Job) -> AsyncIterator[str]:
@@ -117,15 +121,13 @@ async def event_stream(job: Job) -> AsyncIterator[str]:
             seed = order.seeds[index]
             body = {"created_at": int(time.time()), "image_index": index, "seed": seed, **common}
             if isinstance(event, Preview):
-                data = await asyncio.to_thread(encode, event.image, order)
-                body.update(b64_json=data, partial_image_index=event.number, stage=event.stage)
-                yield _event("image_generation.partial_image", body)
+                body.update(partial_image_index=event.number, stage=event.stage)
+                yield await ENCODING.run(_event, "image_generation.partial_image", body, event.image, order)
             else:
-                data = await asyncio.to_thread(encode, event.image, order, seed=event.seed)
-                body.update(b64_json=data, stage=order.stages, usage=usage)
+                body.update(stage=order.stages, usage=usage)
                 if event.seed != seed:
                     body.update(chosen_seed=event.seed)
-                yield _event("image_generation.completed", body)
+                yield await ENCODING.run(_event, "image_generation.completed", body, event.image, order, event.seed)
     except ApiError as error:
         yield f"event: error\ndata: {json.dumps(error.body())}\n\n"
     except Exception as error:
@@ -135,5 +137,6 @@ async def event_stream(job: Job) -> AsyncIterator[str]:
         job.cancel()
 
 
-def _event(kind: str, body: dict[str, Any]) -> str:
-    return f"event: {kind}\ndata: {json.dumps({'type': kind, **body})}\n\n"
+def _event(kind: str, body: dict[str, Any], image: Image.Image, order: Order, seed: int | None = None) -> str:
+    body = {"type": kind, "b64_json": encode(image, order, seed=seed), **body}
+    return f"event: {kind}\ndata: {json.dumps(body)}\n\n"

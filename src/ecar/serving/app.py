@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,16 @@ from ecar import __version__
 from ecar.serving import errors, schema
 from ecar.serving.answers import EventResponse, whole_answer
 from ecar.serving.config import MAX_IMAGES
+from ecar.serving.cors import Cors
 from ecar.serving.engine import Engine
 from ecar.serving.errors import ApiError
 from ecar.serving.files import FileStore
 from ecar.serving.job import Job
 from ecar.serving.middleware import FILES, Front
 from ecar.serving.order import make_order, most_candidates
+from ecar.serving.threads import Threads
 
+MOST_CHECKS = 64  # requests that wait for their prompt to be looked up; more are answered 429
 STATIC = Path(__file__).parent / "static"
 
 
@@ -31,7 +35,15 @@ def _refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": schema.ErrorAnswer} for status in statuses}
 
 
-def create_app(engine: Engine, name: str, *, keys: Collection[str] = (), request_ids: bool = True) -> FastAPI:
+def create_app(
+    engine: Engine,
+    name: str,
+    *,
+    keys: Collection[str] = (),
+    request_ids: bool = True,
+    cors_origins: Collection[str] = (),
+    public_url: str | None = None,
+) -> FastAPI:
     """The server as an ASGI app; it starts the engine when it starts and stops it when it ends.
 
     Args:
@@ -39,6 +51,8 @@ def create_app(engine: Engine, name: str, *, keys: Collection[str] = (), request
         name: the model's name in the API.
         keys: API keys; none: no key is asked for.
         request_ids: answers carry ``x-request-id``.
+        cors_origins: of pages that may use the server, as of ``check_origins``.
+        public_url: what URLs of images begin with, as of ``check_public_url``; None: as the request names the server.
     """
 
     @asynccontextmanager
@@ -50,11 +64,12 @@ def create_app(engine: Engine, name: str, *, keys: Collection[str] = (), request
     # FastAPI's own documentation pages load scripts from elsewhere: they are off.
     app = FastAPI(
         title="ecar", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None,
-        responses=_refusals(400, 401, 404, 405, 408, 413, 500),
+        responses=_refusals(400, 401, 404, 405, 408, 413, 415, 500),
     )  # fmt: skip
     app.add_middleware(Front, limits=engine.limits, metrics=engine.metrics, keys=tuple(keys), request_ids=request_ids)
+    app.add_middleware(Cors, origins=cors_origins)
     errors.install(app)
-    _add_images(app, engine, name)
+    _add_images(app, engine, name, public_url)
     _add_models(app, engine, name)
     _add_status(app, engine)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
@@ -71,9 +86,11 @@ def _check_model(asked: str | None, name: str) -> None:
         raise ApiError(404, "model_not_found", f"no model {asked!r} here; this server has {name!r}", "model")
 
 
-def _add_images(app: FastAPI, engine: Engine, name: str) -> None:
+def _add_images(app: FastAPI, engine: Engine, name: str, public_url: str | None) -> None:
     limits = engine.limits
     files = FileStore(limits.url_ttl, limits.url_bytes) if limits.url_ttl else None
+    # One thread: what it does is Python, and a second one would only take more time from the event loop.
+    checks = Threads("ecar-checks", 1, MOST_CHECKS)
     stream_schema = {"text/event-stream": {"schema": {"type": "string"}}}
 
     @app.post(
@@ -84,12 +101,17 @@ def _add_images(app: FastAPI, engine: Engine, name: str) -> None:
     async def generate(body: schema.GenerateRequest, request: Request) -> Any:
         """Make images of a class. With ``stream``: server-sent events, previews as they appear, then each image."""
         _check_model(body.model, name)
-        job = Job(engine, make_order(body, engine.pipe, engine.limits))
+        if body.prompt in engine.pipe.model.config.class_names:
+            order = make_order(body, engine.pipe, limits)
+        else:  # near names of an unknown one are looked for among all
+            order = await checks.run(make_order, body, engine.pipe, limits)
+        job = Job(engine, order)
         if body.stream:
             return EventResponse(job)
-        answer = await whole_answer(job, request, files, body.response_format == "url")
-        body_text = answer.model_dump_json(exclude_none=True)
-        return Response(body_text, media_type="application/json")  # checked already: not once more
+        kept = None if body.response_format == "b64_json" else files
+        base = f"{public_url or str(request.base_url).rstrip('/')}{FILES}"
+        answer = await whole_answer(job, request, kept, base, body.response_format == "url")
+        return Response(answer, media_type="application/json")  # checked already: not once more
 
     @app.post("/v1/images/edits", include_in_schema=False)
     @app.post("/v1/images/variations", include_in_schema=False)
@@ -128,13 +150,19 @@ def _add_models(app: FastAPI, engine: Engine, name: str) -> None:
         """All models; here one."""
         return schema.ModelList(data=[info()])
 
-    @app.get("/v1/models/{model:path}/classes")
-    async def classes(model: str) -> schema.ClassList:
-        """What a prompt may name."""
-        _check_model(model, name)
+    @cache
+    def listed() -> bytes:
+        """Ten thousand classes take 15 ms: once."""
         config = engine.pipe.model.config
         names = config.class_names or tuple(map(str, range(config.num_classes)))
-        return schema.ClassList(data=[schema.ClassInfo(id=i, name=text) for i, text in enumerate(names)])
+        found = schema.ClassList(data=[schema.ClassInfo(id=i, name=text) for i, text in enumerate(names)])
+        return found.model_dump_json().encode()
+
+    @app.get("/v1/models/{model:path}/classes", response_model=schema.ClassList)
+    async def classes(model: str) -> Response:
+        """What a prompt may name."""
+        _check_model(model, name)
+        return Response(listed(), media_type="application/json")
 
     @app.get("/v1/models/{model:path}")
     async def model(model: str) -> schema.ModelInfo:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from urllib.parse import SplitResult, urlsplit
 
 if TYPE_CHECKING:
     from ecar.config import SamplingConfig
 
 MAX_IMAGES = 10  # per request, as in the OpenAI API
+_DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +42,7 @@ class Limits:
     max_connections: int = 512
     """Open connections; more are answered 503, and from twice as many on closed at once."""
     url_ttl: float = 0.0
-    """Answers carry a url too, which works for this many seconds and asks for no key; 0: no images are kept."""
+    """Images are kept for this many seconds, under a url that asks for no key; 0: none are kept."""
     url_bytes: int = 2**28
     """Bytes of all images that are kept; the oldest go first."""
     drain_seconds: float = 30.0
@@ -67,3 +70,50 @@ class Limits:
             )
         if not 0 <= self.gather_ms <= 1000:
             raise ValueError(f"--gather-ms must be in 0..1000, got {self.gather_ms}")
+
+
+def check_origins(values: Iterable[str], flag: str) -> tuple[str, ...]:
+    """Origins as browsers send them: small letters, no default port.
+
+    Args:
+        values: scheme://host[:port] each, or "*" for every page.
+        flag: what errors call it.
+
+    Raises:
+        ValueError: one could never match.
+    """
+    origins = []
+    for value in map(str.strip, values):
+        parts = _address(value)
+        if value != "*" and (parts is None or "*" in value or parts.path or parts.query or parts.fragment):
+            raise ValueError(f"{flag} {value}: give scheme://host[:port] without a path, as browsers send it, or *")
+        origins.append(value if parts is None else _origin(parts))
+    return tuple(origins)
+
+
+def check_public_url(value: str) -> str:
+    """A base of URLs, without a slash at its end.
+
+    Raises:
+        ValueError: no http or https address.
+    """
+    parts = _address(value.strip())
+    if parts is None or parts.scheme not in _DEFAULT_PORTS or parts.query or parts.fragment:
+        raise ValueError(f"--public-url {value}: give the address clients use, such as https://images.example.com")
+    return _origin(parts) + parts.path.rstrip("/")
+
+
+def _address(text: str) -> SplitResult | None:
+    """Of scheme://host[:port][/...]; None where it is none. A user name is none of an address that is shown."""
+    try:
+        parts = urlsplit(text)
+        port = parts.port  # raises where it is no number
+    except ValueError:
+        return None
+    fits = parts.scheme and parts.hostname and port != 0 and "@" not in parts.netloc and not parts.netloc.endswith(":")
+    plain = text.isascii() and text.isprintable() and not set(text) & set(' "<>\\^`{|}')
+    return parts if fits and plain else None
+
+
+def _origin(parts: SplitResult) -> str:
+    return f"{parts.scheme}://{parts.netloc.lower().removesuffix(_DEFAULT_PORTS.get(parts.scheme, ' '))}"

@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from ecar.serving.rows import EngineError
@@ -78,7 +78,16 @@ def install(app: FastAPI) -> None:
         return ApiError(400, code, message, param).response()
 
     @app.exception_handler(HTTPException)
-    async def http(_: Request, error: HTTPException) -> JSONResponse:
-        code = {404: "not_found", 405: "method_not_allowed", 400: "bad_request"}.get(error.status_code, "error")
-        message = str(error.detail) or HTTPStatus(error.status_code).phrase
-        return ApiError(error.status_code, code, message, headers=dict(error.headers or {})).response()
+    async def http(request: Request, error: HTTPException) -> Response:
+        code = {404: "not_found", 405: "method_not_allowed", 400: "bad_json"}.get(error.status_code, "error")
+        message, headers = str(error.detail) or HTTPStatus(error.status_code).phrase, dict(error.headers or {})
+        if error.status_code == 400:  # FastAPI's own words name no cause
+            message = (
+                "the body is no JSON in UTF-8 that can be read: compressed, nested too deeply, or a number too long"
+            )
+        if error.status_code == 405:
+            allowed = {method.strip() for method in headers.pop("Allow", "GET").split(",")} | {"OPTIONS"}
+            headers["allow"] = ", ".join(sorted(allowed | ({"HEAD"} if "GET" in allowed else set())))
+            if request.method == "OPTIONS":
+                return Response(status_code=204, headers=headers)
+        return ApiError(error.status_code, code, message, headers=headers).response()

@@ -23,6 +23,7 @@ CROWDED = "ecar.crowded"  # in a scope: its connection is one too many
 PROBES = ("/health", "/ready", "/metrics")
 FILES = "/v1/files/"
 LINGER_SECONDS, LINGER_BYTES = 2.0, 2**24
+MOST_VALUES = 4096  # commas and brackets of a JSON body: a MiB of empty lists keeps the event loop busy for 0.3 s
 HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -60,6 +61,7 @@ class Front:
             return
         start, name = time.monotonic(), f"req_{secrets.token_hex(8)}"
         status = 499  # as it stays where the client went away
+        headless = scope["method"] == "HEAD"  # answered as GET is, without the body
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
@@ -68,6 +70,8 @@ class Front:
                 extra = {**HEADERS, "x-request-id": name} if self.request_ids else HEADERS
                 pairs = [(key.encode(), value.encode()) for key, value in extra.items()]
                 message = {**message, "headers": [*message["headers"], *pairs]}
+            elif headless and message["type"] == "http.response.body":
+                message = {**message, "body": b""}
             await send(message)
 
         try:
@@ -75,7 +79,9 @@ class Front:
             self._check_key(scope)
             body = await self._read(scope, receive)
             if body is not None:
-                await self.app(scope, _replay(body, receive), send_with_headers)
+                _check_body(scope, body)
+                inner = {**scope, "method": "GET"} if headless else scope
+                await self.app(inner, _replay(body, receive), send_with_headers)
         except ApiError as error:
             if error.status == 413 and b"expect" not in dict(scope["headers"]):
                 await _linger(receive)
@@ -99,7 +105,7 @@ class Front:
 
     def _check_key(self, scope: Scope) -> None:
         path = _route(scope)
-        if not self._keys or not path.startswith("/v1/") or path.startswith(FILES):
+        if not self._keys or not path.startswith("/v1/") or path.startswith(FILES) or scope["method"] == "OPTIONS":
             return
         given = dict(scope["headers"]).get(b"authorization", b"")
         kind, _, key = given.partition(b" ")
@@ -132,6 +138,16 @@ class Front:
             message_text = f"the body did not arrive within {self.limits.body_seconds:g} seconds"
             raise ApiError(408, "body_timeout", message_text, headers={"connection": "close"}) from None
         return b"".join(parts)
+
+
+def _check_body(scope: Scope, body: bytes) -> None:
+    headers = dict(scope["headers"])
+    encoding = headers.get(b"content-encoding", b"").decode("latin-1").strip()
+    if body and encoding.lower() not in ("", "identity"):
+        message = f"a body must not be compressed: send it without Content-Encoding: {encoding[:100]}"
+        raise ApiError(415, "unsupported_encoding", message, headers={"accept-encoding": "identity"})
+    if b"json" in headers.get(b"content-type", b"").lower() and sum(map(body.count, b",[{")) > MOST_VALUES:
+        raise ApiError(400, "bad_json", f"a body may hold {MOST_VALUES} commas and brackets")
 
 
 async def _linger(receive: Receive) -> None:

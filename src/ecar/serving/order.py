@@ -75,7 +75,7 @@ def make_order(request: GenerateRequest, pipe: Pipeline, limits: Limits) -> Orde
     asked = request.quality or "auto"
     quality = _SYNONYMS.get(asked, asked)
     settings = _settings(request, pipe, QUALITIES[quality], limits)
-    seed = request.seed if request.seed is not None else secrets.randbelow(MAX_SEED - n)
+    seed = secrets.randbelow(MAX_SEED - n) if request.seed in (None, -1) else request.seed
     if seed + n - 1 > MAX_SEED:
         raise ApiError(400, "invalid_value", f"seed + n - 1 must not exceed {MAX_SEED}", "seed")
     candidates = _candidates(request, pipe, limits)
@@ -117,7 +117,7 @@ def _refuse_unsupported(request: GenerateRequest, keeps_images: bool) -> None:
     if request.background == "transparent":
         raise ApiError(400, "unsupported_value", "the model has no transparency; use opaque or auto", "background")
     if request.response_format == "url" and not keeps_images:
-        raise ApiError(400, "unsupported_value", "images are not stored here; use b64_json", "response_format")
+        raise ApiError(400, "unsupported_value", "no images are kept here (--url-ttl); use b64_json", "response_format")
     if request.response_format == "url" and request.stream:
         raise ApiError(400, "invalid_value", "events carry b64_json; url does not go with stream", "response_format")
     if request.negative_prompt:

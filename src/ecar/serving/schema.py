@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from ecar.refine.candidates import MOST_CANDIDATES
 from ecar.sampling.noise import MAX_SEED
 from ecar.serving.config import MAX_IMAGES
 
+
+def _whole(value: Any) -> Any:
+    """2.0 is the integer 2, in JSON and in its schema; clients without integers send it so."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = BeforeValidator(_whole)
 Scale = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
-Steps = Annotated[int, Field(ge=1, le=10_000)]
+Steps = Annotated[int, Field(ge=1, le=10_000), Whole]
 PerStage = Field(min_length=1, max_length=16)
 
 
@@ -22,7 +29,9 @@ class GenerateRequest(BaseModel):
 
     prompt: str = Field(min_length=1, max_length=32_000, description="Class name, synonym or id.")
     model: str | None = Field(None, max_length=256, description="The served model; may be left out.")
-    n: int | None = Field(None, ge=1, le=MAX_IMAGES, description="Images; image i has seed + i. Default 1.")
+    n: Annotated[int, Field(ge=1, le=MAX_IMAGES), Whole] | None = Field(
+        None, description="Images; image i has seed + i. Default 1."
+    )
     size: str | None = Field(None, max_length=32, description="auto or the model's size, as WIDTHxHEIGHT.")
     quality: Literal["auto", "low", "medium", "high", "xhigh", "max", "standard", "hd"] | None = Field(
         None, description="Solver steps: half the model's default, once (auto, standard), 2, 3 and 4 times."
@@ -30,14 +39,24 @@ class GenerateRequest(BaseModel):
     output_format: Literal["png", "jpeg", "webp", "gif"] | None = Field(
         None, description="Default png. gif: the image growing, a frame per preview."
     )
-    output_compression: int | None = Field(None, ge=0, le=100, description="Quality of jpeg and webp. Default 100.")
+    output_compression: Annotated[int, Field(ge=0, le=100), Whole] | None = Field(
+        None, description="Quality of jpeg and webp. Default 100."
+    )
     background: Literal["auto", "opaque", "transparent"] | None = None
     response_format: Literal["b64_json", "url"] | None = Field(None, description="url: where the server keeps images.")
     stream: bool | None = Field(None, description="Answer with server-sent events.")
-    partial_images: int | None = Field(None, ge=0, le=3, description="Previews of each image, with stream only.")
-    frame_count: int | None = Field(None, ge=2, le=16, description="Frames of a gif. Default: one per stage.")
-    frame_duration_ms: int | None = Field(None, ge=20, le=10_000, description="Of a gif. Default 700.")
-    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="Extension. Default: random.")
+    partial_images: Annotated[int, Field(ge=0, le=3), Whole] | None = Field(
+        None, description="Previews of each image, with stream only."
+    )
+    frame_count: Annotated[int, Field(ge=2, le=16), Whole] | None = Field(
+        None, description="Frames of a gif. Default: one per stage."
+    )
+    frame_duration_ms: Annotated[int, Field(ge=20, le=10_000), Whole] | None = Field(
+        None, description="Of a gif. Default 700."
+    )
+    seed: Annotated[int, Field(ge=-1, le=MAX_SEED), Whole] | None = Field(
+        None, description="Extension. -1 and default: random."
+    )
     guidance_scale: Scale | Annotated[list[Scale], PerStage] | None = Field(
         None, description="Extension: one number (all stages but the last) or one per stage; 1 is off."
     )
@@ -45,8 +64,8 @@ class GenerateRequest(BaseModel):
         None, description="Extension: solver steps of every stage, or one number per stage. Overrides quality."
     )
     solver: Literal["euler", "heun", "ab2"] | None = Field(None, description="Extension.")
-    candidates: int | None = Field(
-        None, ge=1, le=MOST_CANDIDATES, description="Extension: samples per image, of which a critic shows one."
+    candidates: Annotated[int, Field(ge=1, le=MOST_CANDIDATES), Whole] | None = Field(
+        None, description="Extension: samples per image, of which a critic shows one."
     )
     negative_prompt: str | None = Field(None, max_length=32_000, description="Refused unless empty.")
     user: str | None = Field(None, max_length=1024, description="Ignored, as are the next three.")
@@ -61,7 +80,7 @@ class ImageData(BaseModel):
     """One image."""
 
     b64_json: str | None = Field(None, description="Left out where response_format is url.")
-    url: str | None = Field(None, description="Where the server keeps images (--url-ttl).")
+    url: str | None = Field(None, description="Left out where response_format is b64_json, or no images are kept.")
     seed: int
     chosen_seed: int | None = Field(None, description="Of the candidate that is shown, where it is not the first.")
 

@@ -10,9 +10,7 @@ from ecar.stages.path import (
     jump,
     noise_of_stage,
     noises,
-    path_between,
     start_point,
-    velocity_from_data,
     velocity_std,
 )
 from ecar.stages.plan import Stage, make_plan
@@ -31,13 +29,11 @@ __all__ = [
     "make_plan",
     "noise_of_stage",
     "noises",
-    "path_between",
     "pyramid",
     "start_level",
     "start_point",
     "to_map",
     "to_tokens",
     "up",
-    "velocity_from_data",
     "velocity_std",
 ]

@@ -69,11 +69,7 @@ def jump(stage: Stage, end_before: Tensor, fresh: Tensor) -> Tensor:
 
 def interpolate(stage: Stage, z: Tensor, noise: Tensor, t: Tensor) -> PathSample:
     """x_k^t = (1 - t) x_k^0 + t y_k and v_k = y_k - x_k^0 (Eq. 3)."""
-    return path_between(start_point(stage, z, noise), end_point(stage, z, noise), t)
-
-
-def path_between(start: Tensor, end: Tensor, t: Tensor) -> PathSample:
-    """Eq. 3 between two given maps."""
+    start, end = start_point(stage, z, noise), end_point(stage, z, noise)
     return PathSample(torch.lerp(start, end, t.view(-1, 1, 1, 1)), end - start)
 
 
@@ -85,22 +81,6 @@ def velocity_std(stage: Stage, z: Tensor) -> float:
     low = low_band(z) if stage.index else torch.zeros_like(z)
     data = stage.end * z - stage.start * low
     return math.sqrt(data.double().square().mean().item() + (stage.end - stage.start) ** 2)
-
-
-def velocity_from_data(stage: Stage, x: Tensor, z: Tensor, t: Tensor) -> Tensor:
-    """v_k from the point x_k^t and (an estimate of) z_k: the linear algebra behind x-prediction.
-
-    In the low band x = alpha z + (1 - alpha) n with alpha = (1 - t) a + t b; in the detail band the data's share is
-    t b. 1 - alpha vanishes at t = 1 of the last stage and is held at 0.05 from below, as in JiT (2511.13720).
-    """
-    t = t.view(-1, 1, 1, 1)
-    alpha = (1 - t) * stage.start + t * stage.end
-    low_z = low_band(z) if stage.index else z
-    # Data part of x: alpha in the low band, t b in the detail band.
-    data = alpha * low_z + t * stage.end * (z - low_z)
-    noise = (x - data) / (1 - alpha).clamp_min(0.05)
-    low_a = stage.start * low_z if stage.index else torch.zeros_like(z)
-    return stage.end * z - low_a + (stage.start - stage.end) * noise
 
 
 def data_from_end(stage: Stage, y: Tensor, velocity: Tensor) -> Tensor:

@@ -30,11 +30,11 @@ def pyramid(z: Tensor, stages: int) -> list[Tensor]:
     return maps
 
 
-def to_tokens(x: Tensor) -> Tensor:
-    """(B, C, h, w) -> (B, h w, C), row by row."""
-    return rearrange(x, "b c h w -> b (h w) c")
+def to_tokens(x: Tensor, patch: int = 1) -> Tensor:
+    """(B, C, p h, p w) -> (B, h w, C p p), row by row; p is ``patch``."""
+    return rearrange(x, "b c (h p) (w q) -> b (h w) (c p q)", p=patch, q=patch)
 
 
-def to_map(tokens: Tensor, side: tuple[int, int]) -> Tensor:
-    """(B, h w, C) -> (B, C, h, w)."""
-    return rearrange(tokens, "b (h w) c -> b c h w", h=side[0], w=side[1])
+def to_map(tokens: Tensor, grid: tuple[int, int], patch: int = 1) -> Tensor:
+    """The inverse, for ``grid`` (h, w) in tokens: (B, h w, C p p) -> (B, C, p h, p w)."""
+    return rearrange(tokens, "b (h w) (c p q) -> b c (h p) (w q)", h=grid[0], w=grid[1], p=patch, q=patch)

@@ -28,8 +28,10 @@ def load_table(config: TrainConfig, source: Source | None = None) -> tuple[Laten
     tokenizer of ``source`` is the default."""
     own = source.tokenizer if source else None
     if source is not None and config.own_samples:
+        config.check_unused(config.data, "samples of the model itself")
         return _own_table(config, source)
     if is_cache(config.data):
+        config.check_unused(config.data, "a latent cache")
         table, tokenizer = load_latents(config.data)
         check_model(config, tokenizer, source)
         if source is not None:
@@ -47,7 +49,7 @@ def load_table(config: TrainConfig, source: Source | None = None) -> tuple[Laten
         return table.part(flip=config.flip, images=config.max_images), tokenizer
     tokenizer = own if own is not None and config.tokenizer is None else load_tokenizer(config.tokenizer or "pixels")
     check_model(config, tokenizer, source)
-    images = load_source(config.data, max_images=config.max_images)
+    images = load_source(config.data, config.reading(), max_images=config.max_images)
     if config.model == "dit" and not images.class_names:
         raise ValueError(f"--model dit needs classes; {config.data} has no labels")
     if source is not None:
@@ -83,7 +85,7 @@ def build_config(config: TrainConfig, tokenizer: Tokenizer) -> ModelConfig:
     Raises:
         ValueError: sides that do not divide, an unknown preset, sizes that do not fit each other.
     """
-    assert config.model and config.prediction and config.rho is not None and config.context_noise is not None
+    assert config.model and config.rho is not None and config.context_noise is not None
     side, preset = tokenizer.latent_side(*config.image_side), get_preset(config.preset or "ti")
     stages, dit = config.num_stages, config.model == "dit"
     trunk = 0 if dit else preset.trunk_depth
@@ -91,13 +93,11 @@ def build_config(config: TrainConfig, tokenizer: Tokenizer) -> ModelConfig:
         kind=config.model,
         stages=StageConfig.for_latent(side, stages, ends=config.ends, rho=config.rho),
         channels=tokenizer.channels,
+        patch=1 if config.patch is None else config.patch,
         width=preset.width if config.width is None else config.width,
         heads=preset.heads if config.heads is None else config.heads,
         trunk_depth=trunk if config.trunk_depth is None else config.trunk_depth,
         head_depth=preset.depth - trunk if config.head_depth is None else config.head_depth,
-        head_window=config.head_window or 0,
-        trunk_window=config.trunk_window or 0,
-        prediction=config.prediction,
         context_noise=0.0 if dit else config.context_noise,
         image_side=config.image_side,
         sampling=SamplingConfig(

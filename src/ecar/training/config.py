@@ -7,23 +7,24 @@ from dataclasses import dataclass
 from typing import Any
 
 from ecar.config import MODEL_KINDS, JsonConfig, Side
+from ecar.data.reading import ReadOptions
 
 TOKENIZER_SIZES = {"channels": 4, "factor": 4, "widths": (32, 64, 128), "depth": 2, "patch": 1}
-_DEFAULTS = {"model": "ecar", "preset": "ti", "resolution": (32,), "rho": 0.7, "prediction": "v", "context_noise": 0.3}
+_DEFAULTS = {"model": "ecar", "preset": "ti", "resolution": (32,), "rho": 0.7, "context_noise": 0.3}
 
 OWN = "self:"  # data that are samples of the model itself
 
 # What --allow-change may name: all but the shapes of weights and optimizers. The last three are properties of the data.
 CHANGEABLE = {
-    "data", "max_images", "flip", "batch_size", "warmup", "decay", "weight_decay", "ema", "label_dropout", "t_mean",
-    "uniform_t", "seed", "stage_share", "stage_weight", "ends", "rho", "prediction", "context_noise", "head_window",
-    "trunk_window",
-    "resolution", "tokenizer", "on_policy", "on_policy_after", "on_policy_from", "images", "class_names", "content",
+    "data", "split", "image_column", "label_column",
+    "max_images", "flip", "batch_size", "warmup", "decay", "weight_decay", "ema", "label_dropout", "t_mean",
+    "uniform_t", "seed", "stage_share", "stage_weight", "ends", "rho", "context_noise",
+    "resolution", "tokenizer", "images", "class_names", "content",
 }  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(JsonConfig):
+class TrainConfig(ReadOptions, JsonConfig):
     """Options of ``ecar train``."""
 
     data: str
@@ -55,16 +56,9 @@ class TrainConfig(JsonConfig):
     settings, with their guidance_from."""
     distill_guidance_from: tuple[float, ...] = ()
     """Time of each stage from which the teacher's guidance acts; default 0, with --distill-guidance."""
-    distill_guide: str | None = None
-    """A weaker model of the same latents (folder, bundled name or Hub id), as of an eighth of the training: the teacher
-    is guided away from its mistakes too (autoguidance)."""
-    distill_guide_scale: tuple[float, ...] = (1.15,)
-    """Scale of that guidance, one for all stages or one per stage; 1 is off."""
     distill_steps: tuple[int, ...] = ()
     """Also take fewer steps: Euler steps per stage, each of which learns what the teacher does in a midpoint step (two
     velocities). The model is then for these steps only."""
-    distill_substeps: int = 1
-    """Midpoint steps of the teacher in each of these: more are nearer to what it does at any number of steps."""
     model: str | None = None
     """ecar (default), or dit: the baseline (diffusers' DiT under single-scale flow matching, trunk + head blocks
     deep)."""
@@ -86,22 +80,11 @@ class TrainConfig(JsonConfig):
     """Overrides the preset's trunk blocks."""
     head_depth: int | None = None
     """Overrides the preset's head blocks."""
-    head_window: int | None = None
-    """Side of the groups of tokens within which the head's attention acts on larger maps, squares and grids in turn;
-    default 0, all see each other. For maps of 32 and more, where attention costs more than the rest."""
-    trunk_window: int | None = None
-    """The same for the trunk: a token of a larger map sees a group of its own stage and all stages up to this side."""
-    prediction: str | None = None
-    """What the head regresses: v (velocity, default) or x (data)."""
+    patch: int | None = None
+    """Side of the squares of latent positions that become one token; default 1. 2 for autoencoders of factor 8 at 256
+    pixels (SD-VAE, TAESD, FLUX): 256 tokens, as in DiT."""
     context_noise: float | None = None
     """Noise on the maps that the trunk reads; default 0.3."""
-    on_policy: float = 0.0
-    """Share of images whose later stages read the model's own maps of the earlier ones in training, as in sampling."""
-    on_policy_after: float = 0.3
-    """Share of the steps before on_policy begins."""
-    on_policy_from: float = 0.5
-    """The model takes over at a time drawn from here to 1 in each stage: nearer to 0 its maps are more its own, and
-    belong less to the image that the next stage has to reach."""
     stage_share: tuple[float, ...] = ()
     """Share of each batch that trains each stage, non-increasing; default 1 each."""
     stage_weight: tuple[float, ...] = ()
@@ -202,9 +185,6 @@ class TrainConfig(JsonConfig):
         if not 0 <= self.label_dropout < 1:
             raise ValueError(f"label_dropout must be in [0, 1), got {self.label_dropout}")
         self._check_finetuning()
-        for name in ("on_policy", "on_policy_after", "on_policy_from"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
         if not 0 <= self.uniform_t <= 1 or not 0 <= self.decay <= 1:
             raise ValueError(f"uniform_t and decay must be in [0, 1], got {self.uniform_t} and {self.decay}")
         if not (0 < self.lr < math.inf and self.clip > 0):
@@ -229,26 +209,19 @@ class TrainConfig(JsonConfig):
             raise ValueError(f"data {self.data} needs init_from, and goes without tokenizer, flip and max_images")
         if self.own_steps and not self.own_samples:
             raise ValueError(f"own_steps is for data {OWN}NUM")
-        if self.distill and (self.init_from is None or self.on_policy):
-            raise ValueError("distill needs init_from, the teacher, and does not go together with on_policy")
-        options = self.distill_guidance, self.distill_guidance_from, self.distill_steps, self.distill_guide
-        if self.distill_guide is None and tuple(self.distill_guide_scale) != TrainConfig.distill_guide_scale:
-            raise ValueError("distill_guide_scale needs distill_guide, the model that it leads away from")
-        if not self.distill and any(options):
-            raise ValueError("distill_guidance, distill_guidance_from, distill_guide and distill_steps need --distill")
+        if self.distill and self.init_from is None:
+            raise ValueError("distill needs init_from, the teacher")
+        if not self.distill and any((self.distill_guidance, self.distill_guidance_from, self.distill_steps)):
+            raise ValueError("distill_guidance, distill_guidance_from and distill_steps need --distill")
         if self.distill_steps and any(self.t_mean):
             raise ValueError("distill_steps trains at the times where its steps start: leave out t_mean")
-        if self.distill_substeps < 1 or (self.distill_substeps > 1 and not self.distill_steps):
-            raise ValueError(f"distill_substeps is at least 1, and 1 without distill_steps: {self.distill_substeps}")
 
     def _check_stages(self, stages: int) -> None:
         """Check the options that have one entry per stage, and fill in their defaults."""
         if self.model not in MODEL_KINDS:
             raise ValueError(f"model must be one of {', '.join(MODEL_KINDS)}, got {self.model!r}")
-        if self.model == "dit" and (stages != 1 or self.prediction not in (None, "v") or self.trunk_depth):
-            raise ValueError("dit has one stage, no trunk and predicts velocities; leave out those options")
-        if self.on_policy and (stages == 1 or self.prediction == "x"):
-            raise ValueError("on_policy needs several stages and prediction v")
+        if self.model == "dit" and (stages != 1 or self.trunk_depth):
+            raise ValueError("dit has one stage and no trunk; leave out those options")
         if stages < 1:
             raise ValueError(f"stages must be at least 1, got {stages}")
         share = shares(self.stage_share, stages)
@@ -302,7 +275,7 @@ def _fill_in(config: TrainConfig | TokenizerConfig, defaults: dict[str, Any]) ->
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenizerConfig:
+class TokenizerConfig(ReadOptions):
     """Options of ``ecar tokenizer``."""
 
     data: tuple[str, ...]

@@ -2,11 +2,10 @@
 
 Both kinds replace the target v_k of the loss, at the same points x_k^t of the path and with the same contexts:
 
-    guidance   v = uncond + s (cond - uncond), of the teacher: one head pass then does what two did (2210.03142); with
-               a weaker model as a guide, + (g - 1) (cond - weak): autoguidance (2406.02507)
+    guidance   v = uncond + s (cond - uncond), of the teacher: one head pass then does what two did (2210.03142)
     steps      with ``steps`` N_k: at t = i / N_k the mean velocity of the teacher over [t, t + 1/N_k], which it crosses
-               in one midpoint step or several (``substeps``), and the model then in one of Euler's; of a teacher that
-               takes Euler steps of 1/(2 N_k) itself, that of two of them (2202.00512)
+               in one midpoint step, and the model then in one of Euler's; of a teacher that takes Euler steps of
+               1/(2 N_k) itself, that of two of them (2202.00512)
 
 Where a stage ends before the data, its previews ask for the velocity at t = 1: that one stays the teacher's own.
 """
@@ -14,7 +13,6 @@ Where a stage ends before the data, its previews ask for the velocity at t = 1: 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -22,15 +20,12 @@ from torch import Tensor
 from ecar.config import ModelConfig, SamplingConfig
 from ecar.network.model import StageModel
 from ecar.pretrained.build import build_model
-from ecar.pretrained.folders import load_config, load_model, resolve_model, weights_fingerprint
+from ecar.pretrained.folders import load_model, weights_fingerprint
 from ecar.pretrained.transfer import class_rows, transfer
 from ecar.sampling.guidance import coarse_guidance, guide
 from ecar.sampling.loop import check_settings
 from ecar.stages import Stage
 from ecar.training.config import TrainConfig
-
-if TYPE_CHECKING:
-    from ecar.training.finetune import Source
 
 
 @dataclass(frozen=True)
@@ -39,13 +34,10 @@ class Teacher:
 
     Attributes:
         model: weights that do not change.
-        guidance: scale of its guidance on velocities, per stage; 1 is off.
+        guidance: scale of its guidance, per stage; 1 is off.
         starts: time of each stage from which guidance acts.
         steps: Euler steps per stage that the student is to take; empty: velocities at any time.
         halving: the teacher takes Euler steps too, twice as many.
-        guide: a weaker model, from whose velocities the teacher's are led away; None: there is none.
-        guide_scale: by how much, per stage; 1 is off.
-        substeps: midpoint steps that it takes in each of the student's steps.
     """
 
     model: StageModel
@@ -53,31 +45,26 @@ class Teacher:
     starts: tuple[float, ...]
     steps: tuple[int, ...] = ()
     halving: bool = False
-    guide: StageModel | None = None
-    guide_scale: tuple[float, ...] = ()
-    substeps: int = 1
 
     @classmethod
-    def load(cls, config: TrainConfig, source: Source, student: ModelConfig) -> Teacher:
+    def load(cls, config: TrainConfig, fingerprint: str, source: ModelConfig, student: ModelConfig) -> Teacher:
         """The source of the run as its teacher.
 
         Args:
             config: options of the run.
-            source: the model that it started from.
+            fingerprint: of the weights that it started from.
+            source: their configuration.
             student: configuration of the model that is trained.
 
         Raises:
-            ValueError: its weights or the guide's changed since the run began, another data or stage layout than the
+            ValueError: its weights changed since the run began, another data or stage layout than the
                 student's, or nothing to distil.
         """
-        model = _frozen("--init-from", source.name, source.fingerprint, student)
-        scales, starts, steps = check_distill(config, source.config, student)
-        halving = source.config.sampling is not None and source.config.sampling.fixed_steps
-        guide, away = None, ()
-        if config.distill_guide is not None:
-            guide = _frozen("--distill-guide", config.distill_guide, source.guide, student).to(config.device)
-            away = _per_stage(tuple(config.distill_guide_scale), len(scales))
-        return cls(model.to(config.device), scales, starts, steps, halving, guide, away, config.distill_substeps)
+        assert config.init_from is not None
+        model = _frozen(config.init_from, fingerprint, student)
+        scales, starts, steps = check_distill(config, source, student)
+        halving = source.sampling is not None and source.sampling.fixed_steps
+        return cls(model.to(config.device), scales, starts, steps, halving)
 
     def sampling(self) -> SamplingConfig:
         """Default settings of the student: no guidance, and its own steps."""
@@ -91,9 +78,7 @@ class Teacher:
         """As many labels of the null class."""
         return torch.full_like(labels, self.model.config.null_class)
 
-    def target(
-        self, stage: Stage, x: Tensor, t: Tensor, labels: Tensor, tokens: Tensor, null: Tensor, weak: Tensor
-    ) -> Tensor:
+    def target(self, stage: Stage, x: Tensor, t: Tensor, labels: Tensor, tokens: Tensor, null: Tensor) -> Tensor:
         """What the student's velocity is compared with.
 
         Args:
@@ -103,37 +88,21 @@ class Teacher:
             labels: (B,) class ids; the null class gets the unconditional velocity.
             tokens: M_k of the teacher, (B, n_k, D).
             null: the same for the null class.
-            weak: M_k of the guide; of the teacher where there is none.
 
         Returns:
             (B, C, h_k, w_k), float32.
         """
+        v = self.velocity(stage, x, t, labels, tokens, null)
         if not self.steps:
-            return self.velocity(stage, x, t, labels, tokens, null, weak)
-        half = torch.where(t < 1, 0.5 / (self.substeps * self.steps[stage.index]), 0.0)
-        far, mean = half.view(-1, 1, 1, 1), torch.zeros_like(x)
-        for _ in range(self.substeps):
-            v = self.velocity(stage, x, t, labels, tokens, null, weak)
-            middle = self.velocity(stage, x + far * v, t + half, labels, tokens, null, weak)
-            mean += ((v + middle) / 2 if self.halving else middle) / self.substeps
-            x, t = x + 2 * far * middle, t + 2 * half
-        return mean
-
-    def velocity(
-        self, stage: Stage, x: Tensor, t: Tensor, labels: Tensor, tokens: Tensor, null: Tensor, weak: Tensor
-    ) -> Tensor:
-        """The guided velocity at (x, t), like ``target``."""
-        head, k = self.model.head, stage.index
-        own = self.model.velocity(stage, x, t, head.embed_tokens(stage, tokens), labels)
-        v = self._classifier_free(stage, x, t, labels, own, null)
-        if self.guide is None or self.guide_scale[k] == 1:
             return v
-        theirs = self.guide.velocity(stage, x, t, self.guide.head.embed_tokens(stage, weak), labels)
-        return v + (self.guide_scale[k] - 1) * (own - theirs)
+        half = torch.where(t < 1, 0.5 / self.steps[stage.index], 0.0)
+        middle = self.velocity(stage, x + half.view(-1, 1, 1, 1) * v, t + half, labels, tokens, null)
+        return (v + middle) / 2 if self.halving else middle
 
-    def _classifier_free(self, stage: Stage, x: Tensor, t: Tensor, labels: Tensor, v: Tensor, null: Tensor) -> Tensor:
-        """``v``, guided by the null class where and when that acts."""
+    def velocity(self, stage: Stage, x: Tensor, t: Tensor, labels: Tensor, tokens: Tensor, null: Tensor) -> Tensor:
+        """The velocity at (x, t), like ``target``; guided where and when that acts."""
         head, k = self.model.head, stage.index
+        v = self.model.velocity(stage, x, t, head.embed_tokens(stage, tokens), labels)
         guided = (t >= self.starts[k] - 1e-6).nonzero().squeeze(1)
         if self.guidance[k] == 1 or len(guided) == 0:
             return v
@@ -160,24 +129,16 @@ def check_distill(
     else:
         scales, starts = (own.guidance, own.guidance_from) if own else (plain, ())
         starts = tuple(config.distill_guidance_from) or starts
-        if own is not None and own.guidance_on != "velocity" and scales != plain:
-            raise ValueError("--distill follows guidance on velocities, not on tokens: give --distill-guidance")
     steps, starts = _per_stage(tuple(config.distill_steps), stages), _per_stage(starts, stages) or (0.0,) * stages
-    if config.distill_guide is not None:
-        _check_guide(config.distill_guide, tuple(config.distill_guide_scale), teacher)
-    guided = scales != plain or config.distill_guide is not None
-    if not guided and not steps:
+    if scales == plain and not steps:
         raise ValueError(
-            "--distill has nothing to do: the teacher's guidance is 1 (see --distill-guidance, --distill-guide, "
-            "--distill-steps)"
+            "--distill has nothing to do: the teacher's guidance is 1 (see --distill-guidance, --distill-steps)"
         )
     if scales == plain and any(config.distill_guidance_from):
         raise ValueError("--distill-guidance-from acts with guidance, and the teacher's is 1 (see --distill-guidance)")
     if scales != plain and not teacher.num_classes:
         raise ValueError("--distill: guidance needs classes, and the teacher was trained without labels")
-    if config.distill_substeps > 1 and own is not None and own.fixed_steps:
-        raise ValueError("--distill-substeps: the teacher was itself distilled for Euler steps; leave it out")
-    if own is not None and own.fixed_steps and (own.steps != tuple(2 * n for n in steps) or guided):
+    if own is not None and own.fixed_steps and (own.steps != tuple(2 * n for n in steps) or scales != plain):
         raise ValueError(
             f"--distill: the teacher was itself distilled for {own.steps} steps; it can only teach half as many "
             "of each (--distill-steps), without guidance"
@@ -200,22 +161,7 @@ def check_classes(config: TrainConfig, teacher: ModelConfig, names: tuple[str, .
         )
 
 
-def _check_guide(name: str, scales: tuple[float, ...], teacher: ModelConfig) -> None:
-    """ValueError unless ``name`` is a model of what the teacher models."""
-    guide = load_config(resolve_model(name))
-    for key in ("kind", "stages", "context_noise", "class_names", "num_classes", "tokenizer"):
-        if getattr(guide, key) != getattr(teacher, key):
-            raise ValueError(
-                f"--distill-guide {name} has another {key} than the teacher: it has to model the same data"
-            )
-    stages = len(teacher.stages.sides)
-    if len(scales) not in (1, stages) or any(not 1 <= scale <= 100 for scale in scales) or max(scales) == 1:
-        raise ValueError(
-            f"--distill-guide-scale needs one number in 1..100 or {stages}, one per stage, above 1 in one; got {scales}"
-        )
-
-
-def _frozen(option: str, name: str, fingerprint: str, student: ModelConfig) -> StageModel:
+def _frozen(name: str, fingerprint: str, student: ModelConfig) -> StageModel:
     """The function of model ``name`` under the student's numbers of classes; it may have other sizes.
 
     Raises:
@@ -223,16 +169,11 @@ def _frozen(option: str, name: str, fingerprint: str, student: ModelConfig) -> S
             classes.
     """
     if weights_fingerprint(name) != fingerprint:
-        raise ValueError(f"{option} {name} is no longer the model that this run began with")
+        raise ValueError(f"--init-from {name} is no longer the model that this run began with")
     theirs, _ = load_model(name)
-    before, now = theirs.config.velocity_std, student.velocity_std
-    near = (
-        0.02 if option == "--distill-guide" else 0.0
-    )  # a guide measured its scales itself; a student has its teacher's
-    scaled_alike = len(before) == len(now) and all(abs(a - b) <= near * b for a, b in zip(before, now, strict=True))
-    if theirs.config.tokenizer != student.tokenizer or not scaled_alike:
+    if theirs.config.tokenizer != student.tokenizer or theirs.config.velocity_std != student.velocity_std:
         raise ValueError(f"--distill: these latents are not those that {name} was trained on")
-    own = ("width", "heads", "trunk_depth", "head_depth", "head_window", "trunk_window", "prediction", "velocity_std")
+    own = ("width", "heads", "trunk_depth", "head_depth", "velocity_std")
     model = build_model(student.replace(**{key: getattr(theirs.config, key) for key in own}))
     done = transfer(theirs.state_dict(), theirs.config, model)
     if done.fresh:

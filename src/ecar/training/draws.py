@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Self
 
@@ -46,13 +45,6 @@ def draw_batch(
         times = training_times(config.t_mean, batch, config.uniform_t, generator)
     to = config.device
     draws = Draws([n.to(to) for n in noise], [c.to(to) for c in context], times.to(to))
-    if config.on_policy and step > config.on_policy_after * config.max_steps:
-        # A generator of their own: the other numbers are those of a run without.
-        generator = torch.Generator().manual_seed(derive_seed(config.seed, 4, step))
-        chosen = torch.rand(batch, generator=generator) < config.on_policy
-        starts = torch.rand(len(plan) - 1, batch, generator=generator)
-        starts = config.on_policy_from + (1 - config.on_policy_from) * starts
-        draws = dataclasses.replace(draws, on_policy=chosen.to(to), starts=starts.to(to))
     return latents.to(to), labels.to(to), draws
 
 

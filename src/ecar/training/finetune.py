@@ -42,7 +42,6 @@ class Source:
         weights: its state; None in a resumed run, whose checkpoint has the weights.
         fresh: parameters of the new model that are not the source's, known once it is built.
         notes: what did not fit, in words.
-        guide: fingerprint of the weights of ``--distill-guide``; empty: there is none.
         adapter: LoRA's shape, known once the model is built; None where all weights are trained.
     """
 
@@ -53,7 +52,6 @@ class Source:
     weights: dict[str, Tensor] | None = None
     fresh: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-    guide: str = ""
     adapter: Adapter | None = None
 
     @classmethod
@@ -71,12 +69,10 @@ class Source:
             tokenizer = load_tokenizer(kept / "tokenizer") if (kept / "tokenizer").exists() else None
             before = ModelConfig.from_json(record["model"])
             fresh, notes = tuple(record["fresh"]), tuple(record["notes"])
-            guide = record.get("guide", "")
-            return cls(record["name"], record["weights"], before, tokenizer, None, fresh, notes, guide)
+            return cls(record["name"], record["weights"], before, tokenizer, None, fresh, notes)
         model, tokenizer = load_model(config.init_from)
         fingerprint = weights_fingerprint(config.init_from)
-        guide = weights_fingerprint(config.distill_guide) if config.distill_guide else ""
-        return cls(config.init_from, fingerprint, model.config, tokenizer, model.state_dict(), guide=guide)
+        return cls(config.init_from, fingerprint, model.config, tokenizer, model.state_dict())
 
     def with_defaults(self, config: TrainConfig) -> TrainConfig:
         """``config`` with everything that the user left open as it is in the source.
@@ -94,15 +90,13 @@ class Source:
             "resolution": side[:1] if side[0] == side[1] else side,
             "stages": stages,
             "rho": before.stages.rho,
-            "prediction": before.prediction,
             "context_noise": before.context_noise,
-            "head_window": before.head_window or None,
-            "trunk_window": before.trunk_window or None,
         }
         if stages == len(before.stages.ends):
             defaults["ends"] = before.stages.ends
         if config.preset is None:
             defaults |= {n: getattr(before, n) for n in ("width", "heads", "trunk_depth", "head_depth")}
+        defaults["patch"] = before.patch
         for name, value in defaults.items():
             if getattr(config, name) in (None, ()):
                 changes[name] = value
@@ -118,13 +112,12 @@ class Source:
             ValueError: nothing of the source fits.
         """
         before = self.config
-        model = model.replace(patch=before.patch)
         check_fits(before, model)
         own, stages = before.sampling, len(model.stages.sides)
         if own is not None and not own.fixed_steps and len(own.steps) == stages:
             if not model.num_classes:
                 plain = (1.0,) * stages
-                own = dataclasses.replace(own, guidance=plain, guidance_on="velocity", guidance_from=())
+                own = dataclasses.replace(own, guidance=plain, guidance_from=())
             model = model.replace(sampling=own)
         levels = [(plan.ends, plan.rho) for plan in (before.stages, model.stages)]
         if levels[0] == levels[1] and model.velocity_std and before.tokenizer in ("", model.tokenizer):
@@ -179,8 +172,7 @@ class Source:
 
     def record(self) -> dict[str, Any]:
         """For ``training.json`` and the log."""
-        record = {"name": self.name, "weights": self.fingerprint, "fresh": self.fresh, "notes": self.notes}
-        return {**record, "guide": self.guide} if self.guide else record
+        return {"name": self.name, "weights": self.fingerprint, "fresh": self.fresh, "notes": self.notes}
 
     def averaged(self, model: StageModel, weights: dict[str, Tensor]) -> StageModel:
         """A plain copy of a model in training, with ``weights`` in the place of its trained ones."""

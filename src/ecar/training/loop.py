@@ -94,7 +94,7 @@ def train(config: TrainConfig) -> Path:
         model = source.build(config, wanted) if source else build_model(wanted)
         teacher = None
         if config.distill and source is not None:
-            teacher = Teacher.load(config, source, model.config)
+            teacher = Teacher.load(config, source.fingerprint, source.config, model.config)
             model.config = model.config.replace(sampling=teacher.sampling())
         if config.parallel == "ddp" or world.size == 1:  # slices go to the device block by block
             model = model.to(config.device)
@@ -153,8 +153,9 @@ class Trainer:
         self.losses: torch.nn.Module = StageLoss(model, teacher)
         self.sharded = config.parallel == "fsdp" and world.size > 1
         if self.sharded:  # before anything holds on to parameters
-            shard(self.losses, config.device, world.size)
-        self.ema, self.optimizers = EMA(model, config.ema), make_optimizers(model, config)
+            shard(self.losses, model.units, config.device, world.size)
+        self.ema = EMA(model, config.ema)
+        self.optimizers = make_optimizers(model, config.optimizer, lr=config.lr, weight_decay=config.weight_decay)
         self.rows = rows_per_stage(config)
         self.curves = LossCurves(len(model.plan), config.device)
         ahead = config.device.startswith("cuda")
@@ -164,7 +165,7 @@ class Trainer:
         if folder is not None:
             self._restore(folder)
         if config.activation_checkpointing:
-            checkpoint_activations(model)
+            checkpoint_activations(model.blocks)
         if config.compile:
             model.compile_blocks()
 
@@ -177,8 +178,7 @@ class Trainer:
         else:
             restore_training(read_tensors(folder), self.model, self.ema, self.optimizers)
         self.step, self.skipped = int(record["step"]), int(record["skipped"])
-        size = record.get("train", {}).get("batch_size", self.config.batch_size)  # older checkpoints do not count
-        self.seen = int(record.get("seen", self.step * size))
+        self.seen = int(record["seen"])
         check_max_steps(self.config.max_steps, self.step, self.out)
         self.ema.updates = int(record["ema_updates"])
 
@@ -217,7 +217,7 @@ class Trainer:
             frozen = "" if trained == parameters else f", {trained:,} of them trained"
             print(f"{parameters:,} parameters{frozen}, {images:,} images, rows {self.rows}")
         counts = {"images": images, "skipped": len(self.table.skipped), "parameters": parameters}
-        record = run_record(self.config, world=self.world.size, rows=self.rows, **counts)
+        record = run_record(self.config, world=self.world.size, rows=self.rows, data=self.table.about, **counts)
         log = RunLog(self.out, step=self.step, trackers=self.config.trackers, record=record)
         log.begin(self.seen)
         if self.step == 0 and source is not None:
@@ -248,7 +248,7 @@ class Trainer:
                     step=self.step,
                     loss=round(total, 5),
                     **stage,
-                    lr=learning_rate(self.step, config),
+                    lr=self._rate(),
                     images=self.seen,
                     seconds=round(log.seconds_before + time.perf_counter() - start, 2),
                     skipped=self.skipped,
@@ -269,6 +269,10 @@ class Trainer:
                 self.world.barrier()
                 raise Stopped(self.step, code)
         bar.close()
+
+    def _rate(self) -> float:
+        c = self.config
+        return learning_rate(self.step, peak=c.lr, steps=c.max_steps, warmup=c.warmup, decay=c.decay)
 
     def _diverged(self, bad: int) -> NonFiniteLossError:
         if self.world.rank == 0:
@@ -300,7 +304,7 @@ class Trainer:
             return None
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(self.step, config)
+                group["lr"] = self._rate()
             optimizer.step()
         self.ema.update(self.model)
         for times, losses in curves:
@@ -310,7 +314,7 @@ class Trainer:
 
     def _backward(self, part: Part, z: Tensor, labels: Tensor, draws: Draws) -> tuple[Tensor, list[Tensor]]:
         """Add the gradient of a micro-batch; returns its times (S, b) and losses (rows of the stage,)."""
-        config, draws = self.config, part.draws(draws)
+        config, draws = self.config, draws.select(part.where)
         self.watchdog.at(self.step, FORWARD)
         rows = tuple(r // part.count for r in self.rows)
         with mixed_precision(config.device, wanted=config.dtype == "bf16"):

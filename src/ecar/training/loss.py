@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from ecar.network.model import StageModel
 from ecar.stages import end_point, interpolate, noises, pyramid
 from ecar.training.distill import Teacher
-from ecar.training.on_policy import from_own_end, own_ends
 
 
 @dataclass(frozen=True)
@@ -21,22 +20,15 @@ class Draws:
         noise: e_k, one map (B, C, h_k, w_k) per stage.
         context: noise on the maps that the trunk reads, one per stage but the last.
         times: t, (S, B) in [0, 1].
-        on_policy: (B,) bool, images whose contexts the model makes itself; None: none (see ``on_policy``).
-        starts: t0 of these, (S - 1, B).
     """
 
     noise: list[Tensor]
     context: list[Tensor]
     times: Tensor
-    on_policy: Tensor | None = None
-    starts: Tensor | None = None
 
     def select(self, rows: slice) -> Draws:
         """Those of some images."""
-        on_policy = None if self.on_policy is None else self.on_policy[rows]
-        starts = None if self.starts is None else self.starts[:, rows]
-        noise, context = [n[rows] for n in self.noise], [c[rows] for c in self.context]
-        return Draws(noise, context, self.times[:, rows], on_policy, starts)
+        return Draws([n[rows] for n in self.noise], [c[rows] for c in self.context], self.times[:, rows])
 
 
 def stage_losses(
@@ -57,29 +49,19 @@ def stage_losses(
         Per stage (rows[k],): mean squared error of the velocity in units of its standard deviation, float32.
     """
     maps, noise = pyramid(z, len(model.plan)), noises(model.plan, draws.noise)
-    own = None
-    if draws.on_policy is not None:
-        own = own_ends(model, maps, noise, labels, draws, rows)
-    ends = own or [end_point(s, z, n) for s, z, n in zip(model.plan[:-1], maps, noise, strict=False)]
+    ends = [end_point(s, z, n) for s, z, n in zip(model.plan[:-1], maps, noise, strict=False)]
     tokens = token_maps(model, ends, labels, draws, rows)
     theirs = None if teacher is None else teacher_tokens(teacher, ends, labels, draws, rows)
     losses = []
     for stage, count in zip(model.plan, rows, strict=True):
         t = draws.times[stage.index, :count]
-        data = maps[stage.index][:count]
-        if own is None or stage.index == 0:
-            sample = interpolate(stage, data, noise[stage.index][:count], t)
-        else:
-            before, on_policy = own[stage.index - 1][:count], draws.on_policy[:count]  # type: ignore[index]
-            parts = noise[stage.index][:count], draws.noise[stage.index][:count]
-            sample = from_own_end(stage, data, *parts, before, on_policy, t)
+        sample = interpolate(stage, maps[stage.index][:count], noise[stage.index][:count], t)
         embedded = model.head.embed_tokens(stage, tokens[stage.index])
         predicted = model.velocity(stage, sample.x, t, embedded, labels[:count])
+        target = sample.velocity
         if teacher is not None and theirs is not None:
             with torch.no_grad():
                 target = teacher.target(stage, sample.x, t, labels[:count], *(maps[stage.index] for maps in theirs))
-        else:
-            target = model.target(stage, sample.x, data, sample.velocity, t)
         error = (predicted - target).float() / model.velocity_scale(stage)
         losses.append(error.square().mean((1, 2, 3)))
     return losses
@@ -118,13 +100,9 @@ def token_maps(
 @torch.no_grad()
 def teacher_tokens(
     teacher: Teacher, ends: list[Tensor], labels: Tensor, draws: Draws, rows: tuple[int, ...]
-) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """M_k of the teacher for the classes and for the null class, and of its guide; where it has no such guidance, the
-    first ones again."""
-    tokens = token_maps(teacher.model, ends, labels, draws, rows)
-    null = weak = tokens
+) -> tuple[list[Tensor], list[Tensor]]:
+    """M_k of the teacher for the classes and for the null class; without guidance, the first ones again."""
+    tokens = null = token_maps(teacher.model, ends, labels, draws, rows)
     if any(scale != 1 for scale in teacher.guidance):
         null = token_maps(teacher.model, ends, teacher.null(labels), draws, rows)
-    if teacher.guide is not None:
-        weak = token_maps(teacher.guide, ends, labels, draws, rows)
-    return tokens, null, weak
+    return tokens, null

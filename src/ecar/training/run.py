@@ -53,22 +53,17 @@ def make_out(out: str, data: str, *, pictures: bool = True) -> Path:
 # Properties of model and data that follow from an option, so that allowing one allows the others.
 _DATA = {"images", "content", "velocity_std"}
 _FOLLOW = {
-    "data": _DATA, "max_images": _DATA, "images": _DATA, "flip": _DATA, "ends": {"stages", "velocity_std", "ends"},
+    "data": _DATA, "split": _DATA, "image_column": _DATA, "label_column": _DATA,
+    "max_images": _DATA, "images": _DATA, "flip": _DATA, "ends": {"stages", "velocity_std", "ends"},
     "rho": {"stages", "velocity_std"}, "resolution": {"stages", "image_side", "velocity_std"},
     "tokenizer": {"tokenizer", "velocity_std"}, "class_names": {"content"}, "content": _DATA - {"images"},
 }  # fmt: skip
 
 
-def check_same_options(
-    path: Path,
-    options: dict[str, object],
-    defaults: dict[str, object] | None = None,
-    allowed: tuple[str, ...] | None = None,
-) -> str:
+def check_same_options(path: Path, options: dict[str, object], allowed: tuple[str, ...] | None = None) -> str:
     """Write ``options`` to ``path``; where a checkpoint depends on what is there, only compare with that.
 
     Args:
-        defaults: what an option that is newer than the run there stood for.
         allowed: options that may differ; None: a run of which none may.
 
     Returns:
@@ -79,9 +74,7 @@ def check_same_options(
     """
     now, changed = json.loads(json.dumps(options)), ""
     if has_checkpoint(path.parent):
-        before = {**json.loads(json.dumps(defaults or {})), **read_json(path, _UNREADABLE)}
-        single = {k for k, v in before.items() if isinstance(now.get(k), list) and isinstance(v, int | float)}
-        before |= {k: [before[k]] for k in single}  # options that became lists
+        before = read_json(path, _UNREADABLE)
         changed = differences(before, now)
         if refused := differences(before, {k: v for k, v in now.items() if k not in (allowed or ())}):
             how = ", or allow the change (--allow-change)" if allowed is not None else ""
@@ -103,12 +96,8 @@ def check_same_data(
 ) -> str:
     """ValueError if the data no longer give the model and the order that the checkpoint was trained with, but for what
     is ``allowed`` and follows from it. Returns what differs, in words."""
-    if "model" not in record:
-        return ""
-    model = ModelConfig.from_json(record["model"]).to_json()  # fields that are newer than the checkpoint: defaults
-    before, now = {**model, "images": record["images"]}, {**config.to_json(), "images": len(table)}
-    if record.get("content") and table.content:  # as many images, and others
-        before, now = {**before, "content": record["content"]}, {**now, "content": table.content}
+    before = {**record["model"], "images": record["images"], "content": record["content"]}
+    now = {**config.to_json(), "images": len(table), "content": table.content}
     before, now = json.loads(json.dumps(before)), json.loads(json.dumps(now))
     free = set(allowed).union(*(_FOLLOW.get(key, set()) for key in allowed))
     if refused := differences(before, {k: v for k, v in now.items() if k not in free}):
@@ -128,9 +117,7 @@ def check_max_steps(asked: int, taken: int, out: Path) -> None:
 def check_out(config: TrainConfig, out: Path) -> str:
     """ValueError if the folder holds a run of other options; those of a new run are written down. Returns what differs
     and is allowed to, in words: ``keep_options`` once the run has accepted its data too."""
-    options = _options(config)
-    newer = {f.name: f.default for f in dataclasses.fields(TrainConfig) if f.default is not dataclasses.MISSING}
-    return check_same_options(out / "train.json", options, {**newer, "model": "ecar"}, config.allow_change)
+    return check_same_options(out / "train.json", _options(config), config.allow_change)
 
 
 def keep_options(config: TrainConfig, out: Path) -> None:

@@ -18,7 +18,7 @@ import math
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -125,7 +125,7 @@ def _train(config: TokenizerConfig, out: Path, stop: StopRequest) -> ConvTokeniz
     free = ("out", "device", "save_every", "log_every")
     options = {**asdict(config), "init_from": given.fingerprint() if given else None}
     check_same_options(out / "train.json", {k: v for k, v in options.items() if k not in free})
-    images, content = _read_images(config)
+    images, content, about = _read_images(config)
     grey = bool((images == images[..., :1]).all())
     if given is not None and given.image_channels == 1 and not grey:
         raise ValueError(
@@ -144,7 +144,8 @@ def _train(config: TokenizerConfig, out: Path, stop: StopRequest) -> ConvTokeniz
     tokenizer.encoder.requires_grad_(not config.freeze_encoder)
     _channels_last(tokenizer, config.device)
     run = _Run(config, tokenizer, images, content, out)
-    record = run_record(config, images=len(images), parameters=sum(p.numel() for p in tokenizer.parameters()))
+    parameters = sum(p.numel() for p in tokenizer.parameters())
+    record = run_record(config, images=len(images), parameters=parameters, data=about)
     with RunLog(out, step=run.step, trackers=("tensorboard",), record=record) as log:
         log.begin(run.step * config.batch_size)
         stop.begun = True
@@ -207,8 +208,7 @@ class _Run:
         self.step = 0
         found = load_checkpoint(out)
         if found is not None:
-            before = {key: found[1].get(key, value) for key, value in self.data.items()}  # older checkpoints: unknown
-            if changed := differences(before, self.data):
+            if changed := differences(found[1], self.data):
                 raise ValueError(
                     f"the data changed since the checkpoint in {out} ({changed}); restore them, or choose another --out"
                 )
@@ -310,27 +310,29 @@ def _update_statistics(tokenizer: ConvTokenizer, raw: Tensor, momentum: float) -
 
 @torch.no_grad()
 def _measure(tokenizer: ConvTokenizer, images: np.ndarray, config: TokenizerConfig) -> None:
-    """Exact statistics of the averaged encoder, over at most 20,000 images."""
+    """Statistics of the averaged encoder over some 2,000 images: their 500,000 positions are enough."""
     raw = []
-    spread = images[:: max(1, len(images) // 20_000)]  # folders are sorted by class
+    spread = images[:: max(1, len(images) // 2_000)]  # folders are sorted by class
     for first in range(0, len(spread), 500):
         batch = torch.from_numpy(to_signed(spread[first : first + 500])).permute(0, 3, 1, 2).to(config.device)
         raw.append(tokenizer.encode_raw(batch).float().cpu())
     tokenizer.measure(raw)
 
 
-def _read_images(config: TokenizerConfig) -> tuple[np.ndarray, str]:
-    """The images (N, H, W, 3) uint8, and a fingerprint of what was read."""
+def _read_images(config: TokenizerConfig) -> tuple[np.ndarray, str, dict[str, Any]]:
+    """The images (N, H, W, 3) uint8, a fingerprint of what was read, and what was found, by data set."""
     batches: list[np.ndarray] = []
     contents: list[str] = []
+    about: dict[str, Any] = {}
     side = config.resolution
     for data in config.data:
-        source = load_source(data, max_images=config.max_images)
+        source = load_source(data, config.reading(), max_images=config.max_images)
         report = ImageReport()
         batches += [images for images, _ in iterate_images(source, side, side, batch_size=1000, report=report)]
         report.name_skipped()
         contents.append(report.content)
-    return np.concatenate(batches), " ".join(contents)
+        about[data] = source.about()
+    return np.concatenate(batches), " ".join(contents), about
 
 
 def _save_reconstructions(tokenizer: ConvTokenizer, images: np.ndarray, path: Path, device: str) -> None:

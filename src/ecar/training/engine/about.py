@@ -14,7 +14,14 @@ from ecar.files.commit import source_commit
 
 
 def run_record(
-    config: Any, *, images: int = 0, skipped: int = 0, parameters: int = 0, world: int = 1, rows: tuple[int, ...] = ()
+    config: Any,
+    *,
+    images: int = 0,
+    skipped: int = 0,
+    data: dict[str, Any] | None = None,
+    parameters: int = 0,
+    world: int = 1,
+    rows: tuple[int, ...] = (),
 ) -> dict[str, Any]:
     """Options as resolved, sizes, versions and machine, for a log.
 
@@ -23,6 +30,7 @@ def run_record(
             and ``device``.
         images: images in the data set.
         skipped: bad ones that were left out.
+        data: what was found in the data set, and what is left out.
         parameters: weights of the model.
         world: processes.
         rows: images per update that train each stage.
@@ -40,6 +48,7 @@ def run_record(
         "epochs": round(config.max_steps * config.batch_size / images, 3) if images else None,
         "images_in_data": images,
         "bad_images_skipped": skipped,
+        "data": data or {},
         "parameters": parameters,
         "versions": {
             "ecar": __version__,

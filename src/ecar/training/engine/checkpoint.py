@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -89,7 +88,7 @@ def find_checkpoint(run: Path) -> Path | None:
         try:
             verify(folder)
             return folder
-        except (SafetensorError, ValueError, OSError) as error:
+        except (ValueError, OSError) as error:
             faults.append(f"{folder}: damaged checkpoint ({error})")
             print(f"{faults[-1]}; trying the one before", file=sys.stderr)
     if faults:
@@ -106,7 +105,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     """Every tensor of a checkpoint, whole, on CPU."""
     if (folder / _STATE).exists():
         return load_file(folder / _STATE)
-    from ecar.training.engine.sharded import read_whole
+    from ecar.training.engine.stored import read_whole
 
     return read_whole(folder)
 
@@ -117,16 +116,13 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def verify(folder: Path) -> None:
-    """Compare every file with the manifest; those of a checkpoint from before there was one only have to be readable.
+    """Compare every file with the manifest.
 
     Raises:
         ValueError: a file is missing or has another hash; it is named.
-        SafetensorError: not readable.
     """
     if not (folder / _MANIFEST).exists():
-        read_record(folder)
-        with safe_open(folder / _STATE, framework="pt"):
-            return
+        raise ValueError(f"{_MANIFEST} is missing")
     try:
         hashes = dict(json.loads((folder / _MANIFEST).read_text()))
     except (ValueError, TypeError) as error:

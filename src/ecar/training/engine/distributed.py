@@ -13,8 +13,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ecar.training.loss import Draws
-
 T = TypeVar("T")
 
 
@@ -33,13 +31,14 @@ class Part:
     index: int
     count: int
 
-    def rows(self, x: Tensor) -> Tensor:
-        """Its rows of a global batch (B, ...) -> (B / count, ...)."""
-        return x[self.index :: self.count]
+    @property
+    def where(self) -> slice:
+        """Its rows of a global batch."""
+        return slice(self.index, None, self.count)
 
-    def draws(self, draws: Draws) -> Draws:
-        """Its part of the random numbers of a global batch."""
-        return draws.select(slice(self.index, None, self.count))
+    def rows(self, x: Tensor) -> Tensor:
+        """A global batch (B, ...) -> (B / count, ...)."""
+        return x[self.where]
 
 
 @dataclass(frozen=True)

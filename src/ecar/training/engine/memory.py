@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
 import torch
+from torch import nn
 from torch.utils.checkpoint import checkpoint
-
-from ecar.network.model import StageModel
 
 
 class MemoryLimitError(RuntimeError):
     """The device has too little memory for the run as it was asked for."""
 
 
-def checkpoint_activations(model: StageModel) -> None:
+def checkpoint_activations(blocks: Iterable[nn.Module]) -> None:
     """Blocks keep their inputs only, and compute the rest again in the backward pass. Same losses and gradients; names
     of weights do not change. Blocks draw no random numbers, so that none need to be kept."""
-    for block in (*model.trunk.blocks, *model.head.blocks):
+    for block in blocks:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
 
 

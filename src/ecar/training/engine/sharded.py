@@ -7,7 +7,6 @@ reader takes plain safetensors files too, so that any checkpoint loads into any 
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save, save
 
 from ecar.training.engine.checkpoint import commit, prepare, restore_optimizer
 from ecar.training.engine.ema import EMA
+from ecar.training.engine.stored import empty, stored
 
 Group = Any  # a process group of gloo of its own: training uses the default one at the same time
 
@@ -74,41 +73,22 @@ def restore_sharded(folder: Path, module: nn.Module, ema: EMA, optimizers: list[
     """Fill sharded weights, averages and optimizers from a checkpoint of any number of processes, in place."""
     reader = HuggingFaceStorageReader(str(folder))
     tensors = {f"model.{n}": t for n, t in module.state_dict().items()}
-    stored_tensors = _stored(reader)
+    stored_tensors = stored(reader)
     for name in stored_tensors:  # under the names that they had: another average may be the first one now
         average = _AVERAGE.fullmatch(name)
         if average is not None and average[1] in ema.weights:
             tensors[name] = torch.zeros_like(ema.weights[average[1]])
     parameters = [[p for g in o.param_groups for p in g["params"]] for o in optimizers]
-    for name, stored in stored_tensors.items():
+    for name, entry in stored_tensors.items():
         if name.startswith("optimizer."):
             _, which, index, _ = name.split(".", 3)
             parameter = parameters[int(which)][int(index)]
-            like = parameter.shape == stored.size and parameter.ndim  # else a counter
-            tensors[name] = torch.zeros_like(parameter).detach() if like else _empty(stored)
+            like = parameter.shape == entry.size and parameter.ndim  # else a counter
+            tensors[name] = torch.zeros_like(parameter).detach() if like else empty(entry)
     load(tensors, storage_reader=reader)
     ema.restore(tensors)
     for j, optimizer in enumerate(optimizers):
         restore_optimizer(tensors, j, optimizer)
-
-
-def read_whole(folder: Path) -> dict[str, Tensor]:
-    """Every tensor of a sharded checkpoint, gathered, on CPU; no process group is needed."""
-    reader = HuggingFaceStorageReader(str(folder))
-    tensors = {name: _empty(stored) for name, stored in _stored(reader).items()}
-    with warnings.catch_warnings():  # DCP warns of what it is asked for here
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        load(tensors, storage_reader=reader, no_dist=True)
-    return tensors
-
-
-def _stored(reader: HuggingFaceStorageReader) -> dict[str, TensorStorageMetadata]:
-    entries = reader.read_metadata().state_dict_metadata
-    return {n: m for n, m in entries.items() if isinstance(m, TensorStorageMetadata)}
-
-
-def _empty(stored: TensorStorageMetadata) -> Tensor:
-    return torch.empty(stored.size, dtype=stored.properties.dtype)
 
 
 def _as_os_error(work: Callable[[], Any]) -> None:

@@ -6,7 +6,7 @@ The slices are ``DTensor``s; outside this file they behave as tensors do.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -14,29 +14,21 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from ecar.network.model import StageModel
-from ecar.training.loss import StageLoss
 
-
-def shard(module: StageLoss, device: str, size: int) -> None:
+def shard(module: nn.Module, units: Iterable[nn.Module], device: str, size: int) -> None:
     """Cut the parameters of ``module`` over all ``size`` processes, in place, and move them to ``device``.
 
-    A block's weights are whole only while it computes. Optimizers and averages must be made afterwards.
+    Optimizers and averages must be made afterwards.
+
+    Args:
+        units: parts of ``module`` whose weights are whole only while they compute, inner ones first.
     """
     # Linear layers return views; nothing here writes into them, which is what it warns of.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     mesh = init_device_mesh(torch.device(device).type, (size,))
-    for unit in _units(module.model):
+    for unit in units:
         fully_shard(unit, mesh=mesh)
     fully_shard(module, mesh=mesh)
-
-
-def _units(model: StageModel) -> Iterator[nn.Module]:
-    """What is gathered as one: blocks, and the parts of blocks that are called from outside of them, which come first:
-    the modulation of ours, and in DiT the embedder of the first block, which the last layer uses too."""
-    for block in (*model.trunk.blocks, *model.head.blocks):
-        yield block.modulation if model.config.kind == "ecar" else block.norm1.emb
-        yield block
 
 
 def local(tensor: Tensor) -> Tensor:
