@@ -36,6 +36,7 @@ from ecar.evaluation.samples import Samples, reconstruct
 from ecar.files.commit import source_commit
 from ecar.pretrained.folders import weights_fingerprint
 from ecar.sampling.guidance import coarse_guidance
+from ecar.sampling.known import Known
 from ecar.sampling.loop import sample_latents
 from ecar.sampling.noise import draw_noise
 from ecar.sampling.pictures import from_decoded
@@ -81,7 +82,7 @@ def draw(
             z = pipe.tokenizer.encode(real[0][first : first + len(ids)].float() / 127.5 - 1)
             maps = pyramid(z, len(model.plan))
             other = noises(model.plan, [n.fresh for n in draw_noise([10**9 + i for i in ids], model.plan, z.shape[1])])
-            known = [end_point(s, m, n) for s, m, n in zip(model.plan[:-1], maps, other, strict=False)]
+            known = [Known.given(end_point(s, m, n)) for s, m, n in zip(model.plan[:-1], maps, other, strict=False)]
         start = time.perf_counter()
         latents = sample_latents(model, labels[first : first + len(ids)], noise, settings, known=known)
         parts.append(from_decoded(pipe.decoder.decode(latents)))

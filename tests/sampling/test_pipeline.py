@@ -13,6 +13,7 @@ import torch
 from conftest import random_model, tiny_config
 from ecar.config import SamplingConfig
 from ecar.pretrained.folders import load_model, save_model
+from ecar.sampling.known import Known
 from ecar.sampling.loop import sample_latents
 from ecar.sampling.noise import draw_noise
 from ecar.sampling.pictures import grid, strip, to_uint8
@@ -253,4 +254,5 @@ def test_known_stages_continue_as_if_they_had_been_sampled() -> None:
     ends: list[torch.Tensor] = []
     whole = sample_latents(model, labels, noise, guided, lambda result: ends.append(result.y))
     for count in (1, 2):
-        assert torch.allclose(sample_latents(model, labels, noise, guided, known=ends[:count]), whole, atol=1e-5)
+        known = [Known.given(end) for end in ends[:count]]
+        assert torch.allclose(sample_latents(model, labels, noise, guided, known=known), whole, atol=1e-5)

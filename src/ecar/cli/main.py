@@ -17,6 +17,7 @@ from typing import Any
 
 VERBS = {
     "sample": "generate images from a model",
+    "edit": "change a picture: parts of it, variations, margins, finer detail",
     "train": "train a model on images (the same command again resumes)",
     "tokenizer": "train the small convolutional autoencoder",
     "neon": "negative extrapolation from self-training: a better model, without data",

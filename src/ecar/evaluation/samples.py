@@ -20,9 +20,9 @@ from tqdm.auto import tqdm
 
 from ecar.config import SamplingConfig, differences
 from ecar.data.ahead import in_order
-from ecar.data.images import BadImageError, decode_image
 from ecar.data.source import load_source
 from ecar.evaluation.metrics import chosen
+from ecar.files.images import BadImageError, decode_image
 from ecar.files.records import read_json
 from ecar.sampling.pictures import from_decoded
 from ecar.sampling.pipeline import Pipeline, Sampler

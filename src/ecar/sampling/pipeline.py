@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol, Self, TypeVar
+from typing import Protocol, Self, TypedDict, TypeVar, Unpack
 
 import torch
 from PIL import Image
@@ -16,8 +16,11 @@ from tqdm.auto import tqdm
 
 from ecar.config import SamplingConfig
 from ecar.devices import resolve_device
+from ecar.files.images import Picture, read_image
 from ecar.network.model import StageModel
+from ecar.sampling.canvas import Mask
 from ecar.sampling.classes import Classes, Label
+from ecar.sampling.edit import Edit, enlarging, expanding, redrawing
 from ecar.sampling.loop import StageResult, check_settings, sample_latents
 from ecar.sampling.noise import draw_noise
 from ecar.sampling.optimize import optimize, padded_count
@@ -77,6 +80,23 @@ class Sampler(Protocol):
         progress: bool = False,
     ) -> Output:
         """Draw one image per label."""
+
+
+class EditOptions(TypedDict, total=False):
+    """What every edit takes.
+
+    Attributes:
+        label: class of what is drawn; None, the default: no class.
+        seeds: one per result, default (0,).
+        settings: default: ``Pipeline.settings()``.
+        return_stages, on_stage: as in ``Pipeline.__call__``.
+    """
+
+    label: Label
+    seeds: Sequence[int]
+    settings: SamplingConfig | None
+    return_stages: bool
+    on_stage: Callable[[StagePreview], None] | None
 
 
 class Pipeline:
@@ -282,6 +302,7 @@ class Pipeline:
         settings: SamplingConfig,
         stages: list[list[Image.Image]],
         on_stage: Callable[[StagePreview], None] | None,
+        edit: Edit | None = None,
     ) -> Tensor:
         """Decoded images (B, 3, H, W) in [-1, 1]."""
         model, count = self.model, len(ids)
@@ -298,8 +319,73 @@ class Pipeline:
                 on_stage(StagePreview(result.stage.index + 1, len(model.plan), pictures))
 
         wanted = preview if stages or on_stage is not None else None
-        latents = sample_latents(model, torch.tensor(ids, device=model.device), noise, settings, wanted)
+        known = edit.known(noise) if edit is not None else ()
+        latents = sample_latents(model, torch.tensor(ids, device=model.device), noise, settings, wanted, known)
         return self.decoder.decode(latents[:count])
+
+    def edit(
+        self,
+        image: Picture,
+        *,
+        mask: Mask | None = None,
+        strength: float = 1.0,
+        **options: Unpack[EditOptions],
+    ) -> Output:
+        """Draw a part of a picture anew, or all of it in part. All other pixels stay as they are.
+
+        Args:
+            image: of any size and mode, or its file: scaled to cover the model's size, the centre cropped.
+            mask: where to draw, see ``ecar.sampling.canvas.Mask``: white or transparent pixels of an image of the
+                picture's size, an array, or a box (x, y, width, height).
+            strength: in (0, 1], how much is drawn anew: 1 ignores what the mask hides, small values change details.
+            options: ``EditOptions``.
+
+        Raises:
+            ValueError: unknown class, a picture or mask that cannot be used, or a strength out of range.
+        """
+        edit = redrawing(self.model, self.tokenizer, read_image(image), mask, strength)
+        return self._edited(edit, **options)
+
+    def vary(self, image: Picture, *, strength: float = 0.5, **options: Unpack[EditOptions]) -> Output:
+        """``edit`` without a mask: variations of a picture; with ``label``, as another class."""
+        return self.edit(image, strength=strength, **options)
+
+    def expand(
+        self,
+        image: Picture,
+        *,
+        left: int = 0,
+        top: int = 0,
+        right: int = 0,
+        bottom: int = 0,
+        **options: Unpack[EditOptions],
+    ) -> Output:
+        """Draw margins, in pixels of the picture, around it; both together are scaled to the model's size."""
+        edit = expanding(self.model, self.tokenizer, read_image(image), (left, top, right, bottom))
+        return self._edited(edit, **options)
+
+    def upscale(self, image: Picture, *, factor: int = 2, **options: Unpack[EditOptions]) -> Output:
+        """Draw the finer stages of a picture, which is scaled to a 2nd or 4th of the model's size first."""
+        return self._edited(enlarging(self.model, self.tokenizer, read_image(image), factor), **options)
+
+    @torch.no_grad()
+    def _edited(
+        self,
+        edit: Edit,
+        label: Label = None,
+        seeds: Sequence[int] = (0,),
+        settings: SamplingConfig | None = None,
+        return_stages: bool = False,
+        on_stage: Callable[[StagePreview], None] | None = None,
+    ) -> Output:
+        settings = self.chosen_settings(settings, None, None)
+        ids, asked = self.asked([label] * len(seeds), seeds)
+        images: list[Image.Image] = []
+        stages: list[list[Image.Image]] = [[] for _ in self.model.plan] if return_stages else []
+        for first in range(0, len(ids), 64):
+            chunk = slice(first, first + 64)
+            images += edit.finish(self._batch(ids[chunk], asked[chunk], settings, stages, on_stage, edit))
+        return Output(images, [*stages[:-1], images] if stages else [], ids, asked, settings, asked, [1] * len(ids))
 
 
 def _per_stage(values: Sequence[Number] | Number, stages: int) -> Sequence[Number]:

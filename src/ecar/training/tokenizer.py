@@ -27,10 +27,10 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ecar.config import differences
-from ecar.data.images import to_signed
 from ecar.data.source import ImageReport, iterate_images, load_source
 from ecar.devices import mixed_precision, resolve_device
 from ecar.evaluation.features import EfficientNetLite
+from ecar.files.images import to_signed
 from ecar.files.lock import run_lock
 from ecar.tokenizers import load_tokenizer
 from ecar.tokenizers.conv import ConvTokenizer
