@@ -151,10 +151,23 @@ def test_previews_lie_among_the_steps_that_an_edit_draws() -> None:
         assert all(8 * begin[stage] < step <= 8 for stage, step in points)
         assert (2, 8) not in points
     assert drawn_points((8, 8, 8), (0.0, 0.0, 0.0), 2) == ((0, 8), (1, 8))
+    assert drawn_points((8, 8, 8), begins(plan, 5e-324), 3) == ()
 
 
-def test_edits_and_generations_share_batches_and_do_not_notice(engine: Engine, url: str) -> None:
-    """The engine of the server, asked directly: so all rows come at the same moment."""
+def test_a_strength_of_nearly_nothing_gives_the_picture_back(api: openai.OpenAI) -> None:
+    """The request was never answered."""
+    stream = api.images.edit(**GOOD, stream=True, partial_images=3, extra_body={"strength": 5e-324})
+    (event,) = list(stream)
+    assert_same([event], PIPE.edit(a_picture(), label="dog", strength=5e-324).images)
+
+
+@pytest.mark.usefixtures("url")
+@pytest.mark.parametrize("fixed_shapes", [False, True])
+def test_edits_and_generations_share_batches_and_do_not_notice(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, fixed_shapes: bool
+) -> None:
+    """The engine of the server, asked directly: so all rows come at the same moment. Of fixed shapes, with two more."""
+    monkeypatch.setattr(PIPE, "fixed_shapes", fixed_shapes)
     settings = PIPE.settings()
     done, events = threading.Event(), dict[int, Event]()
 
@@ -174,6 +187,7 @@ def test_edits_and_generations_share_batches_and_do_not_notice(engine: Engine, u
     assert done.wait(60)
     assert engine.metrics.registry.get_sample_value("ecar_batch_size_sum", {"stage": "1"}) == before + 6
     assert engine.metrics.registry.get_sample_value("ecar_batch_size_count", {"stage": "1"}) == count + 1
+    monkeypatch.undo()
     alone = PIPE(labels=["dog"] * 3, seeds=[0, 3, 5]).images
     wanted = {0: alone[0], 3: alone[1], 5: alone[2]}
     wanted |= {i: PIPE.edit(a_picture(), mask=a_mask(), label="dog", seeds=[i]).images[0] for i in (1, 4)}
@@ -273,8 +287,8 @@ def test_bodies_that_are_no_form_are_refused(url: str) -> None:
 def test_an_upload_is_refused_by_its_length_before_it_is_read(url: str, engine: Engine) -> None:
     host, port = url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=20) as connection:
-        head = f"POST {EDITS} HTTP/1.1\r\nHost: x\r\nContent-Length: {engine.limits.max_upload + 1}\r\nExpect: 100-continue"
-        connection.sendall(f"{head}\r\n\r\n".encode())
+        head = f"POST {EDITS} HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\n"
+        connection.sendall(f"{head}Content-Length: {engine.limits.max_upload + 1}\r\n\r\n".encode())
         answer = connection.recv(65536)
     assert b" 413 " in answer and b"100 Continue" not in answer
     big = httpx.post(f"{url}{EDITS}", data={"prompt": "dog"}, files={"image": bytes(2**21)})

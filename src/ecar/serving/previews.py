@@ -39,7 +39,9 @@ def drawn_points(steps: Sequence[int], begin: Sequence[float], count: int) -> tu
         begin: of each stage the time from which it is drawn, as of ``ecar.sampling.edit.Edit``: 1 for none of it.
     """
     known = [s if time >= 1 else min(int(time * s + 1e-6), s - 1) for s, time in zip(steps, begin, strict=True)]
-    first = next(k for k, time in enumerate(begin) if time < 1)
+    first = sum(time >= 1 for time in begin)
+    if first == len(begin):
+        return ()  # a strength so small that nothing is drawn
     points = preview_points([s - before for s, before in zip(steps, known, strict=True)][first:], count)
     return tuple((first + stage, known[first + stage] + step) for stage, step in points)
 
