@@ -35,7 +35,7 @@ def a_picture(width: int = 96, height: int = 64, form: str = "PNG") -> bytes:
 
 def put(page: Page, data: bytes = b"", name: str = "picture.png") -> None:  # noqa: F811
     page.locator("#file").set_input_files({"name": name, "mimeType": "image/png", "buffer": data or a_picture()})
-    expect(page.locator("#editor")).to_be_visible()
+    expect(page.locator("#editor")).to_be_visible(timeout=30_000)
 
 
 def share(page: Page) -> float:  # noqa: F811
@@ -66,7 +66,7 @@ def test_a_generated_image_is_edited_and_the_copied_commands_give_the_same(page:
     choose(page, "Sneaker")
     page.locator("#count").fill("1")
     page.get_by_role("button", name="Generate").click()
-    expect(page.locator("figure[data-state=finished]")).to_have_count(1)
+    expect(page.locator("figure[data-state=finished]")).to_have_count(1, timeout=60_000)
     (original,) = shown(page)
     page.get_by_role("button", name="edit", exact=True).click()
     paint(page, (0.1, 0.35), (0.45, 0.35), (0.45, 0.6), (0.1, 0.6))
@@ -81,7 +81,7 @@ def test_a_generated_image_is_edited_and_the_copied_commands_give_the_same(page:
                 {attributes: true, subtree: true, attributeFilter: ["data-state"]});
     }""")
     page.get_by_role("button", name="Edit", exact=True).click()
-    expect(page.locator("figure[data-state=finished]")).to_have_count(3)
+    expect(page.locator("figure[data-state=finished]")).to_have_count(3, timeout=60_000)
     assert [page.evaluate("window.seen").count(f"preview {i}") for i in range(3)] == [3] * 3
     drawn = np.array(page.evaluate(READ_MASK)).reshape(32, 32)
     images = shown(page)
@@ -98,7 +98,7 @@ def test_a_generated_image_is_edited_and_the_copied_commands_give_the_same(page:
     assert shown(page) == images
 
     files = list[object]()
-    page.on("download", files.append)
+    page.on("download", lambda file: files.append(file))
     page.get_by_role("button", name="Save picture and mask").click()
     while len(files) < 2:
         page.wait_for_timeout(50)
@@ -134,7 +134,7 @@ def test_pictures_are_chosen_dropped_and_pasted_and_other_files_are_told(page: P
             }""",
             [kind, base64.b64encode(a_picture(50, 50)).decode()],
         )
-        expect(page.locator("#editor")).to_be_visible()
+        expect(page.locator("#editor")).to_be_visible(timeout=30_000)
         page.get_by_role("button", name="Remove picture").click()
     page.locator("#file").set_input_files({"name": "notes.png", "mimeType": "image/png", "buffer": b"text"})
     expect(page.locator("#status")).to_have_text("notes.png is not a picture that this browser reads")
@@ -150,7 +150,7 @@ def test_a_picture_without_mask_and_class_is_varied(page: Page) -> None:  # noqa
     expect(page.locator("#strength-value")).to_have_text("0.50")
     page.locator("#count").fill("2")
     page.get_by_role("button", name="Edit", exact=True).click()
-    expect(page.locator("figure[data-state=finished]")).to_have_count(2)
+    expect(page.locator("figure[data-state=finished]")).to_have_count(2, timeout=60_000)
     paint(page, (0.5, 0.5))
     page.get_by_role("button", name="Edit", exact=True).click()
     expect(page.locator("#status")).to_have_text("Choose a class first")
@@ -217,7 +217,7 @@ def test_history_brings_picture_mask_and_strength_back(page: Page) -> None:  # n
     paint(page, (0.2, 0.2), (0.8, 0.2))
     painted = page.evaluate(READ_MASK)
     page.get_by_role("button", name="Edit", exact=True).click()
-    expect(page.locator("#history button")).to_have_count(1)
+    expect(page.locator("#history button")).to_have_count(1, timeout=60_000)
     page.get_by_role("button", name="Remove picture").click()
     page.get_by_role("button", name="edit: Bag, seed 0").click()
     expect(page.get_by_role("button", name="Edit", exact=True)).to_be_enabled()
@@ -225,11 +225,8 @@ def test_history_brings_picture_mask_and_strength_back(page: Page) -> None:  # n
 
 
 def test_one_of_a_thousand_classes_is_found(browser, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]  # noqa: F811
-    names = tuple(
-        f"{kind} {number}"
-        for number in range(100)
-        for kind in ("cat", "dog", "elk", "fox", "gnu", "hen", "owl", "pig", "rat", "yak")
-    )
+    kinds = ("cat", "dog", "elk", "fox", "gnu", "hen", "owl", "pig", "rat", "yak")
+    names = tuple(f"{kind} {number}" for number in range(100) for kind in kinds)
     save_model(tmp_path / "m", random_model(tiny_config(num_classes=1000, class_names=names)), PixelTokenizer(factor=1))
     with opened(browser, tmp_path / "m") as (_, page):  # noqa: F811
         page.wait_for_selector("#classes input", state="attached")
@@ -246,5 +243,5 @@ def test_one_of_a_thousand_classes_is_found(browser, tmp_path: Path) -> None:  #
         put(page)
         page.locator("#count").fill("1")
         page.get_by_role("button", name="Edit", exact=True).click()
-        expect(page.locator("figure[data-state=finished]")).to_have_count(1)
+        expect(page.locator("figure[data-state=finished]")).to_have_count(1, timeout=60_000)
         assert page.locator("figcaption span").first.inner_text() == "owl 4"

@@ -255,10 +255,10 @@ $("filter").addEventListener("keydown", (event) => {
   $("filter").value = "";
   find();
 });
-$("file").addEventListener("change", async () => {
+$("file").addEventListener("change", () => {
   const [file] = $("file").files;
-  if (file) await edit(file);
   $("file").value = ""; // the same one can be chosen again
+  if (file) edit(file);
 });
 document.addEventListener("paste", (event) => {
   const [file] = event.clipboardData.files;
