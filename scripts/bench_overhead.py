@@ -38,7 +38,7 @@ from ecar.training.run import save_samples
 def make_trainer(args: argparse.Namespace, out: Path) -> Trainer:
     """A trainer with the default options, on random latents."""
     side, tokenizer = args.resolution, PixelTokenizer(factor=2)
-    config = TrainConfig(
+    config = TrainConfig.of(
         data="random", out=str(out), preset=args.preset, resolution=(side,), batch_size=args.batch_size,
         trackers=(), device="cpu",
     )  # fmt: skip

@@ -61,7 +61,7 @@ def test_a_further_average_starts_as_the_first_one(digits_folder: Path, tmp_path
 @pytest.mark.parametrize("key", ["width", "optimizer", "no_such_option"])
 def test_what_cannot_change_or_does_not_exist_is_refused_at_once(key: str) -> None:
     with pytest.raises(ValueError, match=rf"{key} cannot change within a run.*what can: batch_size"):
-        TrainConfig(data="d", out="o", allow_change=(key,))
+        TrainConfig.of(data="d", out="o", allow_change=(key,))
 
 
 def test_a_refused_resume_leaves_the_run_its_options(digits_folder: Path, tmp_path: Path) -> None:

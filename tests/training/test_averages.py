@@ -99,4 +99,4 @@ def test_steps_without_a_finite_loss_or_gradient_leave_every_average_as_it_was(
 @pytest.mark.parametrize("ema", [(), (0.9, 0.9), (0.9, 1.0), (-0.1,)])
 def test_wrong_decays_are_refused(ema: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match="ema takes different decays"):
-        TrainConfig(data="d", out="o", ema=ema)
+        TrainConfig.of(data="d", out="o", ema=ema)

@@ -120,6 +120,6 @@ def test_ten_steps_are_five_and_five_under_torchrun_bit_for_bit(digits_folder: P
 
 def test_muon_needs_whole_matrices() -> None:
     with pytest.raises(ValueError, match="muon needs whole matrices"):
-        TrainConfig(data="d", out="o", parallel="fsdp", optimizer="muon")
+        TrainConfig.of(data="d", out="o", parallel="fsdp", optimizer="muon")
     with pytest.raises(ValueError, match="ddp or fsdp"):
-        TrainConfig(data="d", out="o", parallel="zero")
+        TrainConfig.of(data="d", out="o", parallel="zero")

@@ -42,7 +42,7 @@ def options(data: Path, out: Path, **changes: Any) -> TrainConfig:
         "trunk_depth": 1, "head_depth": 1, "max_steps": 6, "batch_size": 8, "save_every": 3, "sample_every": 6,
         "log_every": 1, "warmup": 2, "trackers": (), "dtype": "fp32",
     }  # fmt: skip
-    return TrainConfig(**{**values, **changes})
+    return TrainConfig.of(**{**values, **changes})
 
 
 def lines(out: Path) -> list[dict[str, float]]:
@@ -315,7 +315,7 @@ def test_times_of_each_stage_follow_its_own_location_and_its_uniform_share() -> 
 )
 def test_wrong_options_are_refused(changes: dict[str, Any], word: str) -> None:
     with pytest.raises(ValueError, match=word):
-        TrainConfig(data="d", out="o", **changes)
+        TrainConfig.of(data="d", out="o", **changes)
 
 
 def test_tokenizer_training_lowers_its_losses_and_refuses_other_options(digits_folder: Path, tmp_path: Path) -> None:
@@ -323,12 +323,12 @@ def test_tokenizer_training_lowers_its_losses_and_refuses_other_options(digits_f
         "data": str(digits_folder), "out": str(tmp_path), "resolution": 8, "factor": 2, "widths": (8, 8), "depth": 1,
         "batch_size": 8, "perceptual": 0.0, "save_every": 10, "log_every": 5,
     }  # fmt: skip
-    train_tokenizer(TokenizerConfig(**common, max_steps=60))
+    train_tokenizer(TokenizerConfig.of(**common, max_steps=60))
     log = lines(tmp_path)
     assert log[-1]["reconstruction_0"] < 0.7 * log[0]["reconstruction_0"]
     assert log[-1]["reconstruction_1"] < 0.9 * log[0]["reconstruction_1"]  # scale consistency is trained too
     with pytest.raises(ValueError, match="other options"):
-        train_tokenizer(TokenizerConfig(**common, max_steps=60, seed=1))
+        train_tokenizer(TokenizerConfig.of(**common, max_steps=60, seed=1))
 
 
 @pytest.fixture
@@ -339,7 +339,7 @@ def trained_tokenizer(digits_folder: Path, tmp_path: Path) -> dict[str, Any]:
         "save_every": 2, "log_every": 1,
     }  # fmt: skip
     sizes: dict[str, Any] = {"channels": 3, "factor": 2, "widths": (8, 8), "depth": 1}
-    train_tokenizer(TokenizerConfig(**common, **sizes, out=str(tmp_path / "first")))
+    train_tokenizer(TokenizerConfig.of(**common, **sizes, out=str(tmp_path / "first")))
     return common
 
 
@@ -347,7 +347,7 @@ def test_a_decoder_trained_on_a_frozen_encoder_serves_the_model_and_another_does
     digits_folder: Path, tmp_path: Path, trained_tokenizer: dict[str, Any]
 ) -> None:
     first, sharper = str(tmp_path / "first"), str(tmp_path / "sharper")
-    train_tokenizer(TokenizerConfig(**trained_tokenizer, out=sharper, init_from=first, freeze_encoder=True))
+    train_tokenizer(TokenizerConfig.of(**trained_tokenizer, out=sharper, init_from=first, freeze_encoder=True))
     before, after = load_tokenizer(first), load_tokenizer(sharper)
     images = torch.rand(2, 3, 8, 8) * 2 - 1
     assert torch.equal(before.encode(images), after.encode(images))
@@ -360,7 +360,7 @@ def test_a_decoder_trained_on_a_frozen_encoder_serves_the_model_and_another_does
     )
     assert plain.images[0].tobytes() != other.images[0].tobytes()
 
-    train_tokenizer(TokenizerConfig(**trained_tokenizer, out=str(tmp_path / "moved"), init_from=first))
+    train_tokenizer(TokenizerConfig.of(**trained_tokenizer, out=str(tmp_path / "moved"), init_from=first))
     with pytest.raises(ValueError, match="reads other latents"):
         Pipeline.from_pretrained(tmp_path / "model" / "final", decoder=tmp_path / "moved")
 
@@ -369,13 +369,13 @@ def test_a_tokenizer_run_that_started_from_another_resumes_bit_for_bit(
     tmp_path: Path, trained_tokenizer: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     common = {**trained_tokenizer, "init_from": str(tmp_path / "first")}
-    whole = train_tokenizer(TokenizerConfig(**common, out=str(tmp_path / "whole")))
+    whole = train_tokenizer(TokenizerConfig.of(**common, out=str(tmp_path / "whole")))
     draw = tokenizer_training._draw
     with monkeypatch.context() as patch:
         patch.setattr(tokenizer_training, "_draw", lambda c, i, step: draw(c, i, step) if step < 4 else 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            train_tokenizer(TokenizerConfig(**common, out=str(tmp_path / "cut")))
-    assert train_tokenizer(TokenizerConfig(**common, out=str(tmp_path / "cut"))).fingerprint() == whole.fingerprint()
+            train_tokenizer(TokenizerConfig.of(**common, out=str(tmp_path / "cut")))
+    assert train_tokenizer(TokenizerConfig.of(**common, out=str(tmp_path / "cut"))).fingerprint() == whole.fingerprint()
 
 
 @pytest.mark.parametrize(
@@ -395,7 +395,7 @@ def test_wrong_starts_of_a_tokenizer_are_refused_before_images_are_read(
     monkeypatch.setattr(tokenizer_training, "_read_images", lambda *_: pytest.fail("read"))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=word):
-        train_tokenizer(TokenizerConfig(**{**trained_tokenizer, "out": "other", **changes}))
+        train_tokenizer(TokenizerConfig.of(**{**trained_tokenizer, "out": "other", **changes}))
 
 
 def test_a_tokenizer_of_photographs_learns_on_crops_and_resumes_bit_for_bit(
@@ -407,7 +407,7 @@ def test_a_tokenizer_of_photographs_learns_on_crops_and_resumes_bit_for_bit(
         "channels": 3, "widths": (64, 64), "depth": 1, "batch_size": 4, "perceptual": 0.0, "optimizer": "muon",
         "max_steps": 6, "save_every": 2, "log_every": 2,
     }  # fmt: skip
-    whole = train_tokenizer(TokenizerConfig(**common, out=str(tmp_path / "whole")))
+    whole = train_tokenizer(TokenizerConfig.of(**common, out=str(tmp_path / "whole")))
     assert whole.encode(torch.rand(1, 3, 32, 48)).shape == (1, 3, 4, 6)
     log = lines(tmp_path / "whole")
     assert log[-1]["reconstruction_0"] < log[0]["reconstruction_0"]
@@ -415,8 +415,8 @@ def test_a_tokenizer_of_photographs_learns_on_crops_and_resumes_bit_for_bit(
     with monkeypatch.context() as patch:
         patch.setattr(tokenizer_training, "_draw", lambda c, i, step: draw(c, i, step) if step < 4 else 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            train_tokenizer(TokenizerConfig(**common, out=str(tmp_path / "cut")))
-    assert train_tokenizer(TokenizerConfig(**common, out=str(tmp_path / "cut"))).fingerprint() == whole.fingerprint()
+            train_tokenizer(TokenizerConfig.of(**common, out=str(tmp_path / "cut")))
+    assert train_tokenizer(TokenizerConfig.of(**common, out=str(tmp_path / "cut"))).fingerprint() == whole.fingerprint()
 
 
 @pytest.mark.parametrize(
@@ -431,7 +431,7 @@ def test_a_tokenizer_of_photographs_learns_on_crops_and_resumes_bit_for_bit(
 )
 def test_wrong_options_of_a_tokenizer_are_refused(changes: dict[str, Any], word: str) -> None:
     with pytest.raises(ValueError, match=word):
-        TokenizerConfig(data=("d",), out="o", **changes)
+        TokenizerConfig.of(data=("d",), out="o", **changes)
 
 
 def test_perceptual_features_need_no_network_and_see_differences() -> None:

@@ -61,7 +61,7 @@ def run(job: dict[str, Any]) -> None:
     loop.Trainer.train_step, loss.stage_losses = with_faults, broken  # type: ignore[method-assign]
     World.stop = leave  # type: ignore[method-assign]
     try:
-        loop.train(TrainConfig(**{**job, "resolution": (8,)}))
+        loop.train(TrainConfig.of(**{**job, "resolution": (8,)}))
         assert stop_at is None
     except Stopped as stopped:
         assert stop_at is not None and stopped.code == 75

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import typing
 import warnings
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import tyro
 
 from ecar.config import check_acceptance
 from ecar.files.commit import source_commit as source_commit
+from ecar.files.options import flag, options_of, recipe_flags
 
 if TYPE_CHECKING:
     import torch
@@ -24,14 +27,47 @@ _DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 def parse(kind: type[T], arguments: Sequence[str], verb: str) -> T:
     """A dataclass of options from the command line. In lists of numbers, commas work as well as blanks.
 
+    Groups of options in it are flat. ``--config FILE``, where there is such an option, stands for the flags in a recipe,
+    and all others win over it.
+
     Wrong flags end the process with exit code 2 and a message (tyro's). ValueError comes from the dataclass itself, for
     ``main`` to make one line of: inside tyro it would become a box of several.
     """
-    lists = {f"--{f.name.replace('_', '-')}" for f in dataclasses.fields(kind) if "tuple" in str(f.type)}  # type: ignore[arg-type]
-    unchecked = type(kind.__name__, (kind,), {"__post_init__": lambda _: None, "__doc__": kind.__doc__})
+    fields = options_of(kind)
+    lists = {flag(name) for name, field in fields.items() if "tuple" in str(field.type)}
     words = _split_lists(arguments, lists)
-    found: T = tyro.cli(unchecked, args=words, prog=f"ecar {verb}", config=(tyro.conf.OmitArgPrefixes,))
-    return kind(**{f.name: getattr(found, f.name) for f in dataclasses.fields(kind)})  # type: ignore[arg-type]
+    if "config" in fields:
+        words = [*_recipes(words, kind), *words]
+    found = tyro.cli(_unchecked(kind), args=words, prog=f"ecar {verb}", config=(tyro.conf.OmitArgPrefixes,))
+    return _checked(kind, found)
+
+
+def _unchecked(kind: type) -> type:
+    """The same dataclass without its checks, nor those of its groups."""
+    hints = typing.get_type_hints(kind)
+    own = {f.name: hints[f.name] for f in dataclasses.fields(kind) if dataclasses.is_dataclass(hints[f.name])}
+    groups = {name: _unchecked(typing.cast(type, group)) for name, group in own.items()}
+    body: dict[str, Any] = {"__post_init__": lambda _: None, "__doc__": kind.__doc__, "__annotations__": groups}
+    for field in dataclasses.fields(kind):
+        if field.name in groups:
+            optional = field.default_factory is not dataclasses.MISSING
+            made = {"default_factory": groups[field.name]} if optional else {}
+            body[field.name] = dataclasses.field(**made)
+    return dataclasses.dataclass(frozen=True, kw_only=True)(type(kind.__name__, (kind,), body))
+
+
+def _checked(kind: type[T], found: Any) -> T:
+    """The values of an unchecked one, checked."""
+    hints = typing.get_type_hints(kind)
+    values = {f.name: getattr(found, f.name) for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    return kind(**{n: _checked(hints[n], v) if dataclasses.is_dataclass(v) else v for n, v in values.items()})
+
+
+def _recipes(words: list[str], kind: type) -> list[str]:
+    """The flags that every ``--config`` stands for."""
+    given = [after for word, after in pairwise(words) if word == "--config"]
+    given += [word.partition("=")[2] for word in words if word.startswith("--config=")]
+    return [word for file in given for word in recipe_flags(Path(file).expanduser(), kind)]
 
 
 def _split_lists(arguments: Sequence[str], lists: set[str]) -> list[str]:
