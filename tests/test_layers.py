@@ -100,8 +100,9 @@ def test_every_option_has_a_description() -> None:
     """Command-line help is made from them."""
     for file in (
         SOURCE / "config.py", SOURCE / "data" / "reading.py", SOURCE / "training" / "engine" / "options.py",
-        *(SOURCE / "training" / f"{name}.py" for name in ("inputs", "tokenizer_config")), *(SOURCE / "cli").glob("*.py"),
-    ):
+        SOURCE / "training" / "inputs.py", SOURCE / "training" / "tokenizer_config.py",
+        *(SOURCE / "cli").glob("*.py"),
+    ):  # fmt: skip
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.ClassDef) and node.decorator_list:
                 for field, after in zip(node.body, [*node.body[1:], None], strict=True):

@@ -27,6 +27,7 @@ from ecar.sampling.pipeline import Pipeline
 from ecar.stages import make_plan
 from ecar.tokenizers import ConvTokenizer, PixelTokenizer, Tokenizer, load_tokenizer
 from ecar.training import build, loop, loss
+from ecar.training import draws as draws_module
 from ecar.training import tokenizer as tokenizer_training
 from ecar.training.config import TokenizerConfig, TrainConfig
 from ecar.training.draws import training_times
@@ -125,7 +126,7 @@ def test_what_needs_no_latents_is_refused_before_images_are_encoded(
 
 def test_a_run_of_other_options_is_not_continued(digits_folder: Path, tmp_path: Path) -> None:
     loop.train(options(digits_folder, tmp_path))
-    with pytest.raises(ValueError, match=r"other options \(batch_size 8 -> 4\)"):
+    with pytest.raises(ValueError, match=r"other options \(--batch-size 8 -> 4\)"):
         loop.train(options(digits_folder, tmp_path, batch_size=4))
     loop.train(options(digits_folder, tmp_path, lr=1e-4, max_steps=7))  # the way out of a diverged run stays open
     assert lines(tmp_path)[-1]["step"] == 7
@@ -197,10 +198,10 @@ def test_latent_cache_trains_as_images_do_and_refuses_a_changed_tokenizer(digits
 
 def test_options_about_a_cache_are_obeyed_not_ignored(digits_folder: Path, tmp_path: Path) -> None:
     encode_cache(digits_folder, PixelTokenizer(factor=2), tmp_path / "cache")
-    kept, _ = build.load_table(options(tmp_path / "cache", tmp_path, tokenizer=None, max_images=7))
+    kept, _ = build.load_table(options(tmp_path / "cache", tmp_path, tokenizer=None, max_images=7).resolve())
     assert kept.sides == 1 and len(kept) == len(kept.labels) == 7  # not mirrored unless asked
     with pytest.raises(ValueError, match="another tokenizer"):
-        build.load_table(options(tmp_path / "cache", tmp_path, tokenizer="pixels:4"))
+        build.load_table(options(tmp_path / "cache", tmp_path, tokenizer="pixels:4").resolve())
     PixelTokenizer(factor=2).save(tmp_path / "cache" / "tokenizer")  # its statistics differ
     with pytest.raises(ValueError, match="run ecar encode again"):
         load_latents(str(tmp_path / "cache"))
@@ -284,12 +285,21 @@ def test_learning_rate_warms_up_stays_and_falls_to_a_fiftieth() -> None:
     assert rates == pytest.approx([0.01, 1.0, 1.0, 0.51, 0.02])
 
 
-def test_times_of_each_stage_follow_its_own_location_and_its_uniform_share() -> None:
-    t = training_times((1.0, -0.5), 200_000, 0.0, torch.Generator().manual_seed(0))
-    assert torch.allclose(t.logit().mean(1), torch.tensor([1.0, -0.5]), atol=0.01)
+def test_a_run_shorter_than_the_warm_up_reaches_its_learning_rate() -> None:
+    """--max-steps 100 with a warm-up of 200 trained at half the rate, at most."""
+    assert learning_rate(10, peak=1.0, steps=100, warmup=200, decay=0.3) == 1.0
+    assert learning_rate(5, peak=1.0, steps=100, warmup=200, decay=0.3) == 0.5
+    assert learning_rate(1, peak=1.0, steps=4, warmup=200, decay=0.0) == 1.0
+
+
+def test_times_are_logit_normal_and_a_share_of_them_uniform(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(draws_module, "UNIFORM_SHARE", 0.0)
+    t = training_times(2, 200_000, torch.Generator().manual_seed(0))
+    assert torch.allclose(t.logit().mean(1), torch.zeros(2), atol=0.01)
     assert torch.allclose(t.logit().std(1), torch.ones(2), atol=0.01)
-    uniform = training_times((1.0, -0.5), 200_000, 1.0, torch.Generator().manual_seed(0))
-    assert torch.allclose(uniform.mean(1), torch.full((2,), 0.5), atol=0.005)
+    monkeypatch.setattr(draws_module, "UNIFORM_SHARE", 1.0)
+    uniform = training_times(2, 200_000, torch.Generator().manual_seed(0))
+    assert torch.allclose((uniform < 0.1).float().mean(1), torch.full((2,), 0.1), atol=0.005)
 
 
 @pytest.mark.parametrize(
@@ -297,20 +307,17 @@ def test_times_of_each_stage_follow_its_own_location_and_its_uniform_share() -> 
     [
         ({"stage_share": (0.5, 1.0)}, "start at 1"),
         ({"stage_weight": (1.0,)}, "one entry per stage"),
-        ({"t_mean": (0.5,)}, "one entry per stage"),
         ({"dtype": "fp16"}, "bf16 or fp32"),
         ({"optimizer": "sgd"}, "adamw or muon"),
-        ({"batch_size": 0}, "batch_size"),
-        ({"lr": -1.0}, "lr"),
-        ({"seed": -1}, "seed"),
-        ({"uniform_t": 5.0}, "uniform_t"),
-        ({"ema": 1.0}, "ema"),
-        ({"resolution": (8, 8, 8)}, "resolution"),
-        ({"lr": math.inf}, "lr"),
-        ({"weight_decay": math.nan}, "weight_decay"),
-        ({"warmup": -5}, "warmup"),
-        ({"stages": 2, "stage_weight": (-1.0, 1.0)}, "stage_weight"),
-        ({"stages": 2, "t_mean": (math.nan, 0.0)}, "t_mean"),
+        ({"batch_size": 0}, "--batch-size"),
+        ({"lr": -1.0}, "--lr"),
+        ({"seed": -1}, "--seed"),
+        ({"decay": 5.0}, "--decay"),
+        ({"ema": 1.0}, "--ema"),
+        ({"resolution": (8, 8, 8)}, "--resolution"),
+        ({"lr": math.inf}, "--lr"),
+        ({"warmup": -5}, "--warmup"),
+        ({"stages": 2, "stage_weight": (-1.0, 1.0)}, "--stage-weight"),
     ],
 )
 def test_wrong_options_are_refused(changes: dict[str, Any], word: str) -> None:
@@ -381,7 +388,7 @@ def test_a_tokenizer_run_that_started_from_another_resumes_bit_for_bit(
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
-        ({"freeze_encoder": True}, "freeze_encoder needs init_from"),
+        ({"freeze_encoder": True}, "--freeze-encoder needs --init-from"),
         ({"init_from": "pixels:2"}, "is a pixels tokenizer"),
         ({"init_from": "first", "depth": 3}, "has depth 1, not 3"),
         ({"init_from": "first", "factor": 8}, "has factor 2, not 8"),
@@ -422,11 +429,11 @@ def test_a_tokenizer_of_photographs_learns_on_crops_and_resumes_bit_for_bit(
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
-        ({"crop": 64}, "crop 64 is larger than resolution 32"),
-        ({"crop": 12}, "crop 12 does not divide by 8"),
-        ({"patch": 3}, "patch must be a power of two below factor 4"),
-        ({"patch": 2}, "widths needs 2 positive entries for factor 4 and patch 2"),
-        ({"optimizer": "lion"}, "optimizer must be adamw or muon"),
+        ({"crop": 64}, "--crop 64 is larger than --resolution 32"),
+        ({"crop": 12}, "--crop 12 does not divide by 8"),
+        ({"patch": 3}, "--patch must be a power of two below --factor 4"),
+        ({"patch": 2}, "--widths needs 2 positive entries for --factor 4 and --patch 2"),
+        ({"optimizer": "lion"}, "--optimizer must be adamw or muon"),
     ],
 )
 def test_wrong_options_of_a_tokenizer_are_refused(changes: dict[str, Any], word: str) -> None:

@@ -27,8 +27,8 @@ _DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 def parse(kind: type[T], arguments: Sequence[str], verb: str) -> T:
     """A dataclass of options from the command line. In lists of numbers, commas work as well as blanks.
 
-    Groups of options in it are flat. ``--config FILE``, where there is such an option, stands for the flags in a recipe,
-    and all others win over it.
+    Groups of options in it are flat. ``--config FILE``, where there is such an option, stands for the flags of a
+    recipe; all others win over it.
 
     Wrong flags end the process with exit code 2 and a message (tyro's). ValueError comes from the dataclass itself, for
     ``main`` to make one line of: inside tyro it would become a box of several.

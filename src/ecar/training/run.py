@@ -21,9 +21,7 @@ from ecar.training.config import Training
 from ecar.training.finetune import Source
 
 
-def check_same_data(
-    record: dict[str, Any], config: ModelConfig, table: LatentTable, allowed: set[str]
-) -> str:
+def check_same_data(record: dict[str, Any], config: ModelConfig, table: LatentTable, allowed: set[str]) -> str:
     """ValueError if the data no longer give the model and the order that the checkpoint was trained with, but for
     properties that are ``allowed`` to differ. Returns what differs, in words."""
     before = {**record["model"], "images": record["images"], "content": record["content"]}
