@@ -48,7 +48,8 @@ def start(jobs: Sequence[dict[str, Any]], folder: Path, *, torchrun: int | None 
 def run(job: dict[str, Any]) -> None:
     """One job in this process."""
     stop_at, stop_rank = job.pop("stop_at", None), job.pop("stop_rank", 0)
-    trainer.in_background = lambda _, background=job.pop("background", False): background  # type: ignore[misc]
+    background = job.pop("background", False)
+    trainer.in_background = lambda _: background
     nan_at, nan_rank = job.pop("nan_at", ()), job.pop("nan_rank", 0)
     step, losses, bad = loop.Trainer.train_step, loss.stage_losses, [False]
 
