@@ -40,7 +40,7 @@ def parse(kind: type[T], arguments: Sequence[str], verb: str) -> T:
     words = _split_lists(arguments, {_flag(name) for name, hint in fields.items() if _is_list(hint)})
     if "config" in fields:
         words = [*_recipes(words, kind), *words]
-    found = tyro.cli(_unchecked(kind), args=words, prog=f"ecar {verb}", config=CONFIG)
+    found: Any = tyro.cli(_unchecked(kind), args=words, prog=f"ecar {verb}", config=CONFIG)
     return _checked(kind, found)
 
 
@@ -52,9 +52,8 @@ def _unchecked(kind: type) -> type:
     body: dict[str, Any] = {"__post_init__": lambda _: None, "__doc__": kind.__doc__, "__annotations__": groups}
     for field in dataclasses.fields(kind):
         if field.name in groups:
-            optional = field.default_factory is not dataclasses.MISSING
-            made = {"default_factory": groups[field.name]} if optional else {}
-            body[field.name] = dataclasses.field(**made)
+            needed = field.default_factory is dataclasses.MISSING
+            body[field.name] = dataclasses.field() if needed else dataclasses.field(default_factory=groups[field.name])
     return dataclasses.dataclass(frozen=True, kw_only=True)(type(kind.__name__, (kind,), body))
 
 

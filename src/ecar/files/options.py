@@ -85,7 +85,7 @@ def changed(options: T, **values: Any) -> T:
             own[name] = values.pop(name)
     if values:
         raise TypeError(f"{type(options).__name__} has no options {', '.join(sorted(values))}")
-    return typing.cast(T, dataclasses.replace(options, **own))  # type: ignore[type-var]
+    return dataclasses.replace(options, **own)  # type: ignore[type-var]
 
 
 def write_recipe(path: Path, options: Any, leave_out: tuple[str, ...] = ()) -> None:

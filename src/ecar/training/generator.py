@@ -58,7 +58,7 @@ class Generator:
         self.rows, self.names = rows_per_stage(config), tuple(f"loss_{k + 1}" for k in range(len(model.plan)))
         self.curves = LossCurves(len(model.plan), config.run.device)
         ahead = config.run.device.startswith("cuda")
-        self.draw = BatchesAhead(config, table, model.plan, model.config.null_class, ahead=ahead)
+        self.batches = BatchesAhead(config, table, model.plan, model.config.null_class, ahead=ahead)
 
     def wrapped(self) -> tuple[nn.Module, list[nn.Module], bool]:
         """A single stage leaves the map's input layer unused."""
@@ -100,6 +100,9 @@ class Generator:
         table = self.table
         counts = {"images": len(table), "skipped": len(table.skipped), "parameters": self.module.num_parameters()}
         return {"options": flat(self.config), "data": table.about, **counts}
+
+    def draw(self, step: int) -> tuple[Tensor, Tensor, Draws]:
+        return self.batches(step)
 
     def losses(self, module: nn.Module, batch: tuple[Tensor, Tensor, Draws], part: Part) -> Losses:
         z, labels, draws = batch
@@ -150,8 +153,8 @@ class Generator:
         return save_samples(self.averaged(weights), self.tokenizer, self.out, step)
 
     def __enter__(self) -> Self:
-        self.draw.__enter__()
+        self.batches.__enter__()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.draw.__exit__(*error)
+        self.batches.__exit__(*error)

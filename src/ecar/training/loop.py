@@ -46,8 +46,10 @@ def train(config: TrainConfig) -> Path:
         check_divides(options.run.batch_size, rows_per_stage(options), world.size, options.scale.accumulate)
         world.barrier()
         task = _make(options, out, world, source)
-        kept = {"ema": options.optimizer.ema, "scale": options.scale}
-        trainer = Trainer(task, options.run, out, **kept, world=world, stop=stop, changed=differs)
+        trainer = Trainer(
+            task, options.run, out, ema=options.optimizer.ema, scale=options.scale, world=world, stop=stop,
+            changed=differs,
+        )  # fmt: skip
         if world.rank == 0:  # now that the data are accepted too
             keep_options(out, asked)
         try:

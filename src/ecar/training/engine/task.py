@@ -28,17 +28,19 @@ class Losses:
 
 
 class Task(Protocol):
-    """What a run learns: ``Trainer`` does everything else.
+    """What a run learns: ``Trainer`` does everything else."""
 
-    Attributes:
-        module: what is trained, averaged and saved.
-        names: of the mean losses.
-        rows: how many images of a batch train each part of it.
-    """
+    @property
+    def module(self) -> nn.Module:
+        """What is trained, averaged and saved."""
 
-    module: nn.Module
-    names: tuple[str, ...]
-    rows: tuple[int, ...]
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the mean losses."""
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """How many images of a batch train each part of the module."""
 
     def wrapped(self) -> tuple[nn.Module, list[nn.Module], bool]:
         """The module that several processes wrap, its parts whose weights may be whole only while they compute, and

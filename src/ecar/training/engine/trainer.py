@@ -126,8 +126,8 @@ class Trainer:
     def _open_log(self) -> RunLog:
         """The log and its first lines: what this run is, where it started from, what changed since."""
         line = self.task.begin(self.step == 0)
-        about = {"world": self.world.size, "accumulate": self.scale.accumulate, "rows": self.task.rows}
-        record = run_record(self.options, **about, **self.task.about())
+        how = {**self.task.about(), "accumulate": self.scale.accumulate, "rows": self.task.rows}
+        record = run_record(self.options, world=self.world.size, **how)
         log = RunLog(self.out, step=self.step, trackers=self.options.trackers, record=record)
         log.begin(self.seen)
         if line:
