@@ -56,8 +56,8 @@ def options_of_groups(kind: type) -> list[list[str]]:
 
 
 def test_wrong_options_of_a_group_are_one_line_that_names_the_flag() -> None:
-    with pytest.raises(ValueError, match="^--stage-share must start at 1"):
+    with pytest.raises(ValueError, match=r"^--stage-share must start at 1"):
         parse(TrainConfig, [*TRAIN, "--stage-share", "0.5", "1"], "train")
-    with pytest.raises(ValueError, match="^--lora-rank needs --init-from"):
+    with pytest.raises(ValueError, match=r"^--lora-rank needs --init-from"):
         parse(TrainConfig, [*TRAIN, "--lora-rank", "2"], "train")
     assert flat(parse(TrainConfig, TRAIN, "train"))["trackers"] == ()

@@ -92,10 +92,10 @@ def test_samples_of_other_options_are_drawn_again(tmp_path: Path, source: Path) 
     [
         ({"data": "self:"}, "takes a number of samples"),
         ({"data": "self:0"}, "takes a number of samples"),
-        ({"init_from": None}, "needs init_from"),
+        ({"init_from": None}, "needs --init-from"),
         ({"flip": True}, "goes without"),
         ({"own_steps": (2, 3, 4, 5)}, "steps needs"),
-        ({"data": "images", "own_steps": (2,)}, "own_steps is for"),
+        ({"data": "images", "own_steps": (2,)}, "--own-steps is for"),
         ({"resolution": (16,)}, "draws images of"),
     ],
 )

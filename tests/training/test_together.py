@@ -172,8 +172,8 @@ def test_a_loss_that_is_not_finite_on_one_rank_is_skipped_by_all_and_ends_all(
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--parallel", "fsdp", "--lora-rank", "2"], "lora_rank trains few weights"),
-        (["--parallel", "fsdp", "--distill", "--lora-rank", "2"], "lora_rank trains few weights"),
+        (["--parallel", "fsdp", "--lora-rank", "2"], "--lora-rank trains few weights"),
+        (["--parallel", "fsdp", "--distill", "--lora-rank", "2"], "--lora-rank trains few weights"),
         (["--parallel", "fsdp", "--distill", "--optimizer", "muon"], "muon needs whole matrices"),
     ],
 )
