@@ -112,8 +112,9 @@ def _fit(options: CriticOptions, pipe: Pipeline, settings: SamplingConfig, featu
     if len(images) < 100:
         raise ValueError(f"--data {options.data} has {len(images)} images; a critic needs 100 at least")
     rows = torch.randperm(len(images), generator=torch.Generator().manual_seed(options.seed))[: options.num]
-    images, labels = images[rows], labels[rows]
-    real = torch.cat([features(part).cpu() for part in images.split(options.batch_size)])
+    labels = labels[rows]
+    real = torch.cat([features(images[some]).cpu() for some in rows.split(options.batch_size)])
+    del images  # before others are drawn
     drawn = _samples(options, pipe, settings, labels, features)
     return fit_critic(real, labels, drawn, labels, config.num_classes), len(rows)
 
