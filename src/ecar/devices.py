@@ -34,7 +34,7 @@ def computes_bfloat16(device: str | torch.device) -> bool:
     return kind != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
 
 
-def images_at_once(height: int, width: int, most: int = _PIXELS_AT_ONCE) -> int:
+def images_at_once(height: int, width: int, *, most: int = _PIXELS_AT_ONCE) -> int:
     """How many images of ``height`` x ``width`` pixels go through a network in one pass, where no option says it: maps
     grow with the pixels, so that a number of images alone bounds no memory. 1 .. ``most``."""
     return max(1, min(most, _PIXELS_AT_ONCE // (height * width)))

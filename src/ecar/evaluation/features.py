@@ -122,7 +122,7 @@ class EfficientNetLite(nn.Module):
         pixels at least; float32, computed in bfloat16 where the device does."""
         most = _AT_ONCE if self.shift.device.type == "cpu" else max(1, len(images))
         larger = max(1.0, side / min(images.shape[-2:]))
-        count = images_at_once(round(larger * images.shape[-2]), round(larger * images.shape[-1]), most)
+        count = images_at_once(round(larger * images.shape[-2]), round(larger * images.shape[-1]), most=most)
         return torch.cat([self._of_pixels(part, side) for part in images.split(count)])
 
     def _of_pixels(self, images: Tensor, side: int) -> Tensor:

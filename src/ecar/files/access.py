@@ -12,7 +12,7 @@ def check_readable(path: Path) -> None:
     says so. Asked first, since libraries call a file that may not be read one that is not there."""
     try:
         if path.is_dir():
-            os.stat(path / ".")
+            os.stat(os.path.join(path, "."))  # asks for leave to enter; pathlib would drop the dot
         else:
             with open(path, "rb"):
                 pass

@@ -33,7 +33,7 @@ def resolve_model(name: str | Path) -> Path:
         ValueError: nothing of that name, or the folder of a training, whose model is one folder deeper.
     """
     text = str(name)
-    if (BUNDLED / text / "config.json").exists() and "/" not in text:
+    if "/" not in text and (BUNDLED / text / "config.json").exists():
         return BUNDLED / text
     path = Path(text).expanduser()
     check_readable(path)
