@@ -4,41 +4,43 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
 .PHONY: demo test check docs audit clean
 
 $(VENV)/run: pyproject.toml
 	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed"'
+	@echo "setting up $(VENV): a few minutes the first time"
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/pip install --quiet "$(TORCH)"
-	$(BIN)/pip install --quiet --editable .
+	@$(BIN)/python -c 'import torch' 2>/dev/null || $(PIP) "$(TORCH)"
+	@$(PIP) --editable .
 	@touch $@
 
 $(VENV)/dev: $(VENV)/run
-	$(BIN)/pip install --quiet --editable ".[dev]"
+	@$(PIP) --editable ".[dev]"
 	@touch $@
 
 demo: $(VENV)/run
 	@mkdir -p demo
-	$(BIN)/ecar sample --classes all --per-class 8 --out demo/samples.png --stages demo/stages.png --gif demo/stages.gif
+	@$(BIN)/ecar sample --classes all --per-class 8 --out demo/samples.png --stages demo/stages.png --gif demo/stages.gif
 	@echo "look at demo/samples.png, demo/stages.png and demo/stages.gif"
 
 test: $(VENV)/dev
-	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
+	@$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 
 check: $(VENV)/dev
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
 
 # The documentation as a site, in site/; a link that leads nowhere is an error.
 docs: $(VENV)/run
-	$(BIN)/pip install --quiet --editable ".[docs]"
-	$(BIN)/mkdocs build
+	@$(PIP) --editable ".[docs]"
+	@$(BIN)/mkdocs build --quiet
 
 # Known vulnerabilities of what is installed; needs the network.
 audit: $(VENV)/dev
-	$(BIN)/pip-audit --local --skip-editable --progress-spinner off
+	@$(BIN)/pip-audit --local --skip-editable --progress-spinner off
 
 clean:
-	rm -rf $(VENV) demo site
+	@rm -rf $(VENV) demo site

@@ -20,10 +20,10 @@ from tqdm.auto import tqdm
 from ecar.config import Side, differences
 from ecar.data.ahead import in_order
 from ecar.data.feed import Feed, Sample
-from ecar.data.images import CROP, BadImageError, decode_image, fit, to_signed
 from ecar.data.shards import CACHE, PROGRESS, damaged_shards
 from ecar.data.source import BadImages
 from ecar.devices import images_at_once
+from ecar.files.images import CROP, BadImageError, decode_image, fit, to_signed
 from ecar.files.records import write_atomically
 from ecar.tokenizers import Tokenizer
 

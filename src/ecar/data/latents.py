@@ -12,10 +12,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ecar.config import Side
-from ecar.data.images import to_signed
 from ecar.data.rows import choose_rows
 from ecar.data.source import ImageReport, ImageSource, iterate_images
 from ecar.devices import images_at_once
+from ecar.files.images import to_signed
 from ecar.tokenizers import Tokenizer
 
 _BATCH = 250

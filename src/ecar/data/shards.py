@@ -21,11 +21,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ecar.data.images import CROP
 from ecar.data.labels import class_ids
 from ecar.data.latents import LatentTable
 from ecar.data.rows import choose_rows
 from ecar.files.access import check_readable
+from ecar.files.images import CROP
 from ecar.tokenizers import Tokenizer, load_tokenizer
 
 CACHE, PROGRESS = "cache.json", "progress.json"
