@@ -1,4 +1,4 @@
-"""``ecar VERB ...``: finds the verb, runs it, turns wrong input into one line and exit code 2.
+"""``ecar VERB ...``: finds the verb, runs it, turns wrong input into one line, which names flags, and exit code 2.
 
 Nothing heavy is imported before the verb is known: ``ecar --help`` answers at once.
 """
@@ -20,12 +20,11 @@ VERBS = {
     "edit": "change a picture: parts of it, variations, margins, finer detail",
     "train": "train a model on images (the same command again resumes)",
     "tokenizer": "train the small convolutional autoencoder",
-    "extrapolate": "step away from what training on its own samples made of a model",
+    "neon": "negative extrapolation from self-training: a better model, without data",
     "critic": "learn to tell a model's samples from real images, to choose among candidates",
     "encode": "encode a data set to latents once",
     "data": "check a data set: broken, tiny, odd and duplicate images",
     "evaluate": "judge samples against real images",
-    "bench": "time sampling against DiT",
     "estimate": "parameters, memory, FLOPs and time of a model that does not exist yet",
     "info": "describe a model",
     "push": "publish a model on the Hub, or write the folder that would be uploaded",
@@ -60,7 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         if os.environ.get("ECAR_TRACEBACK"):
             raise
-        return _refuse(str(error))
+        from ecar.cli.options import name_flags
+
+        return _refuse(name_flags(str(error), module.OPTIONS))
     except ImportError as error:
         return _refuse(f"a package is missing ({error.name}); install it with: pip install 'ecar[all]'")
     except KeyboardInterrupt:

@@ -25,7 +25,7 @@ from ecar.evaluation.metrics import chosen
 from ecar.files.images import BadImageError, decode_image
 from ecar.files.records import read_json
 from ecar.sampling.pictures import from_decoded
-from ecar.sampling.pipeline import Pipeline
+from ecar.sampling.pipeline import Pipeline, Sampler
 
 
 @dataclass(frozen=True)
@@ -56,15 +56,14 @@ def make_samples(
     folder: Path,
     record: dict[str, object],
     batch: int,
-    candidates: int = 1,
-    acceptance: float | None = None,
+    sampler: Sampler | None = None,
 ) -> Samples:
     """Sample ``num`` images into ``folder``, a file per batch; images that are there already are not made again.
 
     Args:
         record: everything that decides what the images are; a folder made with another record is refused.
         batch: images per file and samples per forward pass; another one than before is no matter.
-        candidates, acceptance: as of ``Pipeline``.
+        sampler: what draws, where it is not ``pipe`` alone: ``ecar.refine.BestOf`` around it.
 
     Raises:
         ValueError: the folder holds other samples, or its files have images missing, doubled or damaged.
@@ -80,10 +79,7 @@ def make_samples(
         ids = missing[first : first + batch]
         labels = [i % classes if pipe.model.config.num_classes else None for i in ids]
         start = time.perf_counter()
-        output = pipe(
-            labels, seeds=[seed + i for i in ids], batch_size=batch, steps=settings.steps, guidance=settings.guidance,
-            solver=settings.solver, guidance_from=settings.guidance_from, candidates=candidates, acceptance=acceptance,
-        )  # fmt: skip
+        output = (sampler or pipe)(labels, seeds=[seed + i for i in ids], settings=settings, batch_size=batch)
         seconds = time.perf_counter() - start
         images = np.stack([np.asarray(image) for image in output.images])
         file = folder / f"ids_{ids[0]:08d}.npz"

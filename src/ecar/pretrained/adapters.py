@@ -6,6 +6,7 @@ configuration of the model that base and adapter make together (the class table 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,6 +124,11 @@ def save_adapter(
         "adapter": adapter.to_json(),
     }  # fmt: skip
     (folder / _OWN).write_text(json.dumps(record, indent=2) + "\n")
+
+
+def adapter_fingerprint(folder: str | Path) -> str:
+    """SHA-256 (16 hex digits) of the weights of an adapter folder."""
+    return hashlib.sha256((Path(folder).expanduser() / _WEIGHTS).read_bytes()).hexdigest()[:16]
 
 
 def apply_adapter(base: StageModel, folder: str | Path, fingerprint: str) -> StageModel:

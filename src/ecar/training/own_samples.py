@@ -1,7 +1,7 @@
 """Samples of a model as its training data (``ecar train --init-from MODEL --data self:NUM``).
 
-What a short training on them changes in the weights is, but for its sign, what the model lacks: ``ecar extrapolate``
-steps away from it (Neon, 2510.03597).
+What a short training on them changes in the weights is, but for its sign, what the model lacks: ``ecar neon``
+extrapolates away from it (2510.03597).
 """
 
 from __future__ import annotations

@@ -1,1 +1,0 @@
-"""What sampling costs."""
