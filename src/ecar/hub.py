@@ -59,7 +59,7 @@ def write_folder(pipe: Pipeline, folder: Path, repo_id: str, card: CardOptions, 
             shutil.copyfile(source / name, folder / name)
         if critic := critic_file(source):
             shutil.copyfile(critic, folder / critic.name)
-        shutil.copytree(source / "tokenizer", folder / "tokenizer")
+        shutil.copytree(source / "tokenizer", folder / "tokenizer", copy_function=shutil.copyfile)
     if record is not None:
         _check_judged(card, record, weights_fingerprint(folder))
     training = training_record(source)

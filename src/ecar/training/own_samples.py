@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from ecar.config import SamplingConfig
 from ecar.devices import mixed_precision
+from ecar.files.access import check_readable
 from ecar.files.tensors import write_tensors
 from ecar.network.model import StageModel
 from ecar.pretrained.build import build_model
@@ -104,6 +105,7 @@ def _kept(config: Training, source: Source) -> tuple[Path, dict[str, str]]:
 
 
 def _metadata(path: Path) -> dict[str, str] | None:
+    check_readable(path)
     try:
         with safe_open(path, "pt") as file:
             return dict(file.metadata() or {})

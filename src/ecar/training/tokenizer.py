@@ -1,24 +1,18 @@
-"""Train the convolutional autoencoder (``ecar tokenizer``).
+"""The task of ``ecar tokenizer``: train the convolutional autoencoder.
 
-Loss, on images x with latents z (unit scale by running statistics):
-
-    reconstruction      |dec(z + noise) - x|          L1 + squared error
-    perceptual          EfficientNet-Lite0 features of the first strides, channel-normalised as in LPIPS (1801.03924)
-    scale consistency   the same two between dec(D z + noise) and D x, for 2x2 pooling D and its powers
-                        (EQ-VAE 2502.09509, 2502.14831): every coarse stage of ECAR lives on pooled latents
-    adversarial         off unless asked for: what a network that tells dec(z + noise) from x makes of it (VQGAN)
-
-The noise keeps neighbouring latents decodable, so that small errors of the sampler stay small in the image. With a
-frozen encoder only the decoder is trained, and models of its latents stay good.
+With a frozen encoder only the decoder is trained, and models of its latents stay good.
 """
 
 from __future__ import annotations
 
 import copy
 import math
+import os
+from collections.abc import Iterator
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from tempfile import TemporaryFile
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -27,14 +21,12 @@ from torch import Tensor, nn
 
 from ecar.config import differences
 from ecar.data.source import ImageReport, iterate_images, load_source
-from ecar.devices import mixed_precision, resolve_device
-from ecar.evaluation.features import EfficientNetLite
+from ecar.devices import images_at_once, mixed_precision, resolve_device
 from ecar.files.images import to_signed
 from ecar.files.lock import run_lock
 from ecar.files.options import changed, flat
 from ecar.tokenizers import load_tokenizer
 from ecar.tokenizers.conv import ConvTokenizer
-from ecar.training.adversary import Adversary
 from ecar.training.engine.distributed import Part
 from ecar.training.engine.optim import WEIGHT_DECAY, BatchedMuon
 from ecar.training.engine.resume import check_options, keep_options, make_out
@@ -42,64 +34,12 @@ from ecar.training.engine.signals import StopRequest
 from ecar.training.engine.task import Losses
 from ecar.training.engine.trainer import Trainer
 from ecar.training.tokenizer_config import Sizes, TokenizerConfig
+from ecar.training.tokenizer_loss import TokenizerLoss, channels_last
 
-Network = TypeVar("Network", bound=nn.Module)
-_PERCEPTUAL_BLOCKS = (0, 2, 4)  # EfficientNet-Lite0 blocks at strides 2, 4 and 8
 _STATISTICS_MOMENTUM = 0.02
 _EMA = 0.995
+_IN_MEMORY = 2**30  # bytes of images
 _HIDDEN = 64  # channels on both sides of a convolution that Muon trains
-
-
-class TokenizerLoss(nn.Module):
-    """The loss above as a function of (images, noise)."""
-
-    def __init__(self, tokenizer: ConvTokenizer, config: TokenizerConfig) -> None:
-        super().__init__()
-        self.tokenizer, self.config, run = tokenizer, config.loss, config.run
-        self.features = _channels_last(EfficientNetLite(), run.device) if self.config.perceptual else None
-        weight = self.config.adversarial
-        self.adversary = Adversary(weight, run.device, run.seed) if weight else None
-        self.decoded: Tensor | None = None
-        self.encode, self.decode = tokenizer.encode_raw, tokenizer.decode_raw
-        if run.compile:
-            self.encode = torch.compile(self.encode, dynamic=False)
-            self.decode = torch.compile(self.decode, dynamic=False)
-
-    def forward(self, images: Tensor, noise: list[Tensor]) -> tuple[dict[str, Tensor], Tensor]:
-        """Images (B, 3, H, W) in [-1, 1], one noise map per level -> named terms (unweighted), raw latents."""
-        tok, cfg = self.tokenizer, self.config
-        raw = self.encode(images)
-        latents = tok.normalize(raw)
-        terms: dict[str, Tensor] = {}
-        levels = range(1 + (cfg.scale_levels if cfg.scale_consistency else 0))
-        for level in levels:
-            if level:
-                latents, images = F.avg_pool2d(latents, 2), F.avg_pool2d(images, 2)
-            decoded = self.decode(tok.denormalize(latents + cfg.latent_noise * noise[level])).float()
-            if self.adversary is not None and not level:
-                self.adversary.oppose(decoded)
-                self.decoded = decoded
-            error = decoded - images
-            terms[f"reconstruction_{level}"] = error.abs().mean() + error.square().mean()
-            if self.features is not None:
-                terms[f"perceptual_{level}"] = self.perceptual(decoded, images)
-        return terms, raw
-
-    def perceptual(self, decoded: Tensor, images: Tensor) -> Tensor:
-        """Mean squared distance of channel-normalised features."""
-        assert self.features is not None
-        maps = []
-        for picture in (decoded, images.detach()):
-            layers = self.features.layers(picture, _PERCEPTUAL_BLOCKS[-1])
-            maps.append([F.normalize(layers[1 + b].float(), dim=1) for b in _PERCEPTUAL_BLOCKS])
-        return torch.stack([(a - b).square().sum(1).mean() for a, b in zip(*maps, strict=True)]).mean()
-
-    def total(self, terms: dict[str, Tensor]) -> Tensor:
-        """The weighted sum."""
-        cfg = self.config
-        weights = {name: 1.0 if name.endswith("_0") else cfg.scale_consistency for name in terms}
-        factors = {name: cfg.perceptual if name.startswith("perceptual") else 1.0 for name in terms}
-        return torch.stack([weights[n] * factors[n] * t for n, t in terms.items()]).sum()
 
 
 def train_tokenizer(config: TokenizerConfig) -> ConvTokenizer:
@@ -122,8 +62,8 @@ def _train(asked: TokenizerConfig, out: Path, stop: StopRequest) -> ConvTokenize
     asked.check_side(sizes.factor)
     asked = changed(asked, **asdict(sizes))
     check_options(out, TokenizerConfig, asked)
-    images, content, about = _read_images(asked)
-    grey = bool((images == images[..., :1]).all())
+    images, content, about = _read_images(asked, out)
+    grey = all(bool((part == part[..., :1]).all()) for part in _parts(images))
     if given is not None and given.image_channels == 1 and not grey:
         raise ValueError(
             f"--init-from {asked.network.init_from} is for grey images, and those of {' '.join(asked.data.data)} are "
@@ -134,15 +74,16 @@ def _train(asked: TokenizerConfig, out: Path, stop: StopRequest) -> ConvTokenize
     torch.manual_seed(config.run.seed)
     tokenizer = given or ConvTokenizer(image_channels=1 if grey else 3, **asdict(sizes))
     tokenizer.encoder.requires_grad_(not config.network.freeze_encoder)
-    _channels_last(tokenizer, config.run.device)
+    channels_last(tokenizer, config.run.device)
     task = Autoencoder(config, tokenizer, images, data, about)
     trainer = Trainer(task, config.run, out, ema=(_EMA,), stop=stop)
     keep_options(out, asked)
     trainer.run()
     trainer.ema.copy_to(tokenizer)
+    tokenizer.save(out)  # with running statistics: measuring takes minutes, and may be stopped
     if not config.network.freeze_encoder:
-        _measure(tokenizer, images, config.run.device)
-    tokenizer.save(out)
+        _measure(tokenizer, images, config)
+        tokenizer.save(out)
     _save_reconstructions(tokenizer, images[:16], out / "reconstructions.png", config.run.device)
     return tokenizer
 
@@ -317,15 +258,6 @@ def _draw(config: TokenizerConfig, images: np.ndarray, step: int) -> tuple[Tenso
     return batch, noise
 
 
-def _channels_last(module: Network, device: str) -> Network:
-    """Move ``module`` in place; convolutions on CPU run faster with channels last."""
-    module.to(device)
-    for parameter in module.parameters():
-        if parameter.ndim == 4:
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-    return module
-
-
 def _cosine(step: int, steps: int) -> float:
     warmup = max(1, steps // 20)
     if step < warmup:
@@ -334,30 +266,56 @@ def _cosine(step: int, steps: int) -> float:
 
 
 @torch.no_grad()
-def _measure(tokenizer: ConvTokenizer, images: np.ndarray, device: str) -> None:
+def _measure(tokenizer: ConvTokenizer, images: np.ndarray, config: TokenizerConfig) -> None:
     """Statistics of the averaged encoder over some 2,000 images: their 500,000 positions are enough."""
-    raw = []
     spread = images[:: max(1, len(images) // 2_000)]  # folders are sorted by class
-    for first in range(0, len(spread), 500):
-        batch = torch.from_numpy(to_signed(spread[first : first + 500])).permute(0, 3, 1, 2).to(device)
-        raw.append(tokenizer.encode_raw(batch).float().cpu())
-    tokenizer.measure(raw)
+    batches = (torch.from_numpy(to_signed(part)).permute(0, 3, 1, 2) for part in _parts(spread))
+    tokenizer.measure(tokenizer.encode_raw(batch.to(config.run.device)).float() for batch in batches)
 
 
-def _read_images(config: TokenizerConfig) -> tuple[np.ndarray, str, dict[str, Any]]:
+def _parts(images: np.ndarray) -> Iterator[np.ndarray]:
+    """Images (N, H, W, 3), a few at a time."""
+    count = images_at_once(*images.shape[1:3], most=500)
+    return (images[first : first + count] for first in range(0, len(images), count))
+
+
+def _read_images(config: TokenizerConfig, out: Path) -> tuple[np.ndarray, str, dict[str, Any]]:
     """The images (N, H, W, 3) uint8, a fingerprint of what was read, and what was found, by data set."""
-    batches: list[np.ndarray] = []
     contents: list[str] = []
     about: dict[str, Any] = {}
-    side = config.data.resolution
-    for data in config.data.data:
-        source = load_source(data, config.data.reading(), max_images=config.data.max_images)
+    read, side, done = config.data, config.data.resolution, 0
+    sources = [load_source(data, read.reading(), max_images=read.max_images) for data in read.data]
+    images = _room((sum(map(len, sources)), side, side, 3), out)
+    for data, source in zip(read.data, sources, strict=True):
         report = ImageReport()
-        batches += [images for images, _ in iterate_images(source, side, side, batch_size=1000, report=report)]
+        for part, _ in iterate_images(source, side, side, batch_size=100, report=report):
+            images[done : done + len(part)] = part
+            done += len(part)
         report.name_skipped()
         contents.append(report.content)
         about[data] = source.about()
-    return np.concatenate(batches), " ".join(contents), about
+    return images[:done], " ".join(contents), about
+
+
+def _room(shape: tuple[int, ...], out: Path) -> np.ndarray:
+    """Room for images in memory; beyond ``_IN_MEMORY`` bytes in a file in ``out`` that is mapped into it. The file has
+    no name, and goes with the process.
+
+    Raises:
+        OSError: the disk has no room for it. Found out later, a full disk would kill the process.
+    """
+    size = math.prod(shape)
+    if size <= _IN_MEMORY:
+        return np.empty(shape, np.uint8)
+    with TemporaryFile(dir=out) as file:
+        try:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+            else:
+                file.truncate(size)
+        except OSError as error:
+            raise OSError(f"{out}: no room for {size / 1e9:.1f} GB of images ({error.strerror})") from None
+        return np.memmap(file, np.uint8, "r+", shape=shape)
 
 
 def _save_reconstructions(tokenizer: ConvTokenizer, images: np.ndarray, path: Path, device: str) -> None:
