@@ -54,8 +54,11 @@ def check_options(out: Path, kind: type, options: Any, allowed: tuple[str, ...] 
     bound = {n: v for n, v in flat(options).items() if fields[n].metadata.get("resume") != "free"}
     now = json.loads(json.dumps({flag(name): value for name, value in bound.items()}))
     before = json.loads(json.dumps({flag(name): record.get(name, _default(fields[name])) for name in bound}))
-    if refused := differences(before, {k: v for k, v in now.items() if k not in map(flag, allowed or ())}):
-        how = ", or allow the change (--allow-change)" if allowed is not None else ""
+    mine = {name: value for name, value in now.items() if name not in map(flag, allowed or ())}
+    if refused := differences(before, mine):
+        other = [field for name, field in fields.items() if mine.get(flag(name)) != before.get(flag(name))]
+        may = allowed is not None and all(field.metadata.get("resume") == "allowed" for field in other)
+        how = ", or allow the change (--allow-change)" if may else ""
         raise ValueError(f"{out} holds a run with other options ({refused}); choose another --out{how}")
     return differences(before, now)
 
