@@ -28,13 +28,15 @@ from ecar.cli.options import torch_dtype, usable_dtype
 from ecar.config import SamplingConfig, differences
 from ecar.cost.flops import sampling_flops
 from ecar.evaluation.classifier import classifier_fingerprint, load_classifier
-from ecar.evaluation.evaluate import Judge, check_classes, measure
 from ecar.evaluation.extractors import get_extractor
+from ecar.evaluation.judge import Judge, check_classes, measure
 from ecar.evaluation.metrics import chosen
 from ecar.evaluation.reference import read_images, reference_from_images
 from ecar.evaluation.samples import Samples, reconstruct
 from ecar.files.commit import source_commit
 from ecar.pretrained.folders import weights_fingerprint
+from ecar.sampling.guidance import coarse_guidance
+from ecar.sampling.known import Known
 from ecar.sampling.loop import sample_latents
 from ecar.sampling.noise import draw_noise
 from ecar.sampling.pictures import from_decoded
@@ -44,7 +46,9 @@ _SAME = ("weights", "dtype", "extractor", "reference", "num", "judge", "decoder"
 
 
 def parse_setting(text: str, pipe: Pipeline) -> SamplingConfig:
-    """STEPS[:GUIDANCE[:SOLVER[:FROM]]]; ValueError for another form, or what the model cannot do."""
+    """STEPS[:GUIDANCE[:SOLVER[:FROM]]]; ValueError for another form, or what the model cannot do.
+
+    In the names of settings one number of guidance leaves the last of several stages unguided."""
     parts = text.split(":")
     try:
         steps, guidance, solver, start = [*parts, *("1", "ab2", "0")[len(parts) - 1 :]]
@@ -52,10 +56,9 @@ def parse_setting(text: str, pipe: Pipeline) -> SamplingConfig:
         counts = [int(s) for s in steps.split(",")]
     except ValueError:
         raise ValueError(f"--settings {text}: give STEPS[:GUIDANCE[:SOLVER[:FROM]]], such as 8,4:1.5:ab2:0.4") from None
-    return pipe.settings(
-        counts, scales if len(scales) > 1 else scales[0], solver,
-        guidance_from=starts if len(starts) > 1 else starts[0],
-    )  # fmt: skip
+    if len(scales) == 1:
+        scales = [*coarse_guidance(scales[0], len(pipe.model.plan))]
+    return pipe.settings(counts, scales, solver, starts if len(starts) > 1 else starts[0])
 
 
 @torch.no_grad()
@@ -79,7 +82,7 @@ def draw(
             z = pipe.tokenizer.encode(real[0][first : first + len(ids)].float() / 127.5 - 1)
             maps = pyramid(z, len(model.plan))
             other = noises(model.plan, [n.fresh for n in draw_noise([10**9 + i for i in ids], model.plan, z.shape[1])])
-            known = [end_point(s, m, n) for s, m, n in zip(model.plan[:-1], maps, other, strict=False)]
+            known = [Known.given(end_point(s, m, n)) for s, m, n in zip(model.plan[:-1], maps, other, strict=False)]
         start = time.perf_counter()
         latents = sample_latents(model, labels[first : first + len(ids)], noise, settings, known=known)
         parts.append(from_decoded(pipe.decoder.decode(latents)))

@@ -19,8 +19,8 @@ import torch
 
 from common import machine, matmul_peak, write_result
 from ecar import Pipeline
-from ecar.evaluation.evaluate import measure
 from ecar.evaluation.extractors import get_extractor
+from ecar.evaluation.judge import measure
 from ecar.evaluation.reference import read_images, reference_from_images
 from ecar.evaluation.samples import Samples
 

@@ -39,10 +39,10 @@ neon both20 20 16384 12
 neon both21 21 16384 12
 neon last10 10 24576 16 --stage-weight 0 1
 neon last11 11 24576 16 --stage-weight 0 1
-[ -d "$runs/half" ] || ecar extrapolate "$runs/model/final" --scale 0.99 --out "$runs/half" \
-    --away-from "$runs/both13/final" "$runs/both20/final" "$runs/both21/final"
-[ -d "$runs/away" ] || ecar extrapolate "$runs/half" --base "$runs/model/final" --scale 1.6 --out "$runs/away" \
-    --away-from "$runs/last10/final" "$runs/last11/final"
+[ -d "$runs/half" ] || ecar neon "$runs/model/final" --scale 0.99 --out "$runs/half" \
+    --trained "$runs/both13/final" "$runs/both20/final" "$runs/both21/final"
+[ -d "$runs/away" ] || ecar neon "$runs/half" --base "$runs/model/final" --scale 1.6 --out "$runs/away" \
+    --trained "$runs/last10/final" "$runs/last11/final"
 
 # Guidance distilled: one pass a step. 24 minutes of a CPU core.
 ecar train --init-from "$runs/away" --distill --distill-guidance 1.3 2 --distill-guidance-from 0.5 0.25 \

@@ -35,8 +35,8 @@ for seed in 10 11; do
         --out "$runs/last$seed" --optimizer muon --lr 3e-4 --max-steps 400 --batch-size 256 --warmup 20 --decay 0.8 \
         --ema 0.97
 done
-[ -d "$runs/away" ] || ecar extrapolate "$runs/model/final" --scale 2 --out "$runs/away" \
-    --away-from "$runs/last10/final" "$runs/last11/final"
+[ -d "$runs/away" ] || ecar neon "$runs/model/final" --scale 2 --out "$runs/away" \
+    --trained "$runs/last10/final" "$runs/last11/final"
 
 # The folder of the model, in float16, with its default steps; the critic beside it.
 python recipes/bundle.py --model "$runs/away" --decoder "$runs/sharp" --steps 5 3 --out "$runs/fashion"

@@ -37,8 +37,8 @@ for seed in 10 11; do
     ecar train --init-from "$runs/dit/final" --data self:24576 --seed $seed --out "$runs/dit$seed" \
         --optimizer muon --lr 3e-4 --max-steps 400 --batch-size 256 --warmup 20 --decay 0.8 --ema 0.97
 done
-[ -d "$runs/dit_away" ] || ecar extrapolate "$runs/dit/final" --scale $scale --out "$runs/dit_away" \
-    --away-from "$runs/dit10/final" "$runs/dit11/final"
+[ -d "$runs/dit_away" ] || ecar neon "$runs/dit/final" --scale $scale --out "$runs/dit_away" \
+    --trained "$runs/dit10/final" "$runs/dit11/final"
 
 for model in dit dit_away; do
     from=$runs/$model

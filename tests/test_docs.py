@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
     path.relative_to(ROOT).as_posix()
-    for pattern in ("docs/*.md", "results/**/*.md", "src/ecar/bundled/*/*.md", "README.md", "CONTRIBUTING.md", "CHANGELOG.md")
+    for pattern in ("*.md", "docs/*.md", "results/**/*.md", "src/ecar/bundled/*/*.md")
     for path in ROOT.glob(pattern)
 )
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")

@@ -17,7 +17,7 @@ from conftest import random_model, tiny_config
 from ecar import Pipeline
 from ecar.cli.main import main
 from ecar.config import CardOptions
-from ecar.hub import push_folder, training_record, write_folder
+from ecar.hub import push, push_folder, training_record, write_folder
 from ecar.pretrained import folders as weights
 from ecar.pretrained.folders import resolve_model, save_model, weights_fingerprint
 from ecar.tokenizers import PixelTokenizer
@@ -140,10 +140,11 @@ class FakeApi:
         return type("Commit", (), {"commit_url": "https://huggingface.co/a/b/commit/1"})()
 
 
-def test_push_to_hub_creates_the_repository_and_uploads_once(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_push_creates_the_repository_and_uploads_once(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     api = FakeApi()
     monkeypatch.setattr("huggingface_hub.HfApi", lambda **_: api)
-    address = Pipeline.from_pretrained(run_folder).push_to_hub("someone/tiny", private=True, license="mit")
+    pipe = Pipeline.from_pretrained(run_folder)
+    address = push(pipe, "someone/tiny", CardOptions(license="mit"), private=True)
     assert address.endswith("/commit/1") and [name for name, _ in api.calls] == ["create_repo", "upload_folder"]
     assert api.calls[0][1] == {"repo_id": "someone/tiny", "private": True, "exist_ok": True, "repo_type": "model"}
     assert api.calls[1][1]["files"] == ["README.md", "config.json", "model.safetensors", "samples.png", "tokenizer"]

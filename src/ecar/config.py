@@ -51,14 +51,12 @@ class JsonConfig:
         return cls(**values)
 
 
-def check_acceptance(acceptance: float, candidates: int, dashes: str = "") -> None:
-    """ValueError for a share out of range, or where there is nothing to accept; names as flags with ``dashes``."""
+def check_acceptance(acceptance: float, candidates: int) -> None:
+    """ValueError for a share out of range, or where there is nothing to accept."""
     if not 0 < acceptance < 1:
-        raise ValueError(f"{dashes}acceptance must be between 0 and 1, got {acceptance}")
+        raise ValueError(f"acceptance must be between 0 and 1, got {acceptance}")
     if candidates == 1:
-        raise ValueError(
-            f"{dashes}acceptance needs {dashes}candidates 2 or more: so many are drawn for an image at most"
-        )
+        raise ValueError("`acceptance` needs `candidates` 2 or more: so many are drawn for an image at most")
 
 
 def plain_name(name: str) -> str:

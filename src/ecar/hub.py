@@ -59,7 +59,7 @@ def write_folder(pipe: Pipeline, folder: Path, repo_id: str, card: CardOptions, 
             shutil.copyfile(source / name, folder / name)
         if critic := critic_file(source):
             shutil.copyfile(critic, folder / critic.name)
-        shutil.copytree(source / "tokenizer", folder / "tokenizer")
+        shutil.copytree(source / "tokenizer", folder / "tokenizer", copy_function=shutil.copyfile)
     if record is not None:
         _check_judged(card, record, weights_fingerprint(folder))
     training = training_record(source)
@@ -96,17 +96,32 @@ def push_folder(folder: Path, repo_id: str, *, private: bool = False, api: Any =
 def push(
     pipe: Pipeline,
     repo_id: str,
-    card: CardOptions,
+    card: CardOptions | None = None,
     *,
     private: bool = False,
     source: Path | None = None,
     api: Any = None,
 ) -> str:
-    """``write_folder`` into a temporary folder, then ``push_folder``."""
+    """Upload model, tokenizer, card and samples to the Hub in one commit.
+
+    Args:
+        pipe: the model, not optimised, with its own decoder.
+        repo_id: OWNER/NAME, made where there is none.
+        card: what the card should say besides: licence, data sets, figures of an evaluation, a picture.
+        private: whether a new repository is private.
+        source: the folder that the model was loaded from: its weights are copied as they are, with ``training.json``.
+        api: in place of huggingface_hub's ``HfApi``.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        ValueError: as ``write_folder`` and ``push_folder``.
+    """
     check_repo_id(repo_id)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "model"
-        write_folder(pipe, folder, repo_id, card, source)
+        write_folder(pipe, folder, repo_id, card or CardOptions(), source)
         return push_folder(folder, repo_id, private=private, api=api)
 
 
@@ -123,6 +138,8 @@ def _evaluation(path: str | None) -> dict[str, Any] | None:
 
 
 def _check_judged(card: CardOptions, record: dict[str, Any], fingerprint: str) -> None:
+    if record.get("adapter") is not None:
+        raise ValueError(f"{card.evaluation}: judged the model with an adapter, and these are its weights alone")
     if record.get("weights") != fingerprint:
         raise ValueError(f"{card.evaluation}: judged weights {record.get('weights')}, not these ({fingerprint})")
 

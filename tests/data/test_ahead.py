@@ -8,7 +8,7 @@ import time
 import pytest
 
 from ecar.data.ahead import in_order
-from ecar.data.images import BadImageError
+from ecar.files.images import BadImageError
 
 
 def test_results_keep_their_order_whichever_is_ready_first_and_bad_images_their_place() -> None:

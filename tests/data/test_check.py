@@ -86,8 +86,8 @@ def test_same_pixels_in_another_shape_are_no_duplicates_and_equal_names_of_rows_
 
 
 def test_an_image_over_the_pixel_limit_is_broken_not_a_bomb(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ecar.data import images
     from ecar.data.check import check_images
+    from ecar.files import images
 
     monkeypatch.setattr(images, "MAX_PIXELS", 40 * 40 - 1)
     report = check_images(load_source(str(folder)), 8, 8)

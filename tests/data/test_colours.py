@@ -13,9 +13,9 @@ import pytest
 from PIL import Image, ImageCms, PngImagePlugin
 
 from ecar.data.check import check_images
-from ecar.data.colour import to_srgb
-from ecar.data.images import BadImageError, decode_image
 from ecar.data.source import load_source
+from ecar.files.colour import to_srgb
+from ecar.files.images import BadImageError, decode_image
 
 NOISE = np.random.default_rng(0).integers(0, 256, (24, 40, 3), dtype=np.uint8)
 

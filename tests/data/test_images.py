@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ecar.data.images import BadImageError, decode_image, fit
 from ecar.data.rows import choose_rows
 from ecar.data.source import ImageReport, ReadOptions, iterate_images, load_source, natural_key
+from ecar.files.images import BadImageError, decode_image, fit
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:

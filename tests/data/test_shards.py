@@ -84,7 +84,7 @@ def test_shards_hold_latents_of_both_flips_labels_and_stable_names(photos: Path,
     assert torch.allclose(z.transpose(0, 1).flatten(1).std(1, correction=0), torch.ones(48), atol=1e-3)
     original = (tokenizer.decode(z[4:5])[0].permute(1, 2, 0).numpy() + 1) * 127.5
     with Image.open(photos / "cat" / "05.png") as image:
-        from ecar.data.images import fit
+        from ecar.files.images import fit
 
         assert np.abs(original - fit(image, 16, 16)).max() < 0.5
     mirrored = tokenizer.decode(table.batch(torch.tensor([1]), torch.tensor([4])))[0]
@@ -328,7 +328,7 @@ def test_training_draws_samples_of_a_distribution_that_depend_on_seed_and_step_o
     assert torch.equal(batches[0], batches[1]) and not torch.equal(batches[0], batches[2])
     # Moments of many samples are those of the encoder, in the units of the tokenizer.
     with Image.open(photos / "cat" / "02.png") as image:
-        from ecar.data.images import fit, to_signed
+        from ecar.files.images import fit, to_signed
 
         pixels = torch.from_numpy(to_signed(fit(image, 16, 16))).permute(2, 0, 1)[None]
     mean, logvar = tokenizer.encode_moments(pixels)

@@ -18,9 +18,9 @@ from PIL import Image
 from ecar.cli import encode
 from ecar.cli.main import main
 from ecar.data import feed
-from ecar.data.images import decode_image
 from ecar.data.shards import load_latents
 from ecar.data.source import ImageSource, ReadOptions, load_source
+from ecar.files.images import decode_image
 
 pq = pytest.importorskip("pyarrow.parquet")
 pa = pytest.importorskip("pyarrow")

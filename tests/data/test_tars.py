@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ecar.data.images import decode_image
 from ecar.data.source import ImageReport, ReadOptions, iterate_images, load_source
 from ecar.data.tars import expand_braces, find_tars
+from ecar.files.images import decode_image
 
 
 def picture(value: int) -> bytes:

@@ -27,8 +27,8 @@ from ecar.evaluation.classifier import (
     save_classifier,
     train_classifier,
 )
-from ecar.evaluation.evaluate import check_classes, check_count, check_labels, measure
 from ecar.evaluation.extractors import Dinov2Extractor, EfficientNetExtractor, get_extractor
+from ecar.evaluation.judge import check_classes, check_count, check_labels, measure
 from ecar.evaluation.metrics import Gaussian, frechet_distance
 from ecar.evaluation.reference import read_images, reference_from_images, reference_from_statistics
 from ecar.evaluation.samples import Samples, collect, make_samples, read_samples, write_samples
@@ -66,7 +66,7 @@ def test_command_writes_named_figures_with_their_settings_and_resumes(
     first = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert first == json.loads(out.read_text())
     assert first["metrics"]["num"] == 24 and first["metrics"]["biased_small_sample"] is True
-    assert first["metrics"]["FD-EffNetLite0"] > 0 and first["settings"]["guidance"] == [1.5, 1.0]
+    assert first["metrics"]["FD-EffNetLite0"] > 0 and first["settings"]["guidance"] == [1.5, 1.5]
     assert first["ema"] == 0.99  # the trainer's default: the folder holds averaged weights
     assert set(first["classifier"]["classifier_accuracy_per_class"]) == {"zero", "one", "seven"}
     assert first["classifier"]["made"] == {
@@ -304,7 +304,7 @@ def test_statistics_file_is_read_and_checked(tmp_path: Path) -> None:
 
 def test_too_few_images_need_saying_so() -> None:
     extractor = get_extractor("efficientnet-lite0")
-    with pytest.raises(ValueError, match="allow-small"):
+    with pytest.raises(ValueError, match="allow_small"):
         check_count(1280, extractor, False)
     check_count(1281, extractor, False)
     check_count(2, extractor, True)

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from ecar.cli.main import main
 from ecar.cost.flops import sampling_flops
 from ecar.pretrained.folders import bundled_models, resolve_model, weights_fingerprint
-from ecar.refine import Critic, accepts, choose, fit_critic, load_critic
+from ecar.refine import BestOf, Critic, accepts, choose, critic_of, fit_critic, load_critic
 from ecar.refine.critic import Features
 from ecar.sampling.noise import candidate_seeds, draw_choices
 from ecar.sampling.pictures import from_pil
@@ -120,16 +120,17 @@ def test_acceptance_gives_what_rejection_sampling_does_and_an_image_is_the_same_
     """By hand: candidates one after the other, each accepted or not; after the last, one of all."""
     pipe = Pipeline.from_pretrained(fashion)
     labels, seeds, most = [0, 1, 2, 3, 4, 5, 6, 7], range(8), 3
-    whole = pipe(labels, seeds=seeds, candidates=most, acceptance=0.4)
-    alone = [pipe([n], seeds=[s], candidates=most, acceptance=0.4) for n, s in zip(labels, seeds, strict=True)]
+    best = BestOf(pipe, critic_of(fashion), candidates=most, acceptance=0.4)
+    whole = best(labels, seeds=seeds)
+    alone = [best([n], seeds=[s]) for n, s in zip(labels, seeds, strict=True)]
     assert whole.chosen == [a.chosen[0] for a in alone] and whole.drawn == [a.drawn[0] for a in alone]
     expected, drawn = [], []
     for label, seed in zip(labels, seeds, strict=True):
         own, uniform = candidate_seeds(seed, most), draw_choices([seed], 2 * most)[0]
         images = from_pil(pipe([label] * most, seeds=own).images)
         scores, level = (
-            pipe.critic(images, torch.tensor([label] * most)),
-            pipe.critic.levels(torch.tensor([label]), 0.4),
+            best.critic(images, torch.tensor([label] * most)),
+            best.critic.levels(torch.tensor([label]), 0.4),
         )
         good = accepts(scores, level.repeat(most), uniform[most:], 1.0).tolist()
         last = good.index(True) if any(good) else most - 1
@@ -169,15 +170,16 @@ def test_a_critic_survives_saving_and_damaged_files_are_refused(fashion: Path, t
 def test_an_image_is_the_same_alone_in_a_batch_and_by_the_seed_that_was_chosen(fashion: Path) -> None:
     warnings.simplefilter("error")  # none about the critic's settings, which are the model's
     pipe, labels, seeds = Pipeline.from_pretrained(fashion), [0, 1, 2, 3, 4, 5], [7, 8, 9, 10, 11, 12]
-    together = pipe(labels, seeds=seeds, candidates=3)
+    best = BestOf(pipe, critic_of(fashion), candidates=3)
+    together = best(labels, seeds=seeds)
     plain = pipe(labels, seeds=seeds)
     assert together.seeds == seeds and plain.chosen == seeds
     assert together.chosen != seeds and all(
         c in candidate_seeds(s, 3) for c, s in zip(together.chosen, seeds, strict=True)
     )
     again = pipe(labels, seeds=together.chosen, return_stages=True)
-    cut = pipe(labels, seeds=seeds, candidates=3, batch_size=4, return_stages=True)
-    alone = pipe(labels[2:3], seeds=seeds[2:3], candidates=3)
+    cut = best(labels, seeds=seeds, batch_size=4, return_stages=True)
+    alone = best(labels[2:3], seeds=seeds[2:3])
     assert cut.chosen == together.chosen and alone.chosen == together.chosen[2:3]
     for number, image in enumerate(together.images):
         for other in (again.images[number], cut.images[number], cut.stages[-1][number], again.stages[-1][number]):
@@ -189,15 +191,17 @@ def test_candidates_without_a_critic_or_with_one_of_another_model_are_refused(fa
     plain = tmp_path / "plain"
     shutil.copytree(fashion, plain, ignore=shutil.ignore_patterns("critic.safetensors"))
     with pytest.raises(ValueError, match="plain has no critic"):
-        Pipeline.from_pretrained(plain)([0], candidates=2)
+        critic_of(plain)
+    pipe, given = Pipeline.from_pretrained(fashion), critic_of(fashion)
     critic(fashion, weights="0123").save(tmp_path / "c.safetensors")
     with pytest.raises(ValueError, match="made for the model with weights 0123"):
-        Pipeline.from_pretrained(fashion, critic=tmp_path / "c.safetensors")([0], candidates=2)
+        critic_of(fashion, tmp_path / "c.safetensors")
+    pipe.adapter = "lora/adapter"
     with pytest.raises(ValueError, match="not those with an adapter"):
-        Pipeline.from_pretrained(fashion, critic=tmp_path / "c.safetensors", adapter=tmp_path)
+        BestOf(pipe, given)
     for wrong in (0, 65):
         with pytest.raises(ValueError, match=r"candidates must be in 1\.\.64"):
-            Pipeline.from_pretrained(fashion)([0], candidates=wrong)
+            BestOf(Pipeline.from_pretrained(fashion), given, candidates=wrong)
 
 
 def test_bundled_critics_are_of_the_bundled_weights_and_settings() -> None:
@@ -206,18 +210,18 @@ def test_bundled_critics_are_of_the_bundled_weights_and_settings() -> None:
     warnings.simplefilter("error")
     for name in found:
         pipe = Pipeline.from_pretrained(name)
-        pipe.check_candidates(2, pipe.settings(), 0.5)
+        assert len(BestOf(pipe, critic_of(name), candidates=2, acceptance=0.5)([0]).images) == 1
 
 
 def test_other_settings_than_the_critic_knows_are_warned_of(fashion: Path) -> None:
     pipe = Pipeline.from_pretrained(fashion)
     with pytest.warns(UserWarning, match="the critic was made for samples with"):
-        pipe([0], candidates=2, steps=2)
+        BestOf(pipe, critic_of(fashion), candidates=2)([0], steps=2)
 
 
 def test_flops_count_every_candidate_and_the_critic(fashion: Path) -> None:
     pipe = Pipeline.from_pretrained(fashion)
-    one, three = sampling_flops(pipe, pipe.settings()), sampling_flops(pipe, pipe.settings(), 3)
+    one, three = sampling_flops(pipe, pipe.settings()), sampling_flops(pipe, pipe.settings(), 3, critic_of(fashion))
     assert three["model"] == 3 * one["model"] and three["decoder"] == 3 * one["decoder"]
     assert three["total"] == three["model"] + three["decoder"] + three["critic"]
     assert 3e8 < three["critic"] < 1.5e9  # 860 million products at 260 pixels, so 0.23 GFLOP at 96, three times

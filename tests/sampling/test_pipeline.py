@@ -13,6 +13,7 @@ import torch
 from conftest import random_model, tiny_config
 from ecar.config import SamplingConfig
 from ecar.pretrained.folders import load_model, save_model
+from ecar.sampling.known import Known
 from ecar.sampling.loop import sample_latents
 from ecar.sampling.noise import draw_noise
 from ecar.sampling.pictures import grid, strip, to_uint8
@@ -144,9 +145,9 @@ def test_unknown_class_offers_the_nearest_names(pipe: Pipeline) -> None:
         ({"guidance": (1.0,)}, "guidance needs"),
         ({"guidance": -1.0}, "0..100"),
         ({"guidance": float("nan")}, "0..100"),
-        ({"solver": "magic"}, "unknown solver"),
-        ({"guidance_from": 1.0}, "[0, 1)"),
-        ({"guidance_from": (0.5, 0.0)}, "one per stage"),
+        ({"settings": settings(steps=(8, 8))}, "steps needs 3"),
+        ({"settings": settings(), "steps": 3}, "hold steps and guidance already"),
+        ({"settings": settings(), "guidance": 2.0}, "hold steps and guidance already"),
         ({"seeds": [1]}, "2 labels but 1 seeds"),
         ({"seeds": [1, -1]}, "seed must be"),
         ({"batch_size": 0}, "batch_size"),
@@ -157,11 +158,41 @@ def test_wrong_arguments_are_refused(pipe: Pipeline, arguments: dict[str, object
         pipe(["cat", "dog"], **arguments)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        ({"solver": "magic"}, "unknown solver"),
+        ({"guidance_from": 1.0}, "[0, 1)"),
+        ({"guidance_from": (0.5, 0.0)}, "one per stage"),
+    ],
+)
+def test_wrong_settings_are_refused(pipe: Pipeline, arguments: dict[str, object], word: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(word)):
+        pipe.settings(**arguments)  # type: ignore[arg-type]
+
+
+def test_one_number_holds_for_every_stage_whatever_it_is_of(pipe: Pipeline) -> None:
+    """One number of guidance acted on every stage but the last, one of steps on all."""
+    made = pipe.settings(steps=5, guidance=2, guidance_from=0.5)
+    assert (made.steps, made.guidance, made.guidance_from) == ((5,) * 3, (2.0,) * 3, (0.5,) * 3)
+    assert pipe.settings(guidance=(2, 1, 1)).guidance == (2.0, 1.0, 1.0)
+
+
+def test_settings_and_the_shortcuts_draw_the_same_images(pipe: Pipeline) -> None:
+    short = pipe(["cat"], seeds=[3], steps=2, guidance=(2.0, 1.0, 1.0))
+    long = pipe(["cat"], seeds=[3], settings=pipe.settings(steps=2, guidance=(2.0, 1.0, 1.0)))
+    assert np.array_equal(short.images[0], long.images[0]) and short.settings == long.settings
+    other = pipe(["cat"], seeds=[3], settings=pipe.settings(steps=2, guidance=2.0, solver="heun"))
+    assert other.settings.solver == "heun" and not np.array_equal(other.images[0], long.images[0])
+
+
 def test_guidance_without_classes_is_refused_not_ignored() -> None:
     pipe = Pipeline(random_model(tiny_config(num_classes=0, class_names=())), PixelTokenizer(factor=1))
     assert len(pipe(seeds=[0, 1]).images) == 2
     with pytest.raises(ValueError, match="without labels"):
         pipe(seeds=[0], guidance=2.0)
+    with pytest.raises(ValueError, match="without labels"):
+        pipe(seeds=[0], settings=settings(guidance=(2.0, 1.0, 1.0)))
 
 
 def test_non_finite_images_are_an_error_not_a_black_picture() -> None:
@@ -223,4 +254,5 @@ def test_known_stages_continue_as_if_they_had_been_sampled() -> None:
     ends: list[torch.Tensor] = []
     whole = sample_latents(model, labels, noise, guided, lambda result: ends.append(result.y))
     for count in (1, 2):
-        assert torch.allclose(sample_latents(model, labels, noise, guided, known=ends[:count]), whole, atol=1e-5)
+        known = [Known.given(end) for end in ends[:count]]
+        assert torch.allclose(sample_latents(model, labels, noise, guided, known=known), whole, atol=1e-5)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,11 +18,12 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from conftest import random_model, tiny_config
-from ecar.refine import Critic
+from ecar.pretrained.folders import save_model
+from ecar.refine import BestOf, Critic
 from ecar.sampling.pipeline import Pipeline
 from ecar.serving.app import create_app
 from ecar.serving.config import Limits
-from ecar.serving.engine import Engine
+from ecar.serving.engine import Engine, own_critic
 from ecar.serving.metrics import Metrics
 from ecar.tokenizers import PixelTokenizer
 
@@ -36,22 +37,24 @@ class MeanColour(torch.nn.Module):
         return images.float().mean((2, 3))
 
 
-def pipeline(*, critic: bool = True) -> Pipeline:
-    pipe = Pipeline(random_model(tiny_config()), PixelTokenizer(factor=1))
-    if critic:
-        weights = {
-            "weight": torch.tensor([[9.0, 0, 0], [0, -9.0, 0], [0, 0, 9.0], [1.0, 1, 1]]),
-            "bias": torch.zeros(4),
-        }
-        about = {"power": 2.0, "settings": json.loads(json.dumps(pipe.settings().to_json()))}
-        pipe._critic = Critic(MeanColour(), weights, about)  # type: ignore[arg-type]
-        pipe.critic_file = Path("critic.safetensors")
-    return pipe
+def pipeline() -> Pipeline:
+    return Pipeline(random_model(tiny_config()), PixelTokenizer(factor=1))
+
+
+def critic() -> Critic:
+    weights = {
+        "weight": torch.tensor([[9.0, 0, 0], [0, -9.0, 0], [0, 0, 9.0], [1.0, 1, 1]]),
+        "bias": torch.zeros(4),
+    }
+    about = {"power": 2.0, "settings": json.loads(json.dumps(pipeline().settings().to_json()))}
+    return Critic(MeanColour(), weights, about)  # type: ignore[arg-type]
 
 
 @contextmanager
-def serving(pipe: Pipeline, limits: Limits | None = None) -> Iterator[TestClient]:
-    engine = Engine(lambda: pipe, limits or Limits(), Metrics())
+def serving(
+    pipe: Pipeline, limits: Limits | None = None, load_critic: Callable[[], Critic | None] = critic
+) -> Iterator[TestClient]:
+    engine = Engine(lambda: pipe, limits or Limits(), Metrics(), load_critic)
     with TestClient(create_app(engine, "tiny"), raise_server_exceptions=False) as client:
         while client.get("/ready").status_code != 200:
             pass
@@ -75,7 +78,8 @@ def test_images_and_choices_are_those_of_the_pipeline_whatever_the_neighbours() 
     moved = 0
     for order, answer in zip(orders, answers, strict=True):
         n, seeds = order["n"], range(order["seed"], order["seed"] + order["n"])
-        ours = pipe([order["prompt"]] * n, seeds=seeds, candidates=order.get("candidates", 1))
+        best = BestOf(pipe, critic(), candidates=order.get("candidates", 1))
+        ours = best([order["prompt"]] * n, seeds=seeds)
         for image, seed, chosen, data in zip(ours.images, seeds, ours.chosen, answer["data"], strict=True):
             assert np.abs(np.asarray(image, np.int16) - pixels(data["b64_json"])).max() <= 1
             assert (data["seed"], data.get("chosen_seed", seed)) == (seed, chosen)
@@ -120,17 +124,30 @@ def test_wrong_candidates_are_refused(change: dict[str, object], code: str) -> N
     )  # fmt: skip
 
 
-def test_a_model_without_a_usable_critic_serves_and_refuses_candidates(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_model_without_a_usable_critic_serves_and_refuses_candidates(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """A critic that lacks its package would have failed the first request for candidates, in the engine's thread."""
-    broken = pipeline(critic=False)
-    broken.critic_file = Path("nowhere.safetensors")
-    for pipe in (pipeline(critic=False), broken):
-        with serving(pipe) as client:
+    plain, broken = tmp_path / "plain", tmp_path / "broken"
+    for folder in (plain, broken):
+        save_model(folder, pipeline().model, PixelTokenizer(factor=1))
+    (broken / "critic.safetensors").write_bytes(b"nothing")
+    for folder in (plain, broken):
+        with serving(pipeline(), load_critic=lambda folder=folder: own_critic(str(folder))) as client:
             answer = client.post(GENERATE, json={"prompt": "cat", "candidates": 2})
             assert (answer.status_code, answer.json()["error"]["code"]) == (400, "unsupported_value")
             assert client.get("/v1/models/tiny").json()["max_candidates"] == 1
             assert client.post(GENERATE, json={"prompt": "cat", "candidates": 1}).status_code == 200
-    assert "no candidates are offered: nowhere.safetensors: no such file" in caplog.text
+    assert caplog.text.count("no candidates are offered") == 1 and "critic.safetensors: not a critic" in caplog.text
+
+
+def test_a_critic_that_was_asked_for_and_cannot_be_used_ends_the_start() -> None:
+    def load_critic() -> Critic:
+        raise ValueError("c.safetensors: no such file")
+
+    engine = Engine(pipeline, Limits(), Metrics(), load_critic)
+    with pytest.raises(ValueError, match="no such file"):
+        engine.start()
 
 
 def test_one_candidate_that_is_not_finite_is_one_error_for_its_request() -> None:

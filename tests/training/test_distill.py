@@ -123,7 +123,7 @@ def test_grid_times_are_those_of_euler_steps_and_the_end_of_a_stage_that_has_pre
 def pictures(folder: Path, **settings: Any) -> torch.Tensor:
     """Latents of twelve images."""
     pipe = Pipeline.from_pretrained(folder, device="cpu")
-    images = pipe(["cat", "ZERO", "one"] * 4, seeds=list(range(12)), **settings).images
+    images = pipe(["cat", "ZERO", "one"] * 4, seeds=list(range(12)), settings=pipe.settings(**settings)).images
     return torch.stack([torch.frombuffer(bytearray(i.tobytes()), dtype=torch.uint8).float() for i in images])
 
 

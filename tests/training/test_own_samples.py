@@ -19,7 +19,7 @@ from conftest import random_model
 from ecar.cli.main import main
 from ecar.config import SamplingConfig
 from ecar.pretrained.folders import load_model, save_model
-from ecar.refine.neon import extrapolate
+from ecar.refine.neon import neon
 from ecar.sampling.pipeline import Pipeline
 from ecar.training import loop, own_samples
 from ecar.training.config import TrainConfig
@@ -122,21 +122,21 @@ def test_a_model_that_takes_fixed_steps_or_names_none_does_not_train_on_its_own_
         loop.train(own(tmp_path / "run", source))
 
 
-def test_extrapolation_goes_as_far_the_other_way_and_the_record_says_from_what(
+def test_neon_goes_as_far_the_other_way_and_the_record_says_from_what(
     tmp_path: Path, source: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trained = loop.train(own(tmp_path / "run", source))
     out = tmp_path / "away"
-    assert main(["extrapolate", str(source), "--away-from", str(trained), "--scale", "1.5", "--out", str(out)]) == 0
+    assert main(["neon", str(source), "--trained", str(trained), "--scale", "1.5", "--out", str(out)]) == 0
     printed = json.loads(capsys.readouterr().out.splitlines()[-1])
     base, theirs, new = _state(source), _state(trained), _state(out)
     for name, w in new.items():
         torch.testing.assert_close(w, base[name] + 1.5 * (base[name] - theirs[name]))
-    record = json.loads((out / "training.json").read_text())["extrapolated"]
-    (training,), (away_from,) = record["trainings"], record["away_from"]
+    record = json.loads((out / "training.json").read_text())["neon"]
+    (training,), (own_weights,) = record["trainings"], record["trained"]
     assert record["scale"] == 1.5 and training["data"] == "self:10" and training["max_steps"] == 6
     assert record["base"] == record["weights"]
-    assert len({record["weights"], away_from, printed["weights"]}) == 3
+    assert len({record["weights"], own_weights, printed["weights"]}) == 3
     assert load_model(out)[0].config == load_model(source)[0].config
     assert len(Pipeline.from_pretrained(out)(["one"]).images) == 1
 
@@ -144,12 +144,12 @@ def test_extrapolation_goes_as_far_the_other_way_and_the_record_says_from_what(
 def test_of_several_trainings_the_mean_counts(tmp_path: Path, source: Path) -> None:
     """Most of what one training of 400 steps does to the weights is chance."""
     runs = [loop.train(own(tmp_path / f"run{seed}", source, seed=seed)) for seed in (0, 1)]
-    folder = extrapolate(str(source), [str(run) for run in runs], 2.0, str(tmp_path / "away"))
+    folder = neon(str(source), [str(run) for run in runs], 2.0, str(tmp_path / "away"))
     base, first, second, new = (_state(f) for f in (source, *runs, folder))
     for name, w in new.items():
         torch.testing.assert_close(w, 3 * base[name] - first[name] - second[name])
-    record = json.loads((folder / "training.json").read_text())["extrapolated"]
-    assert [training["seed"] for training in record["trainings"]] == [0, 1] and len(set(record["away_from"])) == 2
+    record = json.loads((folder / "training.json").read_text())["neon"]
+    assert [training["seed"] for training in record["trainings"]] == [0, 1] and len(set(record["trained"])) == 2
 
 
 def test_a_student_moves_as_its_teacher_does(tmp_path: Path, source: Path) -> None:
@@ -158,7 +158,7 @@ def test_a_student_moves_as_its_teacher_does(tmp_path: Path, source: Path) -> No
     config = load_model(source)[0].config.replace(sampling=steps)
     student = tmp_path / "student"
     save_model(student, random_model(config, seed=5), load_model(source)[1])
-    folder = extrapolate(str(student), [str(trained)], 2.0, str(tmp_path / "away"), str(source))
+    folder = neon(str(student), [str(trained)], 2.0, str(tmp_path / "away"), str(source))
     own_weights, base, theirs, new = (_state(f) for f in (student, source, trained, folder))
     for name, w in new.items():
         torch.testing.assert_close(w, own_weights[name] + 2 * (base[name] - theirs[name]))
@@ -166,7 +166,7 @@ def test_a_student_moves_as_its_teacher_does(tmp_path: Path, source: Path) -> No
 
 
 @pytest.mark.parametrize("case", ["itself", "another", "scale", "full", "missing", "twice", "none"])
-def test_extrapolation_of_what_is_no_training_of_the_model_is_refused(
+def test_neon_of_what_is_no_training_of_the_model_is_refused(
     tmp_path: Path, source: Path, case: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other, missing = saved(tmp_path / "other", **({"width": 24} if case == "another" else {})), tmp_path / "none"
@@ -178,9 +178,9 @@ def test_extrapolation_of_what_is_no_training_of_the_model_is_refused(
         out.mkdir()
         (out / "mine.txt").write_text("mine")
     scale = "0" if case == "scale" else "1"
-    assert main(["extrapolate", str(source), "--away-from", *map(str, away), "--scale", scale, "--out", str(out)]) == 2
+    assert main(["neon", str(source), "--trained", *map(str, away), "--scale", scale, "--out", str(out)]) == 2
     word = {"itself": "nothing", "another": "width", "scale": "--scale", "full": "new or empty"}
-    word |= {"missing": "none", "twice": "twice", "none": "--away-from"}
+    word |= {"missing": "none", "twice": "twice", "none": "--trained"}
     error = capsys.readouterr().err
     assert word[case] in error and error.count("\n") == 1
     assert (case == "full") == out.exists()

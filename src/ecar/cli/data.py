@@ -31,6 +31,9 @@ class CheckOptions(ReadOptions):
     """Also write every finding (.json)."""
 
 
+OPTIONS = CheckOptions
+
+
 def run(arguments: Sequence[str]) -> None:
     """Parse, look at every image, print a summary."""
     if not arguments or arguments[0] in ("-h", "--help"):

@@ -54,6 +54,9 @@ class EncodeOptions(ReadOptions):
                 )
 
 
+OPTIONS = EncodeOptions
+
+
 def run(arguments: Sequence[str]) -> None:
     """Parse, encode or go on encoding, print a summary as JSON."""
     options = parse(EncodeOptions, arguments, "encode")

@@ -62,6 +62,9 @@ class EstimateOptions:
     """Also write the record here (.json)."""
 
 
+OPTIONS = EstimateOptions
+
+
 def run(arguments: Sequence[str]) -> None:
     """Parse, estimate; prints one JSON object as the last line."""
     options = parse(EstimateOptions, arguments, "estimate")

@@ -1,4 +1,4 @@
-"""``ecar VERB ...``: finds the verb, runs it, turns wrong input into one line and exit code 2.
+"""``ecar VERB ...``: finds the verb, runs it, turns wrong input into one line, which names flags, and exit code 2.
 
 Nothing heavy is imported before the verb is known: ``ecar --help`` answers at once.
 """
@@ -17,9 +17,10 @@ from typing import Any
 
 VERBS = {
     "sample": "generate images from a model",
+    "edit": "change a picture: parts of it, variations, margins, finer detail",
     "train": "train a model on images (the same command again resumes)",
     "tokenizer": "train the small convolutional autoencoder",
-    "extrapolate": "step away from what training on its own samples made of a model",
+    "neon": "negative extrapolation from self-training: a better model, without data",
     "critic": "learn to tell a model's samples from real images, to choose among candidates",
     "encode": "encode a data set to latents once",
     "data": "check a data set: broken, tiny, odd and duplicate images",
@@ -58,12 +59,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         if os.environ.get("ECAR_TRACEBACK"):
             raise
-        return _refuse(str(error))
+        from ecar.cli.options import name_flags
+
+        return _refuse(name_flags(str(error), module.OPTIONS))
     except ImportError as error:
         return _refuse(f"a package is missing ({error.name}); install it with: pip install 'ecar[all]'")
     except KeyboardInterrupt:
         print("ecar: interrupted", file=sys.stderr)
         return FAILED
+    except PermissionError as error:
+        if os.environ.get("ECAR_TRACEBACK"):
+            raise
+        return _refuse(f"{error.filename}: permission denied" if error.filename else str(error))
     except (RuntimeError, OSError) as error:
         if os.environ.get("ECAR_TRACEBACK"):
             raise

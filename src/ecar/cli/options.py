@@ -1,37 +1,78 @@
-"""Flags from dataclasses."""
+"""Flags from dataclasses, and messages that name them as they are typed."""
 
 from __future__ import annotations
 
 import dataclasses
+import re
+import typing
 import warnings
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import tyro
 
-from ecar.config import check_acceptance
 from ecar.files.commit import source_commit as source_commit
+from ecar.files.records import output_file as output_file
 
 if TYPE_CHECKING:
     import torch
 
 T = TypeVar("T")
 Number = TypeVar("Number", int, float)
+CONFIG = (tyro.conf.OmitArgPrefixes,)  # of tyro: the flags of nested groups have no prefix
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
 
 def parse(kind: type[T], arguments: Sequence[str], verb: str) -> T:
     """A dataclass of options from the command line. In lists of numbers, commas work as well as blanks.
 
-    Wrong flags end the process with exit code 2 and a message (tyro's). ValueError comes from the dataclass itself, for
-    ``main`` to make one line of: inside tyro it would become a box of several.
+    Wrong flags end the process with exit code 2 and a message (tyro's). ValueError comes from the dataclass itself, and
+    from the ``check`` of a group of flags in it, for ``main`` to make one line of: inside tyro it would become a box of
+    several.
     """
-    lists = {f"--{f.name.replace('_', '-')}" for f in dataclasses.fields(kind) if "tuple" in str(f.type)}  # type: ignore[arg-type]
+    lists = {_flag(name) for name, hint in fields_of(kind) if _is_list(hint)}
     unchecked = type(kind.__name__, (kind,), {"__post_init__": lambda _: None, "__doc__": kind.__doc__})
     words = _split_lists(arguments, lists)
-    found: T = tyro.cli(unchecked, args=words, prog=f"ecar {verb}", config=(tyro.conf.OmitArgPrefixes,))
-    return kind(**{f.name: getattr(found, f.name) for f in dataclasses.fields(kind)})  # type: ignore[arg-type]
+    found: T = tyro.cli(unchecked, args=words, prog=f"ecar {verb}", config=CONFIG)
+    values = {f.name: getattr(found, f.name) for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    for value in values.values():
+        if dataclasses.is_dataclass(value) and hasattr(value, "check"):
+            value.check()
+    return kind(**values)
+
+
+def fields_of(kind: type) -> Iterator[tuple[str, Any]]:
+    """Name and type of every option, those of nested groups too; not of what has no flag (positional)."""
+    for name, hint in typing.get_type_hints(kind, include_extras=True).items():
+        if dataclasses.is_dataclass(hint):
+            yield from fields_of(typing.cast(type, hint))
+        elif tyro.conf.Positional not in getattr(hint, "__metadata__", ()):
+            yield name, hint
+
+
+def name_flags(message: str, kind: type) -> str:
+    """A message of the library, which names fields, with the flags that a user types: ``steps needs`` is
+    ``--steps needs``.
+
+    Fields are what is called as one: with an underscore in it, between backquotes, or the first word before must, needs
+    or takes.
+    """
+    flags = {name: _flag(name) for name, _ in fields_of(kind)}
+
+    def flag(found: re.Match[str]) -> str:
+        return flags.get(found[1], found[0])
+
+    message = re.sub(r"`(\w+)`", flag, message)
+    message = re.sub(r"(?<![^\s(])([a-z]+_\w+)(?![^\s,;:.)]|\.\S)", flag, message)
+    return re.sub(r"^(\w+)(?= (?:must|needs|takes) )", flag, message)
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _is_list(hint: Any) -> bool:
+    return typing.get_origin(hint) is tuple or any(map(_is_list, typing.get_args(hint)))
 
 
 def _split_lists(arguments: Sequence[str], lists: set[str]) -> list[str]:
@@ -51,44 +92,34 @@ def _split_lists(arguments: Sequence[str], lists: set[str]) -> list[str]:
     return result
 
 
-def output_file(out: str, suffixes: Sequence[str], flag: str = "--out") -> Path:
-    """An output path, checked before work starts.
-
-    Raises:
-        ValueError: unknown suffix, missing or unwritable folder.
-    """
-    path = Path(out).expanduser()
-    if path.suffix.lower() not in suffixes:
-        raise ValueError(f"{flag} {out}: the name must end in {' or '.join(suffixes)}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        existed = path.exists()
-        with open(path, "ab"):
-            pass
-        if not existed:
-            path.unlink()
-    except OSError as error:
-        raise ValueError(f"{flag} {out}: cannot write there ({error.strerror})") from None
-    return path
-
-
 def one_or_all(values: tuple[Number, ...] | None) -> tuple[Number, ...] | Number | None:
     """A list of one number as that number: it stands for every stage."""
     return values[0] if values is not None and len(values) == 1 else values
+
+
+def changed(*groups: Any) -> list[str]:
+    """Flags of these groups that are not at their defaults."""
+    return [
+        _flag(f.name)
+        for group in groups
+        for f in dataclasses.fields(group)
+        if getattr(group, f.name) != getattr(type(group)(), f.name)
+    ]
+
+
+def flat(options: Any) -> dict[str, Any]:
+    """The values of all flags by their names, as one dictionary of JSON types."""
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        values |= flat(value) if dataclasses.is_dataclass(value) else {field.name: value}
+    return values
 
 
 def check_dtype(name: str) -> None:
     """ValueError unless ``name`` is fp32 or bf16; torch is not imported."""
     if name not in _DTYPES:
         raise ValueError(f"--dtype must be fp32 or bf16, got {name!r}")
-
-
-def check_critic(critic: str | None, candidates: int, acceptance: float | None) -> None:
-    """ValueError for a critic that has nothing to choose from, or an acceptance that is none."""
-    if acceptance is not None:
-        check_acceptance(acceptance, candidates, "--")
-    if critic is not None and candidates == 1:
-        raise ValueError("--critic chooses among candidates: give --candidates 2 or more, or leave it out")
 
 
 def usable_dtype(name: str, device: str) -> str:

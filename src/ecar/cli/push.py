@@ -30,6 +30,9 @@ class PushOptions(CardOptions):
     """Folder of --dry-run; default: NAME in the working directory."""
 
 
+OPTIONS = PushOptions
+
+
 def run(arguments: Sequence[str]) -> None:
     """Parse, check, write or upload; prints one JSON object as the last line."""
     options = parse(PushOptions, arguments, "push")

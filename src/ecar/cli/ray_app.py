@@ -12,8 +12,8 @@ from typing import Any
 
 from ray import serve
 
-from ecar.cli.serve import KEYS_VARIABLE, read_keys, served_name
 from ecar.serving.config import Limits, check_origins
+from ecar.serving.keys import KEYS_VARIABLE, read_keys, served_name
 
 ARGUMENTS = {"model", "device", "dtype", "threads", "replicas", "gpus", "cpus", "cors_origin"}
 
@@ -36,14 +36,17 @@ class Replica:
 
         from ecar.cli.options import torch_dtype, usable_dtype
         from ecar.sampling.pipeline import Pipeline
-        from ecar.serving.engine import Engine
+        from ecar.serving.engine import Engine, own_critic
         from ecar.serving.metrics import Metrics
 
         if threads:
             torch.set_num_threads(threads)
         self.name, self.keys, self.origins = served_name(model), keys, origins
         number = torch_dtype(usable_dtype(dtype, device))
-        self.engine = Engine(lambda: Pipeline.from_pretrained(model, device=device, dtype=number), Limits(), Metrics())
+        self.engine = Engine(
+            lambda: Pipeline.from_pretrained(model, device=device, dtype=number), Limits(), Metrics(),
+            lambda: own_critic(model),
+        )  # fmt: skip
         self.engine.start()
 
     def __serve_build_asgi_app__(self) -> Any:

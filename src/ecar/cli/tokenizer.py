@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from ecar.cli.options import parse
 from ecar.training.config import TokenizerConfig
 
+OPTIONS = TokenizerConfig
+
 
 def run(arguments: Sequence[str]) -> None:
     """Parse, train, print what was written as JSON. Stopped by a signal, it exits as ``ecar train`` does."""

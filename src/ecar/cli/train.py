@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from ecar.cli.options import parse
 from ecar.training.config import TrainConfig
 
+OPTIONS = TrainConfig
+
 
 def run(arguments: Sequence[str]) -> None:
     """Parse, train, print the folder of the final model as JSON.

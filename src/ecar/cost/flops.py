@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from ecar.config import SamplingConfig
+from ecar.refine.critic import Critic
 from ecar.sampling.loop import sample_latents
 from ecar.sampling.noise import StageNoise, draw_noise
 from ecar.sampling.pipeline import Pipeline
@@ -33,18 +34,20 @@ def flops_of(call: Callable[[], object]) -> int:
     return int(counter.get_total_flops())
 
 
-def sampling_flops(pipe: Pipeline, settings: SamplingConfig, candidates: float = 1) -> dict[str, int]:
-    """FLOPs per image: ``model`` (trunk, head, guidance), ``decoder``, ``total``; with several candidates (on
-    average, with acceptance) those of all of them, and of the ``critic``.
+def sampling_flops(
+    pipe: Pipeline, settings: SamplingConfig, candidates: float = 1, critic: Critic | None = None
+) -> dict[str, int]:
+    """FLOPs per image: ``model`` (trunk, head, guidance), ``decoder``, ``total``; with a critic those of all
+    ``candidates`` of an image (a mean, with acceptance), and of the ``critic``.
 
     Matrix products and convolutions; element-wise work is not counted.
     """
     flops = count_flops(pipe, lambda labels, noise: sample_latents(pipe.model, labels, noise, settings))
-    if candidates == 1:
+    if critic is None:
         return flops
     image = torch.zeros(1, 3, *pipe.model.config.image_side, dtype=torch.uint8)
-    critic = flops_of(lambda: pipe.critic(image, torch.zeros(1, dtype=torch.int64)))
-    parts = {"model": flops["model"], "decoder": flops["decoder"], "critic": critic}
+    judged = flops_of(lambda: critic(image, torch.zeros(1, dtype=torch.int64)))
+    parts = {"model": flops["model"], "decoder": flops["decoder"], "critic": judged}
     parts = {name: round(candidates * count) for name, count in parts.items()}
     return parts | {"total": sum(parts.values())}
 

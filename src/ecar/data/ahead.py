@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-from ecar.data.images import BadImageError
+from ecar.files.images import BadImageError
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -11,9 +11,9 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ecar.data.ahead import in_order
-from ecar.data.colour import profile_kind
-from ecar.data.images import NARROW, BadImageError, contrast, decode_image, open_image, white_level
 from ecar.data.source import ImageSource
+from ecar.files.colour import profile_kind
+from ecar.files.images import NARROW, BadImageError, contrast, decode_image, open_image, white_level
 
 BROKEN = "broken"
 

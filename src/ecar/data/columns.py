@@ -9,9 +9,9 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from ecar.data.formats import IMAGE_SUFFIXES, is_image
-from ecar.data.images import BadImageError
 from ecar.data.labels import choose_label
 from ecar.data.reading import ReadOptions
+from ecar.files.images import BadImageError
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "picture", "photo", "pixel_values", "images", "pixels")
 _PATH_COLUMNS = ("file_name", "filename", "path", "file_path", "filepath", "image_path", "img_path", "file")

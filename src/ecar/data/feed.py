@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ecar.data.columns import Columns, cell_bytes
-from ecar.data.images import BadImageError
 from ecar.data.reading import ReadOptions
 from ecar.data.rows import FolderRows, printable
 from ecar.data.source import ImageSource, as_source, check_hub_id, hub_error, load_source, open_data
 from ecar.data.tables import hub_columns, label_of
+from ecar.files.images import BadImageError
 
 
 @dataclass(frozen=True, kw_only=True)

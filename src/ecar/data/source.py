@@ -14,12 +14,13 @@ import numpy as np
 
 from ecar.data.ahead import in_order
 from ecar.data.folders import Found, is_of_split, of_split, open_folder, walk
-from ecar.data.images import BadImageError, decode_image, fit
 from ecar.data.labels import class_ids
 from ecar.data.reading import ReadOptions, add_left_out, shortened
 from ecar.data.rows import Opened, Rows, choose_rows, natural_key, printable
 from ecar.data.tables import TableFile, look_into, no_images, open_hub, open_parquet, paths_of
 from ecar.data.tars import find_tars, open_tars
+from ecar.files.access import check_readable
+from ecar.files.images import BadImageError, decode_image, fit
 from ecar.files.remote import hub_reason
 
 __all__ = ["BadImages", "ImageReport", "ImageSource", "ReadOptions", "iterate_images", "load_source", "natural_key"]
@@ -243,6 +244,7 @@ def iterate_images(
 def open_data(data: str, read: ReadOptions) -> Opened:
     """What ``data`` names, whatever kind it is."""
     path = Path(data).expanduser()
+    check_readable(path)
     if path.is_dir():
         return _open_directory(path, data, read)
     if path.is_file() and path.suffix.lower() == ".parquet":

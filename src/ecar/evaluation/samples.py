@@ -20,12 +20,13 @@ from tqdm.auto import tqdm
 
 from ecar.config import SamplingConfig, differences
 from ecar.data.ahead import in_order
-from ecar.data.images import BadImageError, decode_image
 from ecar.data.source import load_source
+from ecar.devices import images_at_once
 from ecar.evaluation.metrics import chosen
+from ecar.files.images import BadImageError, decode_image
 from ecar.files.records import read_json
 from ecar.sampling.pictures import from_decoded
-from ecar.sampling.pipeline import Pipeline
+from ecar.sampling.pipeline import Pipeline, Sampler
 
 
 @dataclass(frozen=True)
@@ -56,15 +57,14 @@ def make_samples(
     folder: Path,
     record: dict[str, object],
     batch: int,
-    candidates: int = 1,
-    acceptance: float | None = None,
+    sampler: Sampler | None = None,
 ) -> Samples:
     """Sample ``num`` images into ``folder``, a file per batch; images that are there already are not made again.
 
     Args:
         record: everything that decides what the images are; a folder made with another record is refused.
         batch: images per file and samples per forward pass; another one than before is no matter.
-        candidates, acceptance: as of ``Pipeline``.
+        sampler: what draws, where it is not ``pipe`` alone: ``ecar.refine.BestOf`` around it.
 
     Raises:
         ValueError: the folder holds other samples, or its files have images missing, doubled or damaged.
@@ -80,10 +80,7 @@ def make_samples(
         ids = missing[first : first + batch]
         labels = [i % classes if pipe.model.config.num_classes else None for i in ids]
         start = time.perf_counter()
-        output = pipe(
-            labels, seeds=[seed + i for i in ids], batch_size=batch, steps=settings.steps, guidance=settings.guidance,
-            solver=settings.solver, guidance_from=settings.guidance_from, candidates=candidates, acceptance=acceptance,
-        )  # fmt: skip
+        output = (sampler or pipe)(labels, seeds=[seed + i for i in ids], settings=settings, batch_size=batch)
         seconds = time.perf_counter() - start
         images = np.stack([np.asarray(image) for image in output.images])
         file = folder / f"ids_{ids[0]:08d}.npz"
@@ -123,20 +120,26 @@ def collect(folder: Path, num: int) -> Samples:
     Raises:
         ValueError: ids missing or doubled.
     """
-    parts = [_read_part(file) for file in sorted(folder.glob("ids_*.npz"))]
-    ids = np.concatenate([p["ids"] for p in parts]) if parts else np.zeros(0, np.int64)
+    images, labels, drawn = torch.empty(0), np.zeros(num, np.int64), np.zeros(num)
+    found, seconds = [np.zeros(0, np.int64)], 0.0
+    for file in sorted(folder.glob("ids_*.npz")):  # one at a time: together they are as large as the result
+        part = _read_part(file)
+        keep = part["ids"] < num
+        if len(found) == 1:
+            images = torch.empty(num, 3, *part["images"].shape[1:3], dtype=torch.uint8)
+        rows = part["ids"][keep]
+        images[torch.from_numpy(rows)] = _to_tensor(part["images"][keep])
+        labels[rows], drawn[rows] = part["labels"][keep], part["drawn"][keep]
+        found.append(part["ids"])
+        seconds += float(part["seconds"]) * float(keep.mean())
+    ids = np.concatenate(found)
     values, counts = np.unique(ids, return_counts=True)
     if (counts > 1).any():
         raise ValueError(f"{folder}: image {values[counts > 1][0]} is there twice; delete one of the files")
     missing = np.setdiff1d(np.arange(num), values)
     if len(missing):
         raise ValueError(f"{folder}: {len(missing)} of {num} images are missing, the first is {missing[0]}")
-    order = np.argsort(ids)[np.sort(ids) < num]
-    images = np.concatenate([p["images"] for p in parts])[order]
-    labels = np.concatenate([p["labels"] for p in parts])[order]
-    drawn = float(np.concatenate([p["drawn"] for p in parts])[order].mean())
-    seconds = sum(float(p["seconds"]) * float((p["ids"] < num).mean()) for p in parts)
-    return Samples(_to_tensor(images), torch.from_numpy(labels.astype(np.int64)), seconds, drawn)
+    return Samples(images, torch.from_numpy(labels), seconds, float(drawn.mean()))
 
 
 def read_samples(path: Path) -> Samples:
@@ -218,7 +221,7 @@ def choose(samples: Samples, num: int) -> Samples:
 def reconstruct(pipe: Pipeline, images: Tensor) -> Samples:
     """Images (N, 3, H, W) uint8 through encoder and decoder: no model can do better than its tokenizer."""
     parts = []
-    for part in images.split(250):
+    for part in images.split(images_at_once(*images.shape[-2:], most=250)):
         latents = pipe.tokenizer.encode((part.float() / 127.5 - 1).to(pipe.model.device))
         parts.append(from_decoded(pipe.decoder.decode(latents)))
     return Samples(torch.cat(parts), None)

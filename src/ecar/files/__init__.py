@@ -1,1 +1,1 @@
-"""Files: tensors, JSON records, locks, the Hub."""
+"""Files: images, tensors, JSON records, locks, the Hub."""

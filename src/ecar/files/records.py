@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,3 +33,24 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise ValueError(f"{path}: holds no record; {remedy}")
     return record
+
+
+def output_file(out: str, suffixes: Sequence[str], flag: str = "--out") -> Path:
+    """An output path, checked before work starts.
+
+    Raises:
+        ValueError: unknown suffix, missing or unwritable folder.
+    """
+    path = Path(out).expanduser()
+    if path.suffix.lower() not in suffixes:
+        raise ValueError(f"{flag} {out}: the name must end in {' or '.join(suffixes)}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        existed = path.exists()
+        with open(path, "ab"):
+            pass
+        if not existed:
+            path.unlink()
+    except OSError as error:
+        raise ValueError(f"{flag} {out}: cannot write there ({error.strerror})") from None
+    return path

@@ -6,6 +6,7 @@ configuration of the model that base and adapter make together (the class table 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ecar.config import JsonConfig, ModelConfig
+from ecar.files.access import check_readable
 from ecar.files.tensors import write_tensors
 from ecar.network.model import StageModel
 from ecar.pretrained.build import build_model
@@ -125,6 +127,11 @@ def save_adapter(
     (folder / _OWN).write_text(json.dumps(record, indent=2) + "\n")
 
 
+def adapter_fingerprint(folder: str | Path) -> str:
+    """SHA-256 (16 hex digits) of the weights of an adapter folder."""
+    return hashlib.sha256((Path(folder).expanduser() / _WEIGHTS).read_bytes()).hexdigest()[:16]
+
+
 def apply_adapter(base: StageModel, folder: str | Path, fingerprint: str) -> StageModel:
     """Base and adapter as one plain model in evaluation mode; ``base`` is not changed.
 
@@ -137,6 +144,8 @@ def apply_adapter(base: StageModel, folder: str | Path, fingerprint: str) -> Sta
         ValueError: no adapter there, damaged, or of another base; pickles are never loaded.
     """
     path = Path(folder).expanduser()
+    for name in (_OWN, _WEIGHTS):
+        check_readable(path / name)
     try:
         record = json.loads((path / _OWN).read_text())
         tensors = load_file(path / _WEIGHTS)

@@ -1,6 +1,19 @@
 """Choosing among candidates: several samples are drawn for an image, and a critic says which of them to show."""
 
+from ecar.refine.best_of import BestOf, critic_of
 from ecar.refine.critic import Critic, accepts, choose, levels_of, load_critic
 from ecar.refine.fit import Fit, fit_critic
+from ecar.refine.make import make_critic
 
-__all__ = ["Critic", "Fit", "accepts", "choose", "fit_critic", "levels_of", "load_critic"]
+__all__ = [
+    "BestOf",
+    "Critic",
+    "Fit",
+    "accepts",
+    "choose",
+    "critic_of",
+    "fit_critic",
+    "levels_of",
+    "load_critic",
+    "make_critic",
+]

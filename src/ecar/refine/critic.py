@@ -9,6 +9,7 @@ which all candidates share, and chooses no better ones (docs/study.md).
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from ecar.evaluation.features import EfficientNetLite
+from ecar.files.access import check_readable
 from ecar.files.tensors import write_tensors
 
 _SIDE = 96  # the smaller side of an image is enlarged to this at least, as the network was trained on large ones
@@ -50,6 +52,9 @@ class Critic(nn.Module):
         tensors: ``weight`` (R, D) and ``bias`` (R,): a row for each class and a last one for none; or one for all. And
             ``quantiles`` (R, Q) of the scores of the model's samples, evenly spread, for acceptance.
         about: the model and settings whose samples it was fitted to, and how.
+
+    Attributes:
+        fingerprint: SHA-256 (16 hex digits) of the file that it was read from; empty: of none.
     """
 
     weight: Tensor
@@ -58,7 +63,7 @@ class Critic(nn.Module):
 
     def __init__(self, features: Features, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
         super().__init__()
-        self.features, self.about = features, about
+        self.features, self.about, self.fingerprint = features, about, ""
         for name in _TENSORS:
             self.register_buffer(name, tensors[name].float())
 
@@ -90,6 +95,7 @@ def load_critic(path: str | Path) -> Critic:
         ValueError: no such file, not a critic, or one of other features than those installed.
     """
     path = Path(path).expanduser()
+    check_readable(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such file; `ecar critic` makes one")
     try:
@@ -108,7 +114,9 @@ def load_critic(path: str | Path) -> Critic:
     features = Features()
     if known != features.fingerprint:
         raise ValueError(f"{path}: reads features {known}, and those installed are {features.fingerprint}")
-    return Critic(features, tensors, about).eval()
+    critic = Critic(features, tensors, about).eval()
+    critic.fingerprint = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    return critic
 
 
 def accepts(log_ratio: Tensor, levels: Tensor, uniform: Tensor, power: float) -> Tensor:

@@ -1,7 +1,7 @@
-"""Weights beyond a model, away from what short trainings on its own samples made of it (Neon, 2510.03597).
+"""Neon: negative extrapolation from self-training (2510.03597).
 
-    w_new = w + s (w_base - w_away)        w_base: the model itself, or the teacher that it was distilled from
-                                           w_away: mean of what the trainings made of it
+    w_new = w + s (w_base - w_own)        w_base: the model itself, or the teacher that it was distilled from
+                                          w_own: mean of what trainings of w_base on its own samples made of it
 
 A sampler draws likely images too often. Trained on them, a model gets worse in a direction that the step back mends; it
 costs nothing in sampling. Most of what one such training does to the weights is chance, and differs from seed to seed:
@@ -23,23 +23,23 @@ from ecar.config import ModelConfig, differences
 from ecar.files.records import read_json
 from ecar.pretrained.folders import load_model, resolve_model, save_model, weights_fingerprint
 
-# Of the trainings that are stepped away from.
+# What the record keeps of each self-training.
 _HOW = ("data", "max_steps", "batch_size", "optimizer", "lr", "ema", "seed", "stage_weight", "own_steps")
 
 
 def beyond(
-    weights: dict[str, Tensor], base: dict[str, Tensor], away: Sequence[dict[str, Tensor]], scale: float
+    weights: dict[str, Tensor], base: dict[str, Tensor], own: Sequence[dict[str, Tensor]], scale: float
 ) -> dict[str, Tensor]:
-    """``weights + scale (base - mean of away)`` of states with the same names and shapes."""
-    return {n: w + scale * (base[n] - sum(state[n] for state in away) / len(away)) for n, w in weights.items()}
+    """``weights + scale (base - mean of own)`` of states with the same names and shapes."""
+    return {n: w + scale * (base[n] - sum(state[n] for state in own) / len(own)) for n, w in weights.items()}
 
 
-def extrapolate(name: str, away_from: Sequence[str], scale: float, out: str, base: str | None = None) -> Path:
-    """Write the model folder ``out``.
+def neon(name: str, trained: Sequence[str], scale: float, out: str, base: str | None = None) -> Path:
+    """Write the model folder ``out``: the model, extrapolated away from its self-trainings.
 
     Args:
         name: the model: folder, bundled name or Hub id. Its settings and tokenizer are the new model's.
-        away_from: the models that trainings made of ``base``, one or more (``ecar train --init-from BASE --data
+        trained: the models that self-trainings made of ``base``, one or more (``ecar train --init-from BASE --data
             self:NUM --seed ...``).
         scale: s, how far; 0 is the model itself, 1 as far as the trainings went, the other way.
         out: a new or empty folder.
@@ -51,33 +51,31 @@ def extrapolate(name: str, away_from: Sequence[str], scale: float, out: str, bas
     """
     folder = Path(out).expanduser()
     if not out or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
-        raise ValueError(f"--out {out!r}: give a new or empty folder")
+        raise ValueError(f"`out` {out!r}: give a new or empty folder")
     if not 0 < scale < math.inf:
-        raise ValueError(f"--scale is a number above 0, got {scale}")
-    if not away_from:
-        raise ValueError("--away-from: name what a training on own samples made, one model or more")
+        raise ValueError(f"`scale` must be a number above 0, got {scale}")
+    if not trained:
+        raise ValueError("`trained` needs what a training on own samples made, one model or more")
     start = name if base is None else base
-    before, after = weights_fingerprint(start), [weights_fingerprint(trained) for trained in away_from]
+    before, after = weights_fingerprint(start), [weights_fingerprint(own) for own in trained]
     if before in after:
         raise ValueError(
-            f"{away_from[after.index(before)]} has the weights of {start}: there is nothing to step away from"
+            f"{trained[after.index(before)]} has the weights of {start}: there is nothing to extrapolate from"
         )
     if len(set(after)) < len(after):
-        raise ValueError(
-            f"--away-from {' '.join(away_from)}: the same weights twice; give every training its own --seed"
-        )
+        raise ValueError(f"`trained` {' '.join(trained)}: the same weights twice; give every training its own --seed")
     model, tokenizer = load_model(name)
     ours, theirs = _shape(model.config), model if base is None else load_model(base)[0]
-    away = [load_model(trained)[0] for trained in away_from]
-    for other, config in zip((start, *away_from), (theirs.config, *(m.config for m in away)), strict=True):
+    own = [load_model(folder)[0] for folder in trained]
+    for other, config in zip((start, *trained), (theirs.config, *(m.config for m in own)), strict=True):
         if apart := differences(ours, _shape(config)):
             raise ValueError(f"{name} and {other} are not of one kind: they differ in {apart}")
-    states = [m.state_dict() for m in away]
+    states = [m.state_dict() for m in own]
     model.load_state_dict(beyond(model.state_dict(), theirs.state_dict(), states, scale))
     save_model(folder, model, tokenizer)
     record = _record(resolve_model(name))
-    whose = {"weights": before if base is None else weights_fingerprint(name), "base": before, "away_from": after}
-    record["extrapolated"] = {**whose, "scale": scale, "trainings": [_how(trained) for trained in away_from]}
+    whose = {"weights": before if base is None else weights_fingerprint(name), "base": before, "trained": after}
+    record["neon"] = {**whose, "scale": scale, "trainings": [_how(own) for own in trained]}
     (folder / "training.json").write_text(json.dumps(record, indent=2) + "\n")
     return folder
 

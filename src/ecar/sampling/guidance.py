@@ -11,8 +11,8 @@ def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
 
 
 def coarse_guidance(scale: float, stages: int) -> tuple[float, ...]:
-    """What one number for guidance means: ``scale`` in every stage but the last, whose many tokens a second pass would
-    cost most; a single stage is guided."""
+    """Guidance of every stage but the last, whose many tokens a second pass would cost most; a single stage is
+    guided."""
     return (scale,) * max(1, stages - 1) + (1.0,) * (stages > 1)
 
 

@@ -17,8 +17,9 @@ from ecar.config import SamplingConfig
 from ecar.network import StageCache
 from ecar.network.model import StageModel
 from ecar.sampling.guidance import guide_halves
+from ecar.sampling.known import Known
 from ecar.sampling.noise import StageNoise
-from ecar.sampling.solvers import get_solver, uniform_grid
+from ecar.sampling.solvers import Velocity, get_solver, uniform_grid
 from ecar.stages import Stage, data_from_end, jump
 
 
@@ -154,7 +155,7 @@ def advance(
     draws: StageNoise,
     settings: SamplingConfig,
     *,
-    known: Tensor | None = None,
+    known: Known | None = None,
     on_velocity: VelocityCallback | None = None,
 ) -> StageResult:
     """Do the next stage of ``rows``, in place.
@@ -164,7 +165,7 @@ def advance(
         rows: the batch; ``y``, ``cache`` and ``done`` move on.
         draws: noise of this stage for the rows.
         settings: checked settings, the same for all rows and all their stages.
-        known: y_k, taken as given instead of sampled.
+        known: what of this stage is taken as given instead of sampled; no row depends on what is known of another.
         on_velocity: called with (stage, x, t, v) after each velocity that the solver asks for.
     """
     stage, batch, device = model.plan[rows.done], len(rows.labels), rows.labels.device
@@ -189,10 +190,7 @@ def advance(
             on_velocity(stage, x, t, v)
         return v
 
-    if known is None:
-        rows.y = get_solver(settings.solver)(observed, x, uniform_grid(settings.steps[stage.index]))
-    else:
-        rows.y = known
+    rows.y = _solve(observed, x, settings.steps[stage.index], settings.solver, known and known.to(device))
     rows.done += 1
     return StageResult(stage, rows.y, velocity)
 
@@ -203,7 +201,7 @@ def sample_latents(
     noise: list[StageNoise],
     settings: SamplingConfig,
     on_stage: StageCallback | None = None,
-    known: Sequence[Tensor] = (),
+    known: Sequence[Known] = (),
 ) -> Tensor:
     """Sample unit-scale latents.
 
@@ -213,7 +211,7 @@ def sample_latents(
         noise: per stage, see ``draw_noise``.
         settings: steps, guidance and solver per stage.
         on_stage: called after each sampled stage.
-        known: y_1 .. y_j, each (B, C, h_k, w_k): these stages are taken as given instead of sampled.
+        known: of the first stages, what is taken as given instead of sampled.
 
     Returns:
         (B, C, h_S, w_S), float32.
@@ -224,10 +222,24 @@ def sample_latents(
     for stage, draws in zip(model.plan, noise, strict=True):
         given = known[stage.index] if stage.index < len(known) else None
         result = advance(model, rows, draws, settings, known=given)
-        if on_stage is not None and given is None:
+        if on_stage is not None and not (given and given.complete):
             on_stage(result)
     assert rows.y is not None
     return rows.y
+
+
+def _solve(velocity: Velocity, x: Tensor, steps: int, solver: str, known: Known | None) -> Tensor:
+    """From x_k^0 to y_k, held to what is known. Steps before any row draws are left out."""
+    grid = uniform_grid(steps)
+    if known is None:
+        return get_solver(solver)(velocity, x, grid)
+    if known.complete:
+        return known.end
+    first = known.steps_before(steps)
+    if solver != "euler":  # a row must not notice when its neighbours begin: ab2 looks one step back, heun counts steps
+        first = max(0, first - 1)
+    x = known.at(grid[first]) if first else known.enter(x)
+    return get_solver(solver)(velocity, x, grid[first:], known.hold)
 
 
 def stage_velocity(

@@ -7,27 +7,27 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import Protocol, Self, TypedDict, TypeVar, Unpack
 
 import torch
 from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ecar.config import CardOptions, SamplingConfig
+from ecar.config import SamplingConfig
 from ecar.devices import resolve_device
+from ecar.files.images import Picture, read_image
 from ecar.network.model import StageModel
-from ecar.refine.candidates import Chosen, accepted_candidates, best_candidates, check_candidates, critic_of
+from ecar.sampling.canvas import Mask
 from ecar.sampling.classes import Classes, Label
-from ecar.sampling.guidance import coarse_guidance
+from ecar.sampling.edit import Edit, enlarging, expanding, redrawing
 from ecar.sampling.loop import StageResult, check_settings, sample_latents
 from ecar.sampling.noise import draw_noise
 from ecar.sampling.optimize import optimize, padded_count
 from ecar.sampling.pictures import to_pil
 from ecar.tokenizers import Tokenizer, load_decoder
 
-if TYPE_CHECKING:
-    from ecar.refine import Critic
+Number = TypeVar("Number", int, float)
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class Output:
         labels: class ids (the null class where no class was asked for).
         seeds: seed of each image, as asked for.
         settings: steps, guidance and solver that were used.
-        chosen: seed that drew each image: with candidates, that of the chosen one; alone it draws the same image.
-        drawn: candidates that were drawn for each image.
+        chosen: seed that drew each image, alone: its own, or that of the candidate which ``BestOf`` chose.
+        drawn: samples that were drawn for each image: 1, or the candidates of ``BestOf``.
     """
 
     images: list[Image.Image]
@@ -63,6 +63,42 @@ class StagePreview:
     images: list[Image.Image] = field(repr=False)
 
 
+class Sampler(Protocol):
+    """What draws images: a ``Pipeline``, or ``ecar.refine.BestOf`` around one. The arguments are ``Pipeline``'s."""
+
+    def __call__(
+        self,
+        labels: Sequence[Label] | None = None,
+        *,
+        seeds: Sequence[int] | None = None,
+        settings: SamplingConfig | None = None,
+        steps: Sequence[int] | int | None = None,
+        guidance: Sequence[float] | float | None = None,
+        batch_size: int = 64,
+        return_stages: bool = False,
+        on_stage: Callable[[StagePreview], None] | None = None,
+        progress: bool = False,
+    ) -> Output:
+        """Draw one image per label."""
+
+
+class EditOptions(TypedDict, total=False):
+    """What every edit takes.
+
+    Attributes:
+        label: class of what is drawn; None, the default: no class.
+        seeds: one per result, default (0,).
+        settings: default: ``Pipeline.settings()``.
+        return_stages, on_stage: as in ``Pipeline.__call__``.
+    """
+
+    label: Label
+    seeds: Sequence[int]
+    settings: SamplingConfig | None
+    return_stages: bool
+    on_stage: Callable[[StagePreview], None] | None
+
+
 class Pipeline:
     """Model and tokenizer together.
 
@@ -81,8 +117,7 @@ class Pipeline:
         self.model, self.tokenizer, self.name = model.eval(), tokenizer.to(model.device).eval(), name
         self.decoder = self.tokenizer
         self.fixed_shapes = False
-        self.critic_file: Path | None = None
-        self._critic: Critic | None = None
+        self.adapter: str | None = None
         self._classes = Classes(model.config)
 
     @classmethod
@@ -96,7 +131,6 @@ class Pipeline:
         cuda_graphs: bool = False,
         adapter: str | Path | None = None,
         decoder: str | Path | None = None,
-        critic: str | Path | None = None,
     ) -> Self:
         """Load a bundled model, a folder or a Hub id.
 
@@ -108,15 +142,12 @@ class Pipeline:
             cuda_graphs: replay the head's passes instead of launching their kernels, for few images on a GPU.
             adapter: folder of a LoRA adapter of this model (``ecar train --lora-rank``), merged into the weights.
             decoder: decode with another one than the model's tokenizer has: see ``ecar.tokenizers.load_decoder``.
-            critic: file of ``ecar critic``; default: ``critic.safetensors`` in the model's folder, if there is one.
 
         Raises:
-            ValueError: nothing there, or damaged, no such device, a critic with an adapter; the message says what.
+            ValueError: nothing there, or damaged, or no such device; the message says what.
         """
-        from ecar.pretrained.folders import critic_file, load_model, resolve_model, weights_fingerprint
+        from ecar.pretrained.folders import load_model, weights_fingerprint
 
-        if critic is not None and adapter is not None:
-            raise ValueError(f"{critic} knows the samples of {name}, not those with an adapter: leave one out")
         device = resolve_device(device)
         model, tokenizer = load_model(name)
         if adapter is not None:
@@ -124,10 +155,9 @@ class Pipeline:
 
             model = apply_adapter(model, adapter, weights_fingerprint(name))
         pipe = cls(model.to(device, dtype), tokenizer.to(device), str(name))
+        pipe.adapter = None if adapter is None else str(adapter)
         if decoder is not None:
             pipe.decoder = load_decoder(decoder, tokenizer).to(device).eval()
-        if adapter is None:  # with one, the samples are others
-            pipe.critic_file = critic_file(resolve_model(name)) if critic is None else Path(critic)
         pipe.optimize(compile=compile, cuda_graphs=cuda_graphs)
         return pipe
 
@@ -135,35 +165,6 @@ class Pipeline:
         """Make this pipeline faster, in place: see ``ecar.sampling.optimize``."""
         optimize(self.model, compile=compile, cuda_graphs=cuda_graphs)
         self.fixed_shapes |= compile or cuda_graphs
-
-    def push_to_hub(self, repo_id: str, *, private: bool = False, license: str | None = None) -> str:
-        """Upload model, tokenizer, card and samples to ``OWNER/NAME``; `ecar push` says more in the card.
-
-        Args:
-            repo_id: repository, made where there is none.
-            private: whether a new one is private.
-            license: of the weights, as the Hub spells it.
-
-        Returns:
-            The address of the commit.
-
-        Raises:
-            ValueError: an id that cannot be one, an optimised model, or a Hub that refuses or is not reached.
-        """
-        from ecar.hub import push
-
-        return push(self, repo_id, CardOptions(license=license), private=private)
-
-    @property
-    def critic(self) -> Critic:
-        """What chooses among candidates, read on first use.
-
-        Raises:
-            ValueError: there is none, or one of another model.
-        """
-        if self._critic is None:
-            self._critic = critic_of(self.name, self.critic_file).to(self.model.device)
-        return self._critic
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -185,41 +186,44 @@ class Pipeline:
         solver: str | None = None,
         guidance_from: Sequence[float] | float | None = None,
     ) -> SamplingConfig:
-        """The model's default settings with changes; one number for ``steps`` holds for every stage.
+        """The model's default settings with changes; one number holds for every stage.
 
-        One number for ``guidance`` acts on every stage but the last, whose many tokens a second pass would cost most;
-        one number for ``guidance_from`` holds for every stage.
+        Args:
+            steps: solver steps, at least 1.
+            guidance: scale in 0..100; 1 is off and costs one pass of the head a step, others two. The last stage has
+                most tokens: (2.0, 1.0) guides the first of two stages only.
+            solver: euler, heun or ab2.
+            guidance_from: time of the stage, in [0, 1), from which guidance acts.
 
         Warns:
             UserWarning: other steps or another solver than those that the model was distilled for.
 
         Raises:
-            ValueError: wrong number of stages, unknown solver, values out of range.
+            ValueError: wrong number of stages, unknown solver, values out of range, guidance without classes.
         """
         stages = len(self.model.plan)
         base = self.model.config.sampling or SamplingConfig(steps=(8,) * stages, guidance=(1.0,) * stages)
         changes: dict[str, object] = {}
         if steps is not None:
-            several = steps if isinstance(steps, Sequence) else (steps,) * stages
-            changes["steps"] = tuple(operator.index(s) for s in several)
+            changes["steps"] = tuple(map(operator.index, _per_stage(steps, stages)))
         if guidance is not None:
-            if isinstance(guidance, Sequence):
-                changes["guidance"] = tuple(float(g) for g in guidance)
-            else:
-                changes["guidance"] = coarse_guidance(float(guidance), stages)
+            changes["guidance"] = tuple(map(float, _per_stage(guidance, stages)))
         if solver is not None:
             changes["solver"] = solver
         if guidance_from is not None:
-            starts = guidance_from if isinstance(guidance_from, Sequence) else (guidance_from,) * stages
-            changes["guidance_from"] = tuple(float(t) for t in starts)
-        result = replace(base, **changes)  # type: ignore[arg-type]
-        check_settings(result, stages)
+            changes["guidance_from"] = tuple(map(float, _per_stage(guidance_from, stages)))
+        result = self._checked(replace(base, **changes))  # type: ignore[arg-type]
         if base.fixed_steps and (result.steps, result.solver) != (base.steps, base.solver):
             text = f"this model was distilled for {base.steps} {base.solver} steps; others give worse images"
             warnings.warn(text, stacklevel=2)
-        if self.model.config.num_classes == 0 and any(g != 1 for g in result.guidance):
-            raise ValueError("guidance needs classes, and this model was trained without labels")
         return result
+
+    def _checked(self, settings: SamplingConfig) -> SamplingConfig:
+        """The same; ValueError where this model cannot sample by them."""
+        check_settings(settings, len(self.model.plan))
+        if self.model.config.num_classes == 0 and any(g != 1 for g in settings.guidance):
+            raise ValueError("guidance needs classes, and this model was trained without labels")
+        return settings
 
     @torch.no_grad()
     def __call__(
@@ -227,12 +231,9 @@ class Pipeline:
         labels: Sequence[Label] | None = None,
         *,
         seeds: Sequence[int] | None = None,
+        settings: SamplingConfig | None = None,
         steps: Sequence[int] | int | None = None,
         guidance: Sequence[float] | float | None = None,
-        solver: str | None = None,
-        guidance_from: Sequence[float] | float | None = None,
-        candidates: int = 1,
-        acceptance: float | None = None,
         batch_size: int = 64,
         return_stages: bool = False,
         on_stage: Callable[[StagePreview], None] | None = None,
@@ -244,40 +245,44 @@ class Pipeline:
             labels: class names, ids or None (no class); None as a whole: as many unconditional images as seeds.
             seeds: one per image; default 0, 1, 2, ... The same seed, label and settings give the same image, alone
                 or in any batch.
-            steps: solver steps, one number or one per stage.
-            guidance: scale, one number or one per stage; 1 is off.
-            solver: euler, heun or ab2.
-            guidance_from: time of the stage from which guidance acts, one number or one per stage.
-            candidates: samples drawn for each image, of which the critic chooses one; costs as many times as much.
-            acceptance: share of all samples that the critic accepts, in (0, 1): candidates are then drawn one after
-                the other until one is accepted, and ``candidates`` at most. Costs about 1 / acceptance times as much.
+            settings: how to sample, from ``settings``; default: the model's own.
+            steps: in place of ``settings``: the model's own with other solver steps, one number or one per stage.
+            guidance: in place of ``settings``: with another guidance scale, one number or one per stage; 1 is off.
             batch_size: samples computed at once.
             return_stages: also decode a preview of each stage.
             on_stage: called with the previews of the first batch onwards, stage by stage.
             progress: show a progress bar where there is a terminal.
 
         Raises:
-            ValueError: unknown class, wrong counts or settings, candidates without a critic.
+            ValueError: unknown class, wrong counts or settings.
         """
-        settings = self.settings(steps, guidance, solver, guidance_from)
-        ids, seeds = self._asked(labels, seeds)
+        settings = self.chosen_settings(settings, steps, guidance)
+        ids, seeds = self.asked(labels, seeds)
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        self.check_candidates(candidates, settings, acceptance)
         images: list[Image.Image] = []
         stages: list[list[Image.Image]] = [[] for _ in self.model.plan] if return_stages else []
-        chosen, number = list[int](), list[int]()
-        count = batch_size if acceptance is not None else max(1, batch_size // candidates)
-        for first in tqdm(range(0, len(ids), count), desc="sampling", unit="batch", disable=None if progress else True):
-            chunk = slice(first, first + count)
-            best = self._chosen(ids[chunk], seeds[chunk], settings, candidates, acceptance, stages, on_stage)
-            images += to_pil(best.images)
-            chosen += best.seeds
-            number += best.drawn
-        return Output(images, stages, ids, seeds, settings, chosen, number)
+        firsts = range(0, len(ids), batch_size)
+        for first in tqdm(firsts, desc="sampling", unit="batch", disable=None if progress else True):
+            chunk = slice(first, first + batch_size)
+            images += to_pil(self._batch(ids[chunk], seeds[chunk], settings, stages, on_stage))
+        return Output(images, stages, ids, seeds, settings, seeds, [1] * len(ids))
 
-    def _asked(self, labels: Sequence[Label] | None, seeds: Sequence[int] | None) -> tuple[list[int], list[int]]:
-        """Class ids and seeds, one of each per image."""
+    def chosen_settings(
+        self,
+        settings: SamplingConfig | None,
+        steps: Sequence[int] | int | None,
+        guidance: Sequence[float] | float | None,
+    ) -> SamplingConfig:
+        """Checked settings of a call; ValueError for ``settings`` beside ``steps`` or ``guidance``."""
+        if settings is None:
+            return self.settings(steps, guidance)
+        if steps is not None or guidance is not None:
+            raise ValueError("settings hold steps and guidance already: give these to Pipeline.settings")
+        return self._checked(settings)
+
+    def asked(self, labels: Sequence[Label] | None, seeds: Sequence[int] | None) -> tuple[list[int], list[int]]:
+        """Class ids and seeds of a call, one of each per image; ValueError: unknown class, wrong counts."""
         if isinstance(labels, str):
             raise ValueError(f"labels takes a list: [{labels!r}]")
         if labels is None:
@@ -290,34 +295,6 @@ class Pipeline:
             raise ValueError("no images asked for: labels and seeds are empty")
         return ids, seeds
 
-    def _chosen(
-        self,
-        ids: list[int],
-        seeds: list[int],
-        settings: SamplingConfig,
-        candidates: int,
-        acceptance: float | None,
-        stages: list[list[Image.Image]],
-        on_stage: Callable[[StagePreview], None] | None,
-    ) -> Chosen:
-        if candidates == 1:
-            return Chosen(self._batch(ids, seeds, settings, stages, on_stage), seeds, [1] * len(ids))
-
-        def draw(labels: list[int], seeds: list[int]) -> Tensor:
-            return self._batch(labels, seeds, settings, [], None)
-
-        if acceptance is None:
-            best = best_candidates(draw, self.critic, ids, seeds, candidates)
-        else:
-            best = accepted_candidates(draw, self.critic, ids, seeds, candidates, acceptance)
-        if stages or on_stage is not None:  # drawn once more: most candidates need no previews
-            self._batch(ids, best.seeds, settings, stages, on_stage)
-        return best
-
-    def check_candidates(self, candidates: int, settings: SamplingConfig, acceptance: float | None = None) -> None:
-        """ValueError: numbers out of range, or no critic of this model; warns where it is one of other settings."""
-        check_candidates(candidates, acceptance, settings, lambda: self.critic)
-
     def _batch(
         self,
         ids: list[int],
@@ -325,6 +302,7 @@ class Pipeline:
         settings: SamplingConfig,
         stages: list[list[Image.Image]],
         on_stage: Callable[[StagePreview], None] | None,
+        edit: Edit | None = None,
     ) -> Tensor:
         """Decoded images (B, 3, H, W) in [-1, 1]."""
         model, count = self.model, len(ids)
@@ -341,5 +319,75 @@ class Pipeline:
                 on_stage(StagePreview(result.stage.index + 1, len(model.plan), pictures))
 
         wanted = preview if stages or on_stage is not None else None
-        latents = sample_latents(model, torch.tensor(ids, device=model.device), noise, settings, wanted)
+        known = edit.known(noise) if edit is not None else ()
+        latents = sample_latents(model, torch.tensor(ids, device=model.device), noise, settings, wanted, known)
         return self.decoder.decode(latents[:count])
+
+    def edit(
+        self,
+        image: Picture,
+        *,
+        mask: Mask | None = None,
+        strength: float = 1.0,
+        **options: Unpack[EditOptions],
+    ) -> Output:
+        """Draw a part of a picture anew, or all of it in part. All other pixels stay as they are.
+
+        Args:
+            image: of any size and mode, or its file: scaled to cover the model's size, the centre cropped.
+            mask: where to draw, see ``ecar.sampling.canvas.Mask``: white or transparent pixels of an image of the
+                picture's size, an array, or a box (x, y, width, height).
+            strength: in (0, 1], how much is drawn anew: 1 ignores what the mask hides, small values change details.
+            options: ``EditOptions``.
+
+        Raises:
+            ValueError: unknown class, a picture or mask that cannot be used, or a strength out of range.
+        """
+        edit = redrawing(self.model, self.tokenizer, read_image(image), mask, strength)
+        return self._edited(edit, **options)
+
+    def vary(self, image: Picture, *, strength: float = 0.5, **options: Unpack[EditOptions]) -> Output:
+        """``edit`` without a mask: variations of a picture; with ``label``, as another class."""
+        return self.edit(image, strength=strength, **options)
+
+    def expand(
+        self,
+        image: Picture,
+        *,
+        left: int = 0,
+        top: int = 0,
+        right: int = 0,
+        bottom: int = 0,
+        **options: Unpack[EditOptions],
+    ) -> Output:
+        """Draw margins, in pixels of the picture, around it; both together are scaled to the model's size."""
+        edit = expanding(self.model, self.tokenizer, read_image(image), (left, top, right, bottom))
+        return self._edited(edit, **options)
+
+    def upscale(self, image: Picture, *, factor: int = 2, **options: Unpack[EditOptions]) -> Output:
+        """Draw the finer stages of a picture, which is scaled to a 2nd or 4th of the model's size first."""
+        return self._edited(enlarging(self.model, self.tokenizer, read_image(image), factor), **options)
+
+    @torch.no_grad()
+    def _edited(
+        self,
+        edit: Edit,
+        label: Label = None,
+        seeds: Sequence[int] = (0,),
+        settings: SamplingConfig | None = None,
+        return_stages: bool = False,
+        on_stage: Callable[[StagePreview], None] | None = None,
+    ) -> Output:
+        settings = self.chosen_settings(settings, None, None)
+        ids, asked = self.asked([label] * len(seeds), seeds)
+        images: list[Image.Image] = []
+        stages: list[list[Image.Image]] = [[] for _ in self.model.plan] if return_stages else []
+        for first in range(0, len(ids), 64):
+            chunk = slice(first, first + 64)
+            images += edit.finish(self._batch(ids[chunk], asked[chunk], settings, stages, on_stage, edit))
+        return Output(images, [*stages[:-1], images] if stages else [], ids, asked, settings, asked, [1] * len(ids))
+
+
+def _per_stage(values: Sequence[Number] | Number, stages: int) -> Sequence[Number]:
+    """One number stands for every stage."""
+    return values if isinstance(values, Sequence) else (values,) * stages

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -101,11 +101,9 @@ def _add_images(app: FastAPI, engine: Engine, name: str, public_url: str | None)
     async def generate(body: schema.GenerateRequest, request: Request) -> Any:
         """Make images of a class. With ``stream``: server-sent events, previews as they appear, then each image."""
         _check_model(body.model, name)
-        if body.prompt in engine.pipe.model.config.class_names:
-            order = make_order(body, engine.pipe, limits)
-        else:  # near names of an unknown one are looked for among all
-            order = await checks.run(make_order, body, engine.pipe, limits)
-        job = Job(engine, order)
+        make = partial(make_order, body, engine.pipe, limits, chooses=engine.critic is not None)
+        known = body.prompt in engine.pipe.model.config.class_names
+        job = Job(engine, make() if known else await checks.run(make))  # near names are looked for among all
         if body.stream:
             return EventResponse(job)
         kept = None if body.response_format == "b64_json" else files
@@ -141,7 +139,7 @@ def _add_models(app: FastAPI, engine: Engine, name: str) -> None:
             id=name, created=created, owned_by="ecar", size=f"{config.image_side[1]}x{config.image_side[0]}",
             stages=stages, solver=settings.solver, num_classes=config.num_classes,
             max_images=MAX_IMAGES, max_steps=engine.limits.max_steps,
-            max_candidates=most_candidates(engine.pipe, engine.limits),
+            max_candidates=most_candidates(engine.limits, chooses=engine.critic is not None),
             fixed_steps=settings.fixed_steps,
         )  # fmt: skip
 

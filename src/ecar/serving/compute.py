@@ -2,38 +2,35 @@
 
 from __future__ import annotations
 
-import logging
 import time
 
 import torch
 from torch import Tensor
 
-from ecar.refine.candidates import picks_of
+from ecar.refine import Critic
+from ecar.refine.best_of import picks_of
 from ecar.sampling.loop import Rows, VelocityCallback, advance
 from ecar.sampling.noise import StageNoise, draw_noise
 from ecar.sampling.optimize import padded_count
-from ecar.sampling.pictures import to_pil
+from ecar.sampling.pictures import from_decoded, to_pil
 from ecar.sampling.pipeline import Pipeline
 from ecar.serving.config import Limits
 from ecar.serving.metrics import Metrics
 from ecar.serving.rows import Chunk, EngineError, Failed, Finished, Row
 from ecar.stages import Stage, data_from_end
 
-log = logging.getLogger("ecar.serving")
-
 
 class Computer:
     """Advances chunks and sends previews, images and errors to their rows."""
 
-    def __init__(self, pipe: Pipeline, metrics: Metrics, limits: Limits) -> None:
-        self.pipe, self.model, self.metrics, self.max_batch = pipe, pipe.model, metrics, limits.max_batch
-        self.offers_candidates = limits.max_candidates > 1
+    def __init__(self, pipe: Pipeline, critic: Critic | None, metrics: Metrics, limits: Limits) -> None:
+        self.pipe, self.model, self.critic, self.metrics = pipe, pipe.model, critic, metrics
+        self.max_batch = limits.max_batch
 
     def warm_up(self) -> None:
-        """One image with the default settings, and the critic where candidates may be asked for. Compiled: one batch
-        of every size that can come, guided (twice the rows) and not, so that no request waits for the compiler."""
+        """One image with the default settings. Compiled: one batch of every size that can come, guided (twice the
+        rows) and not, so that no request waits for the compiler."""
         self.pipe(seeds=[0])
-        self._load_critic()
         if not self.pipe.fixed_shapes:
             return
         sizes, stages = sorted({padded_count(n + 1) for n in range(self.max_batch)}), len(self.model.plan)
@@ -142,20 +139,12 @@ class Computer:
         for count in {len(group.seeds) for _, group in groups}:
             some = [(row, group) for row, group in groups if len(group.seeds) == count]
             drawn = torch.stack([group.decoded[seed] for _, group in some for seed in group.seeds])
-            picks = picks_of(drawn, self.pipe.critic, [row.label for row, _ in some], [g.seed for _, g in some])
+            assert self.critic is not None  # requests for candidates are refused without one
+            labels, seeds = [row.label for row, _ in some], [group.seed for _, group in some]
+            picks = picks_of(from_decoded(drawn), self.critic, labels, seeds)
             for number, ((row, group), pick) in enumerate(zip(some, picks, strict=True)):
                 found.append((row, drawn[count * number + pick], group.seeds[pick]))
         return found
-
-    def _load_critic(self) -> None:
-        """Read it now, not at the first request. One that cannot be used is told once, and then there is none."""
-        if self.pipe.critic_file is None or not self.offers_candidates:
-            return
-        try:
-            _ = self.pipe.critic  # read on first use
-        except ValueError as error:
-            log.warning("no candidates are offered: %s", error)
-            self.pipe.critic_file = None
 
     def _finite(self, rows: list[Row], values: Tensor) -> list[int]:
         """Rows whose values are finite; the others get their error."""

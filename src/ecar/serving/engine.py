@@ -16,6 +16,8 @@ from concurrent.futures import Future
 
 import torch
 
+from ecar.pretrained.folders import critic_file, resolve_model
+from ecar.refine import Critic, critic_of
 from ecar.sampling.pipeline import Pipeline
 from ecar.serving.compute import Computer
 from ecar.serving.config import Limits
@@ -28,6 +30,17 @@ MAX_CRASHES = 5  # in a row, without a single batch between
 BACKOFF = 0.5  # seconds before the first restart, doubling
 
 
+def own_critic(model: str) -> Critic | None:
+    """The critic in a model's folder; None where there is none, or, with a warning, one that cannot be used."""
+    if critic_file(resolve_model(model)) is None:
+        return None
+    try:
+        return critic_of(model)
+    except ValueError as error:
+        log.warning("no candidates are offered: %s", error)
+        return None
+
+
 class Engine:
     """Bounded queue in, events out.
 
@@ -35,6 +48,8 @@ class Engine:
         load: makes the pipeline; called in the engine's thread, and again after a crash.
         limits: sizes, times.
         metrics: where it counts.
+        load_critic: makes what chooses among candidates, where the limits allow some; None (or one that gives None):
+            no candidates are offered.
 
     Attributes:
         state: starting (also: again, after a crash), ready, draining, failed, stopped.
@@ -42,12 +57,19 @@ class Engine:
     """
 
     pipe: Pipeline
+    critic: Critic | None = None
 
-    def __init__(self, load: Callable[[], Pipeline], limits: Limits, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        load: Callable[[], Pipeline],
+        limits: Limits,
+        metrics: Metrics,
+        load_critic: Callable[[], Critic | None] | None = None,
+    ) -> None:
         limits.check()
         self.limits, self.metrics, self.state = limits, metrics, "starting"
         metrics.ready.set_function(lambda: self.state == "ready")  # asked: a signal handler may not set it
-        self._load, self._scheduler = load, Scheduler(limits.max_batch)
+        self._load, self._load_critic, self._scheduler = load, load_critic, Scheduler(limits.max_batch)
         self._running: list[Row] = []  # rows of the batch that is being computed
         self._changed = threading.Condition()
         self._stop = False
@@ -117,6 +139,7 @@ class Engine:
         try:
             self.pipe = self._load()
             self.limits.check_model(self.pipe.settings())
+            self.critic = self._critic()
         except BaseException as error:
             self._loaded.set_exception(error)
             return
@@ -125,7 +148,7 @@ class Engine:
         while not self._stop:
             try:
                 start = time.monotonic()
-                computer = Computer(self.pipe, self.metrics, self.limits)
+                computer = Computer(self.pipe, self.critic, self.metrics, self.limits)
                 computer.warm_up()
                 with self._changed:
                     if self.state == "starting":
@@ -139,6 +162,13 @@ class Engine:
                 self._after_crash(error, crashes)
                 if crashes >= MAX_CRASHES:
                     return
+
+    def _critic(self) -> Critic | None:
+        """What chooses among candidates: read before the first request for some, which it could fail."""
+        if self._load_critic is None or self.limits.max_candidates == 1:
+            return None
+        critic = self._load_critic()
+        return None if critic is None else critic.to(self.pipe.model.device)
 
     def _after_crash(self, error: Exception, crashes: int) -> None:
         """One error for each row in progress; queued rows are kept for the next engine, unless it is the last crash."""
@@ -157,6 +187,7 @@ class Engine:
         time.sleep(BACKOFF * 2 ** (crashes - 1))
         try:
             self.pipe = self._load()
+            self.critic = self._critic()
         except Exception:
             log.exception("the model could not be loaded again; the old one is tried")
 

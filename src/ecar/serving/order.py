@@ -60,8 +60,11 @@ class Order:
         return f"{self.size[0]}x{self.size[1]}"
 
 
-def make_order(request: GenerateRequest, pipe: Pipeline, limits: Limits) -> Order:
+def make_order(request: GenerateRequest, pipe: Pipeline, limits: Limits, *, chooses: bool = False) -> Order:
     """Check a request against the model and the limits.
+
+    Args:
+        chooses: whether there is a critic to choose among candidates.
 
     Raises:
         ApiError: 400, naming the parameter.
@@ -78,7 +81,7 @@ def make_order(request: GenerateRequest, pipe: Pipeline, limits: Limits) -> Orde
     seed = secrets.randbelow(MAX_SEED - n) if request.seed in (None, -1) else request.seed
     if seed + n - 1 > MAX_SEED:
         raise ApiError(400, "invalid_value", f"seed + n - 1 must not exceed {MAX_SEED}", "seed")
-    candidates = _candidates(request, pipe, limits)
+    candidates = _candidates(request, limits, chooses=chooses)
     image_tokens = n * candidates * sum(stage.tokens for stage in pipe.model.plan)
     details = TokenDetails(text_tokens=1, image_tokens=0)
     return Order(
@@ -154,18 +157,18 @@ def _settings(request: GenerateRequest, pipe: Pipeline, factor: float, limits: L
         raise ApiError(400, "invalid_value", str(error), "guidance_scale") from None
 
 
-def most_candidates(pipe: Pipeline, limits: Limits) -> int:
+def most_candidates(limits: Limits, *, chooses: bool) -> int:
     """What a request may ask for: 1 where the model has no critic that can be used."""
-    return 1 if pipe.critic_file is None else min(limits.max_candidates, limits.max_queue)
+    return min(limits.max_candidates, limits.max_queue) if chooses else 1
 
 
-def _candidates(request: GenerateRequest, pipe: Pipeline, limits: Limits) -> int:
+def _candidates(request: GenerateRequest, limits: Limits, *, chooses: bool) -> int:
     candidates, n = request.candidates or 1, request.n or 1
     if candidates == 1:
         return 1
-    if pipe.critic_file is None:
+    if not chooses:
         raise ApiError(400, "unsupported_value", "this model has no critic to choose among candidates", "candidates")
-    if candidates > (most := most_candidates(pipe, limits)):
+    if candidates > (most := most_candidates(limits, chooses=chooses)):
         raise ApiError(400, "too_many_candidates", f"{candidates} candidates; this server allows {most}", "candidates")
     if n * candidates > limits.max_queue:
         message = f"{n} images of {candidates} candidates are more than the {limits.max_queue} samples of the queue"

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from ecar.refine.candidates import MOST_CANDIDATES
+from ecar.refine.best_of import MOST_CANDIDATES
 from ecar.sampling.noise import MAX_SEED
 from ecar.serving.config import MAX_IMAGES
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ecar.files.access import check_readable
 from ecar.tokenizers.base import Tokenizer
 from ecar.tokenizers.conv import ConvTokenizer
 from ecar.tokenizers.pixels import PixelTokenizer
@@ -32,6 +33,7 @@ def load_tokenizer(name: str | Path) -> Tokenizer:
         return PixelTokenizer(factor=int(factor))
     folder = Path(text).expanduser()
     config = folder / "config.json"
+    check_readable(config)
     if config.exists():
         try:
             record = json.loads(config.read_text())

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from ecar.config import ModelConfig, SamplingConfig, StageConfig
 from ecar.data.latents import LatentTable, MemoryTable, encode_source
 from ecar.data.shards import is_cache, load_latents
 from ecar.data.source import load_source
+from ecar.devices import images_at_once
 from ecar.network.presets import default_steps, get_preset
 from ecar.stages import make_plan, pyramid, velocity_std
 from ecar.tokenizers import Tokenizer, load_tokenizer
@@ -111,10 +114,13 @@ def with_data(model: ModelConfig, table: LatentTable) -> ModelConfig:
     plan = make_plan(model.stages)
     every = max(1, len(table) // _STATISTICS_IMAGES)  # spread out: folders are sorted by class
     rows = torch.arange(0, len(table), every)
-    maps = pyramid(table.batch(torch.zeros_like(rows), rows, 0), len(plan))
+    squares = [0.0] * len(plan)  # of the velocities, summed over the rows
+    for number, part in enumerate(rows.split(16 * images_at_once(*table.image_side))):
+        maps = pyramid(table.batch(torch.zeros_like(part), part, number), len(plan))
+        squares = [q + len(part) * velocity_std(s, z) ** 2 for q, s, z in zip(squares, plan, maps, strict=True)]
     return model.replace(
         num_classes=len(table.class_names),
         class_names=table.class_names,
-        velocity_std=tuple(round(velocity_std(s, z), 6) for s, z in zip(plan, maps, strict=True)),
+        velocity_std=tuple(round(math.sqrt(square / len(rows)), 6) for square in squares),
         tokenizer=table.tokenizer,
     )

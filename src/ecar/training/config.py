@@ -29,7 +29,7 @@ class TrainConfig(ReadOptions, JsonConfig):
 
     data: str
     """Folder of images (class subfolders give labels), WebDataset tars, parquet file or folder, Hub data set id, or a
-    latent cache; self:NUM: as many samples that --init-from draws by its own settings (see ecar extrapolate)."""
+    latent cache; self:NUM: as many samples that --init-from draws by its own settings (see ecar neon)."""
     out: str
     """Folder of the run. The same command again resumes."""
     allow_change: tuple[str, ...] = ()
@@ -52,8 +52,8 @@ class TrainConfig(ReadOptions, JsonConfig):
     """With --init-from: that model is the teacher, and its guided velocity the target instead of the data's. Afterwards
     one head pass does what two did. Same data and stages as the teacher's."""
     distill_guidance: tuple[float, ...] = ()
-    """Guidance of the teacher: one scale, for every stage but the last, or one per stage; default: that of its own
-    settings, with their guidance_from."""
+    """Guidance of the teacher: one scale for every stage, or one per stage; default: that of its own settings, with
+    their guidance_from."""
     distill_guidance_from: tuple[float, ...] = ()
     """Time of each stage from which the teacher's guidance acts; default 0, with --distill-guidance."""
     distill_steps: tuple[int, ...] = ()

@@ -22,7 +22,7 @@ from ecar.network.model import StageModel
 from ecar.pretrained.build import build_model
 from ecar.pretrained.folders import load_model, weights_fingerprint
 from ecar.pretrained.transfer import class_rows, transfer
-from ecar.sampling.guidance import coarse_guidance, guide
+from ecar.sampling.guidance import guide
 from ecar.sampling.loop import check_settings
 from ecar.stages import Stage
 from ecar.training.config import TrainConfig
@@ -124,7 +124,7 @@ def check_distill(
     stages, own = len(teacher.stages.sides), teacher.sampling
     plain, asked = (1.0,) * stages, tuple(config.distill_guidance)
     if asked:
-        scales = coarse_guidance(asked[0], stages) if len(asked) == 1 else asked
+        scales = asked * stages if len(asked) == 1 else asked
         starts = tuple(config.distill_guidance_from)
     else:
         scales, starts = (own.guidance, own.guidance_from) if own else (plain, ())

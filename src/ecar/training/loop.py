@@ -39,6 +39,7 @@ from ecar.training.engine.ema import EMA
 from ecar.training.engine.log import RunLog, by_the_way
 from ecar.training.engine.memory import checkpoint_activations, memory_advice
 from ecar.training.engine.optim import learning_rate, make_optimizers
+from ecar.training.engine.pace import Pace
 from ecar.training.engine.saving import Saver
 from ecar.training.engine.sharded import restore_sharded
 from ecar.training.engine.sharding import shard, whole
@@ -228,12 +229,13 @@ class Trainer:
         return log
 
     def _steps(self, log: RunLog | None, saver: Saver) -> None:
-        config, first = self.config, log is not None
+        config, first, pace = self.config, log is not None, Pace(self.config.device, log)
         sums, steps, bad, start = torch.zeros(len(self.model.plan)), 0, 0, time.perf_counter()
         bar = tqdm(total=config.max_steps, initial=self.step, desc="training", disable=None if first else True)
         while self.step < config.max_steps:
             self.step, self.seen = self.step + 1, self.seen + config.batch_size
-            means = self.train_step()
+            with pace.step(self.step):
+                means = self.train_step()
             bar.update()
             if means is None:
                 bad, self.skipped = bad + 1, self.skipped + 1

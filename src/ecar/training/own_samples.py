@@ -1,7 +1,7 @@
 """Samples of a model as its training data (``ecar train --init-from MODEL --data self:NUM``).
 
-What a short training on them changes in the weights is, but for its sign, what the model lacks: ``ecar extrapolate``
-steps away from it (Neon, 2510.03597).
+What a short training on them changes in the weights is, but for its sign, what the model lacks: ``ecar neon``
+extrapolates away from it (2510.03597).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from ecar.config import SamplingConfig
 from ecar.devices import mixed_precision
+from ecar.files.access import check_readable
 from ecar.files.tensors import write_tensors
 from ecar.network.model import StageModel
 from ecar.pretrained.build import build_model
@@ -104,6 +105,7 @@ def _kept(config: TrainConfig, source: Source) -> tuple[Path, dict[str, str]]:
 
 
 def _metadata(path: Path) -> dict[str, str] | None:
+    check_readable(path)
     try:
         with safe_open(path, "pt") as file:
             return dict(file.metadata() or {})

@@ -15,9 +15,12 @@ frozen encoder only the decoder is trained, and models of its latents stay good.
 from __future__ import annotations
 
 import math
+import os
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, TypeVar
 
 import numpy as np
@@ -27,10 +30,10 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ecar.config import differences
-from ecar.data.images import to_signed
 from ecar.data.source import ImageReport, iterate_images, load_source
-from ecar.devices import mixed_precision, resolve_device
+from ecar.devices import images_at_once, mixed_precision, resolve_device
 from ecar.evaluation.features import EfficientNetLite
+from ecar.files.images import to_signed
 from ecar.files.lock import run_lock
 from ecar.tokenizers import load_tokenizer
 from ecar.tokenizers.conv import ConvTokenizer
@@ -41,6 +44,7 @@ from ecar.training.engine.checkpoint import load_checkpoint, restore_training, s
 from ecar.training.engine.ema import EMA
 from ecar.training.engine.log import RunLog
 from ecar.training.engine.optim import BatchedMuon
+from ecar.training.engine.pace import Pace
 from ecar.training.engine.signals import Stopped, StopRequest
 from ecar.training.run import check_max_steps, check_same_options, make_out
 
@@ -48,6 +52,7 @@ Network = TypeVar("Network", bound=nn.Module)
 _PERCEPTUAL_BLOCKS = (0, 2, 4)  # EfficientNet-Lite0 blocks at strides 2, 4 and 8
 _STATISTICS_MOMENTUM = 0.02
 _EMA = 0.995
+_IN_MEMORY = 2**30  # bytes of images
 _HIDDEN = 64  # channels on both sides of a convolution that Muon trains
 
 
@@ -125,8 +130,8 @@ def _train(config: TokenizerConfig, out: Path, stop: StopRequest) -> ConvTokeniz
     free = ("out", "device", "save_every", "log_every")
     options = {**asdict(config), "init_from": given.fingerprint() if given else None}
     check_same_options(out / "train.json", {k: v for k, v in options.items() if k not in free})
-    images, content, about = _read_images(config)
-    grey = bool((images == images[..., :1]).all())
+    images, content, about = _read_images(config, out)
+    grey = all(bool((part == part[..., :1]).all()) for part in _parts(images))
     if given is not None and given.image_channels == 1 and not grey:
         raise ValueError(
             f"--init-from {config.init_from} is for grey images, and those of {' '.join(config.data)} are coloured"
@@ -151,9 +156,10 @@ def _train(config: TokenizerConfig, out: Path, stop: StopRequest) -> ConvTokeniz
         stop.begun = True
         run.run(log, stop)
     run.ema.copy_to(tokenizer)
+    tokenizer.save(out)  # with running statistics: measuring takes minutes, and may be stopped
     if not config.freeze_encoder:
         _measure(tokenizer, images, config)
-    tokenizer.save(out)
+        tokenizer.save(out)
     _save_reconstructions(tokenizer, images[:16], out / "reconstructions.png", config.device)
     return tokenizer
 
@@ -221,11 +227,13 @@ class _Run:
     def run(self, log: RunLog, stop: StopRequest) -> None:
         """From the step that the checkpoint left to ``max_steps``."""
         config, sums, steps = self.config, dict[str, Tensor](), 0
-        start = time.perf_counter()
+        start, pace = time.perf_counter(), Pace(config.device, log)
         for now in tqdm(
             range(self.step + 1, config.max_steps + 1), initial=self.step, total=config.max_steps, disable=None
         ):
-            for name, term in self._train_step(now).items():
+            with pace.step(now):
+                terms = self._train_step(now)
+            for name, term in terms.items():
                 sums[name] = sums.get(name, torch.zeros(())) + term.detach().cpu()
             steps += 1
             if now % config.log_every == 0 or now == config.max_steps:
@@ -311,28 +319,54 @@ def _update_statistics(tokenizer: ConvTokenizer, raw: Tensor, momentum: float) -
 @torch.no_grad()
 def _measure(tokenizer: ConvTokenizer, images: np.ndarray, config: TokenizerConfig) -> None:
     """Statistics of the averaged encoder over some 2,000 images: their 500,000 positions are enough."""
-    raw = []
     spread = images[:: max(1, len(images) // 2_000)]  # folders are sorted by class
-    for first in range(0, len(spread), 500):
-        batch = torch.from_numpy(to_signed(spread[first : first + 500])).permute(0, 3, 1, 2).to(config.device)
-        raw.append(tokenizer.encode_raw(batch).float().cpu())
-    tokenizer.measure(raw)
+    batches = (torch.from_numpy(to_signed(part)).permute(0, 3, 1, 2) for part in _parts(spread))
+    tokenizer.measure(tokenizer.encode_raw(batch.to(config.device)).float() for batch in batches)
 
 
-def _read_images(config: TokenizerConfig) -> tuple[np.ndarray, str, dict[str, Any]]:
+def _parts(images: np.ndarray) -> Iterator[np.ndarray]:
+    """Images (N, H, W, 3), a few at a time."""
+    count = images_at_once(*images.shape[1:3], most=500)
+    return (images[first : first + count] for first in range(0, len(images), count))
+
+
+def _read_images(config: TokenizerConfig, out: Path) -> tuple[np.ndarray, str, dict[str, Any]]:
     """The images (N, H, W, 3) uint8, a fingerprint of what was read, and what was found, by data set."""
-    batches: list[np.ndarray] = []
     contents: list[str] = []
     about: dict[str, Any] = {}
-    side = config.resolution
-    for data in config.data:
-        source = load_source(data, config.reading(), max_images=config.max_images)
+    side, done = config.resolution, 0
+    sources = [load_source(data, config.reading(), max_images=config.max_images) for data in config.data]
+    images = _room((sum(map(len, sources)), side, side, 3), out)
+    for data, source in zip(config.data, sources, strict=True):
         report = ImageReport()
-        batches += [images for images, _ in iterate_images(source, side, side, batch_size=1000, report=report)]
+        for part, _ in iterate_images(source, side, side, batch_size=100, report=report):
+            images[done : done + len(part)] = part
+            done += len(part)
         report.name_skipped()
         contents.append(report.content)
         about[data] = source.about()
-    return np.concatenate(batches), " ".join(contents), about
+    return images[:done], " ".join(contents), about
+
+
+def _room(shape: tuple[int, ...], out: Path) -> np.ndarray:
+    """Room for images in memory; beyond ``_IN_MEMORY`` bytes in a file in ``out`` that is mapped into it. The file has
+    no name, and goes with the process.
+
+    Raises:
+        OSError: the disk has no room for it. Found out later, a full disk would kill the process.
+    """
+    size = math.prod(shape)
+    if size <= _IN_MEMORY:
+        return np.empty(shape, np.uint8)
+    with TemporaryFile(dir=out) as file:
+        try:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+            else:
+                file.truncate(size)
+        except OSError as error:
+            raise OSError(f"{out}: no room for {size / 1e9:.1f} GB of images ({error.strerror})") from None
+        return np.memmap(file, np.uint8, "r+", shape=shape)
 
 
 def _save_reconstructions(tokenizer: ConvTokenizer, images: np.ndarray, path: Path, device: str) -> None:

@@ -6,11 +6,12 @@ import io
 import re
 import warnings
 import zlib
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from ecar.data.colour import to_srgb
+from ecar.files.colour import to_srgb
 
 MAX_PIXELS = 89_478_485  # Pillow warns from here on; a file of a few kilobytes can ask for more than there is memory
 # The error below says it. Once for all: images are decoded on threads, for which ``catch_warnings`` is not safe.
@@ -37,6 +38,9 @@ _TURNS = {
 _PNG = b"\x89PNG\r\n\x1a\n"
 _TEXT_LIMIT = 2**20  # Pillow refuses a PNG with a text, or profile, that is longer when it is uncompressed
 _PACKED = 1000  # bytes of deflate never hold more than that
+
+
+Picture = Image.Image | str | Path  # a picture, or its file
 
 
 class BadImageError(ValueError):
@@ -68,6 +72,22 @@ def decode_image(data: bytes | BadImageError) -> Image.Image:
     except Exception as error:  # Pillow raises many types for broken files: OSError, SyntaxError, struct.error, ...
         reason = re.sub(r" <\S+ object at 0x[0-9a-f]+>", "", str(error))  # the same words every time
         raise BadImageError(f"cannot be decoded ({type(error).__name__}: {reason})") from error
+
+
+def read_image(source: Picture) -> Image.Image:
+    """A picture or its file -> RGB image, as ``decode_image`` gives it.
+
+    Raises:
+        BadImageError: naming the file: there is none, or it cannot be used.
+    """
+    if isinstance(source, Image.Image):
+        return _to_rgb(_upright(source))
+    try:
+        return decode_image(Path(source).expanduser().read_bytes())
+    except OSError as error:
+        raise BadImageError(f"{source}: cannot be read ({error.strerror})") from None
+    except BadImageError as error:
+        raise BadImageError(f"{source}: {error}") from error
 
 
 def open_image(data: bytes) -> Image.Image:

@@ -20,7 +20,7 @@ from ecar.evaluation.samples import Samples
 _NEIGHBOUR_IMAGES = 10_000
 
 
-def check_count(num: int, extractor: Extractor, allow_small: bool, what: str = "--num") -> None:
+def check_count(num: int, extractor: Extractor, allow_small: bool, what: str = "`num`") -> None:
     """ValueError for too few images of either side: below the number of features a covariance is singular, and the
     Frechet distance is mostly bias. ``allow_small`` accepts it, and the record says so."""
     if num < 2:
@@ -28,7 +28,7 @@ def check_count(num: int, extractor: Extractor, allow_small: bool, what: str = "
     if num <= extractor.num_features and not allow_small:
         raise ValueError(
             f"{what} {num} is no more than the {extractor.num_features} features of {extractor.name}: the Frechet "
-            "distance would be mostly bias; take more images, or say --allow-small (KID has no such bias)"
+            "distance would be mostly bias; take more images, or say `allow_small` (KID has no such bias)"
         )
 
 
@@ -67,7 +67,7 @@ def check_classes(model: ModelConfig, data: str, names: tuple[str, ...]) -> None
     """
     ours = model.class_names
     if model.num_classes == 0:
-        raise ValueError("the model has no classes to be recognised: it was trained without labels; no --classifier")
+        raise ValueError("the model has no classes to be recognised: it was trained without labels")
     if model.num_classes != len(names):
         raise ValueError(f"the model has {model.num_classes} classes, {data} has {len(names)}")
     ids = tuple(str(number) for number in range(len(names)))
@@ -76,7 +76,7 @@ def check_classes(model: ModelConfig, data: str, names: tuple[str, ...]) -> None
     if not same_names(ours, names):
         raise ValueError(
             f"{data} has the classes {', '.join(names[:5])}, ..., the model {', '.join(ours[:5])}, ...: "
-            f"not the same in the same order; rename or reorder them, or leave out --classifier"
+            "not the same in the same order; rename or reorder them"
         )
 
 
@@ -88,7 +88,7 @@ def check_labels(data: str, names: tuple[str, ...], samples: Samples | None = No
             have.
     """
     if not names:
-        raise ValueError(f"classifier accuracy needs a labelled data set as --data; {data} has no classes")
+        raise ValueError(f"classifier accuracy needs a labelled data set as `data`; {data} has no classes")
     if samples is None:
         return
     if samples.class_names and not same_names(samples.class_names, names):

@@ -1,0 +1,108 @@
+"""Flags that several verbs have, in groups; ``parse`` checks each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Self
+
+from ecar.cli.options import check_dtype, one_or_all, torch_dtype, usable_dtype
+from ecar.config import SamplingConfig, check_acceptance
+
+if TYPE_CHECKING:
+    from ecar import Pipeline
+    from ecar.refine import BestOf
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFlags:
+    """How the model is computed."""
+
+    device: str = "auto"
+    """auto (cuda where there is one), cpu, cuda, mps."""
+    dtype: str = "fp32"
+    """fp32 or bf16."""
+    compile: bool = False
+    """Compile the model first (a minute or more; on CPU it needs g++), then faster: for many images, or a server."""
+    cuda_graphs: bool = False
+    """Record the head's passes as CUDA graphs and replay them: for few images on a GPU."""
+    decoder: str | None = None
+    """Another decoder: one trained by ecar tokenizer --freeze-encoder; or, of an AutoencoderKL, folder or Hub id of a
+    tiny one (diffusers' AutoencoderTiny, such as TAESD)."""
+
+    def check(self) -> None:
+        """ValueError for an unknown dtype; cheap."""
+        check_dtype(self.dtype)
+
+    def usable(self) -> Self:
+        """The same with float32, and a warning, in place of a bfloat16 that the device only imitates."""
+        return replace(self, dtype=usable_dtype(self.dtype, self.device))
+
+    def load(self, model: str) -> Pipeline:
+        """The model, ready to draw."""
+        from ecar import Pipeline
+
+        return Pipeline.from_pretrained(
+            model, device=self.device, dtype=torch_dtype(self.dtype), compile=self.compile,
+            cuda_graphs=self.cuda_graphs, decoder=self.decoder, adapter=getattr(self, "adapter", None),
+        )  # fmt: skip
+
+    def load_plain(self, model: str) -> Pipeline:
+        """The model as it is before it is made faster, whose weights and kernels can be counted."""
+        return replace(self, device="cpu", compile=False, cuda_graphs=False).load(model)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptedModelFlags(ModelFlags):
+    """How the model is computed, with an adapter or without."""
+
+    adapter: str | None = None
+    """Folder of a LoRA adapter of the model (ecar train --lora-rank)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingFlags:
+    """How the model is sampled."""
+
+    steps: tuple[int, ...] | None = None
+    """Solver steps, one number or one per stage (8,8); default: the model's."""
+    guidance: tuple[float, ...] | None = None
+    """Guidance scale, one number or one per stage (2,1 guides the first of two stages); 1 is off; default: the
+    model's."""
+    solver: str | None = None
+    """euler, heun or ab2; default: the model's."""
+    guidance_from: tuple[float, ...] | None = None
+    """Time of a stage, in [0, 1), from which guidance acts, one number or one per stage; default: the model's."""
+
+    def settings(self, pipe: Pipeline) -> SamplingConfig:
+        """The model's own settings with what was asked for; ValueError where it cannot be sampled so."""
+        steps, guidance, start = (one_or_all(v) for v in (self.steps, self.guidance, self.guidance_from))
+        return pipe.settings(steps, guidance, self.solver, start)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CandidateFlags:
+    """Choosing among candidates."""
+
+    candidates: int = 1
+    """Samples drawn for each image, of which the critic of the model (ecar critic) chooses one: costs as many times as
+    much."""
+    acceptance: float | None = None
+    """Share of samples that the critic accepts, as 0.5: candidates are then drawn one after the other until one is
+    accepted, and --candidates at most; costs about 1 / ACCEPTANCE times as much."""
+    critic: str | None = None
+    """Critic of the model; default: critic.safetensors in its folder."""
+
+    def check(self) -> None:
+        """ValueError for a critic that has nothing to choose from, or an acceptance that is none; cheap."""
+        if self.acceptance is not None:
+            check_acceptance(self.acceptance, self.candidates)
+        if self.critic is not None and self.candidates == 1:
+            raise ValueError("`critic` chooses among candidates: give `candidates` 2 or more, or leave it out")
+
+    def best_of(self, pipe: Pipeline) -> BestOf | None:
+        """What chooses among candidates of ``pipe``; None where one sample is drawn for an image."""
+        if self.candidates == 1:
+            return None
+        from ecar.refine import BestOf, critic_of
+
+        return BestOf(pipe, critic_of(pipe.name, self.critic), self.candidates, self.acceptance)

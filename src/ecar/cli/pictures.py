@@ -1,0 +1,89 @@
+"""Files of ``ecar sample``: a sheet or an array of images, a strip of stages, a GIF."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ecar.cli.options import output_file
+
+if TYPE_CHECKING:
+    from ecar.sampling.pipeline import Output
+
+MOST_PIXELS = 1 << 28  # of a sheet: more than that takes gigabytes, and few programs open it
+MOST_GIF_SIDE = 65_535  # the format has two bytes for it
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureFlags:
+    """Files to write."""
+
+    out: str = "samples.png"
+    """File to write: .png (grid, one row per class) or .npz (arr_0: N x H x W x 3 uint8, labels: N int64)."""
+    stages: str | None = None
+    """Also write a strip of the stages of the first images (.png)."""
+    gif: str | None = None
+    """Also write the grid growing stage by stage (.gif)."""
+    scale: int = 0
+    """Enlarge pictures this many times (nearest); 0 chooses 3 for images below 64 pixels, else 1. Not for .npz."""
+
+    @property
+    def arrays(self) -> bool:
+        """Whether --out is a file of arrays."""
+        return Path(self.out).suffix.lower() == ".npz"
+
+    def check(self) -> None:
+        """ValueError unless each file can be written, and none over another."""
+        out = output_file(self.out, (".png", ".npz"))
+        if self.stages and output_file(self.stages, (".png",), "--stages").resolve() == out.resolve():
+            raise ValueError(f"--out and --stages are both {out}: give each its own name")
+        if self.gif:
+            output_file(self.gif, (".gif",), "--gif")
+        if self.scale < 0:
+            raise ValueError("--scale must be at least 0")
+
+    def check_size(self, count: int, per_class: int, side: tuple[int, int]) -> None:
+        """ValueError where a sheet of ``count`` images of ``side`` would be more than programs can open."""
+        if self.arrays and not self.gif:
+            return
+        columns, scale = _columns(count, per_class), self._scale(side[1])
+        width, height = columns * side[1] * scale, -(-count // columns) * side[0] * scale
+        lower = f"lower {'--scale' if scale > 1 else '--per-class'}, or write .npz"
+        if width * height > MOST_PIXELS:
+            raise ValueError(
+                f"--out would be a sheet of {width:,} x {height:,} pixels, {count} images {scale}x: {lower}"
+            )
+        if self.gif and max(width, height) > MOST_GIF_SIDE:
+            raise ValueError(
+                f"--gif would be {width:,} x {height:,} pixels, and GIF has no more than {MOST_GIF_SIDE}: {lower}"
+            )
+
+    def write(self, output: Output, per_class: int, record: str, *, labelled: bool) -> None:
+        """Write every file asked for; PNGs carry ``record``, from which they can be made again."""
+        import torch
+
+        from ecar.evaluation.samples import Samples, write_samples
+        from ecar.sampling.pictures import from_pil, grid, save_gif, save_png, strip
+
+        count, metadata, out = len(output.images), {"ecar": record}, Path(self.out).expanduser()
+        columns, scale = _columns(count, per_class), self._scale(output.images[0].width)
+        if self.arrays:
+            write_samples(out, Samples(from_pil(output.images), torch.tensor(output.labels) if labelled else None))
+        else:
+            save_png(grid(output.images, columns, scale=scale), out, metadata)
+        if self.stages:
+            rows = [[s[i] for i in range(0, count, per_class)] for s in output.stages]
+            save_png(strip(rows, scale=scale), Path(self.stages).expanduser(), metadata)
+        if self.gif:
+            save_gif(output.stages, Path(self.gif).expanduser(), columns, scale=scale)
+
+    def _scale(self, width: int) -> int:
+        return self.scale or (3 if width < 64 else 1)
+
+
+def _columns(count: int, per_class: int) -> int:
+    """Of the sheet: a row per class; one class is about square."""
+    from ecar.sampling.pictures import about_square
+
+    return per_class if count > per_class else about_square(count)

@@ -1,0 +1,101 @@
+"""Masks and margins as a user gives them, and how a drawn part is laid into a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ecar.sampling.canvas import Canvas, Mask, grow_in
+
+SIDE = (8, 12)
+GREY = Image.new("RGB", (12, 8), (90, 90, 90))
+
+
+def corner(size: tuple[int, int] = (12, 8)) -> np.ndarray:
+    drawn = np.zeros(size[::-1], dtype=bool)
+    drawn[:3, :4] = True
+    return drawn
+
+
+def test_white_transparent_array_and_box_mean_the_same(tmp_path: Path) -> None:
+    white = Image.fromarray(corner().astype(np.uint8) * 255)
+    see_through = GREY.convert("RGBA")
+    see_through.putalpha(Image.fromarray(255 - corner().astype(np.uint8) * 255))
+    white.save(tmp_path / "mask.png")
+    opaque = white.convert("RGBA")  # as many programs write black and white
+    turned = white.transpose(Image.Transpose.ROTATE_180)
+    turned.getexif()[0x0112] = 3
+    masks: list[Mask] = [
+        white, white.convert("1"), white.convert("P"), see_through, opaque, turned, tmp_path / "mask.png",
+        str(tmp_path / "mask.png"), corner(), corner().astype(np.uint8) * 255, (0, 0, 4, 3), [0, 0, 4, 3],
+    ]  # fmt: skip
+    for mask in masks:
+        assert (Canvas.of(GREY, SIDE, mask).drawn == corner()).all(), mask
+
+
+def test_mask_and_picture_are_scaled_and_cropped_together() -> None:
+    """A picture twice as large and too wide: its centre is taken; one pixel of the mask is enough."""
+    drawn = np.zeros((16, 40), dtype=bool)
+    drawn[0, 8] = True
+    canvas = Canvas.of(Image.new("RGB", (40, 16)), SIDE, drawn)
+    assert canvas.pixels.shape == (8, 12, 3) and np.argwhere(canvas.drawn).tolist() == [[0, 0]]
+    drawn[0, 8], drawn[0, 2] = False, True
+    with pytest.raises(ValueError, match="outside the centre of the picture, of which the model sees 12x8"):
+        Canvas.of(Image.new("RGB", (40, 16)), SIDE, drawn)
+
+
+def test_masks_that_cannot_be_used_are_told_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("no picture")
+    for mask, words in (
+        (corner((8, 12)), "the mask is 8x12 pixels and the picture 12x8"),
+        (Image.new("L", (24, 16), 255), "24x16"),
+        (Image.new("L", (12, 8), 0), "the mask is empty"),
+        ((0, 0, 13, 2), "box 0,0,13,2 does not lie in the picture of 12x8"),
+        ((-1, 0, 3, 2), "does not lie"),
+        ((0, 0, 0, 2), "does not lie"),
+        ((1, 2, 3), "four numbers"),
+        (tmp_path / "text.png", "the mask cannot be read"),
+        (tmp_path / "missing.png", "the mask cannot be read"),
+    ):
+        with pytest.raises(ValueError, match=words) as caught:
+            Canvas.of(GREY, SIDE, mask)
+        assert "\n" not in str(caught.value)
+
+
+def test_picture_and_margins_fill_the_canvas() -> None:
+    white = Image.new("RGB", (6, 8), "white")
+    canvas = Canvas.with_margins(white, SIDE, (2, 0, 4, 0), 1)
+    assert (~canvas.drawn[:, 2:8]).all() and canvas.drawn[:, :2].all() and canvas.drawn[:, 8:].all()
+    assert (canvas.pixels[~canvas.drawn] == 255).all()
+    square = Canvas.with_margins(
+        Image.new("RGB", (100, 100)), (32, 32), (0, 0, 100, 0), 1
+    )  # half as large: above, below
+    assert (~square.drawn[8:24, :16]).all() and (~square.drawn).sum() == 16 * 16
+    for margins, words in (
+        ((0, 0, 0, 0), "not all 0"),
+        ((0, -1, 2, 0), "0 or more"),
+        ((1, 2, 3), "4 numbers"),
+        ((0, 400, 0, 400), "too small"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            Canvas.with_margins(white, SIDE, margins, 2)
+
+
+def test_values_grow_in_ring_by_ring() -> None:
+    known = torch.zeros(1, 5, dtype=torch.bool)
+    known[0, 0] = True
+    values, ring = grow_in(torch.full((1, 1, 1, 5), 7.0), known, 3)
+    assert values[0, 0, 0].tolist() == [7, 7, 7, 7, 0] and ring[0].tolist() == [0, 1, 2, 3, 4]
+    both = torch.tensor([[True, False, True]])
+    assert grow_in(torch.tensor([[[[2.0, 9.0, 4.0]]]]), both, 5)[0].flatten().tolist() == [2, 3, 4]
+
+
+def test_the_border_takes_over_the_difference_outside_and_the_middle_is_what_was_drawn() -> None:
+    canvas = Canvas(np.full((8, 12, 3), 100, np.uint8), np.arange(12)[None].repeat(8, 0) >= 4)
+    image = np.full((1, 8, 12, 3), 160, np.uint8)
+    laid = canvas.composite(image, 2)[0, 3, :, 0].tolist()
+    assert laid == [100] * 4 + [120, 140] + [160] * 6
