@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from test_page import Page, browser, choose, expect, opened, page, photograph  # noqa: F401
 
 from conftest import random_model, tiny_config
 from ecar.pretrained.folders import save_model
 from ecar.tokenizers import PixelTokenizer
 from served import server  # noqa: F401
-from test_page import Page, browser, choose, expect, opened, page, photograph  # noqa: F401
 
 READ_MASK = """() => {
     const mask = document.getElementById("mask");
@@ -75,8 +75,9 @@ def test_a_generated_image_is_edited_and_the_copied_commands_give_the_same(page:
     page.locator("#seed").fill("7")
     page.evaluate("""() => {
         window.seen = [];
+        const watched = {attributes: true, subtree: true, attributeFilter: ["data-state"]};
         new MutationObserver((changes) => changes.forEach((c) => window.seen.push(c.target.dataset.state)))
-            .observe(document.getElementById("images"), {attributes: true, subtree: true, attributeFilter: ["data-state"]});
+            .observe(document.getElementById("images"), watched);
     }""")
     page.get_by_role("button", name="Edit", exact=True).click()
     expect(page.locator("figure[data-state=finished]")).to_have_count(3)
@@ -181,7 +182,7 @@ def test_a_mask_is_painted_with_the_keyboard_undone_and_inverted(page: Page) -> 
 def test_a_finger_and_a_pen_paint_and_the_page_does_not_scroll(browser, server) -> None:  # type: ignore[no-untyped-def]  # noqa: F811
     context = browser.new_context(viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True)
     try:
-        page = context.new_page()  # noqa: F811
+        page = context.new_page()
         page.goto(server.url)
         page.wait_for_selector("#classes input", state="attached")
         put(page)
@@ -223,9 +224,8 @@ def test_history_brings_picture_mask_and_strength_back(page: Page) -> None:  # n
 
 
 def test_one_of_a_thousand_classes_is_found(browser, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]  # noqa: F811
-    names = tuple(
-        f"{kind} {number}" for number in range(100) for kind in "bee cat dog elk fox gnu hen owl pig yak".split()
-    )
+    kinds = ["bee", "cat", "dog", "elk", "fox", "gnu", "hen", "owl", "pig", "yak"]
+    names = tuple(f"{kind} {number}" for number in range(100) for kind in kinds)
     save_model(tmp_path / "m", random_model(tiny_config(num_classes=1000, class_names=names)), PixelTokenizer(factor=1))
     with opened(browser, tmp_path / "m") as (_, page):  # noqa: F811
         page.wait_for_selector("#classes input", state="attached")
