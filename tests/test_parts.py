@@ -97,14 +97,14 @@ def test_a_batch_of_large_images_is_encoded_in_parts(digits_folder: Path, tmp_pa
     tokenizer = conv()
     seen = watched(tokenizer.encoder)
     plan = EncodePlan(side=(2 * SIDE, SIDE), batch_size=32)
-    encode_shards(open_source(str(digits_folder)), tokenizer, tmp_path / "cache", plan, bad=BadImages())
+    encode_shards(open_source(str(digits_folder)), tokenizer, tmp_path, plan, bad=BadImages())
     assert max(shape[0] for shape in seen) == FEW // 2 and sum(shape[0] for shape in seen) == 120
 
 
 @pytest.mark.usefixtures("few")
 def test_a_judge_learns_and_looks_at_a_few_images_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """256 images of 256 pixels with their gradients are 30 GB."""
-    images, labels = torch.randint(0, 256, (20, 3, SIDE, SIDE), dtype=torch.uint8), torch.arange(20) % 2
+    images, labels = torch.randint(0, 256, (9, 3, SIDE, SIDE), dtype=torch.uint8), torch.arange(9) % 2
     sizes: list[int] = []
     convolution = torch.nn.Conv2d.forward
 
@@ -115,8 +115,8 @@ def test_a_judge_learns_and_looks_at_a_few_images_at_a_time(monkeypatch: pytest.
     monkeypatch.setattr(torch.nn.Conv2d, "forward", forward)
     model = train_classifier(images, labels, 2, epochs=1)
     found, features = predict(model, images)
-    assert max(sizes) == FEW and found.shape == (20,) and features.shape == (20, 256)
-    assert torch.allclose(predict(model, images[7:9])[1], features[7:9], atol=1e-5)
+    assert set(sizes) == {FEW, 9 - FEW} and found.shape == (9,) and features.shape == (9, 256)
+    assert torch.allclose(predict(model, images[:2])[1], features[:2], atol=1e-4)
 
 
 @pytest.mark.usefixtures("few")
