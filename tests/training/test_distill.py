@@ -205,9 +205,9 @@ def test_a_student_of_fewer_blocks_follows_the_whole_teacher(data: Path, tmp_pat
     assert torch.equal(theirs.head.blocks[1].mlp.w_in.weight, original.head.blocks[1].mlp.w_in.weight)
 
 
-def test_one_number_guides_every_stage_but_the_last_as_everywhere() -> None:
+def test_one_number_guides_every_stage_as_everywhere() -> None:
     config = TrainConfig.of(data="d", out="o", init_from="m", distill=True, distill_guidance=(2.0,))
-    assert check_distill(config.distill, tiny_config(), tiny_config())[0] == (2.0, 2.0, 1.0)
+    assert check_distill(config.distill, tiny_config(), tiny_config())[0] == (2.0, 2.0, 2.0)
     with pytest.raises(ValueError, match="needs classes"):
         check_distill(config.distill, tiny_config(num_classes=0, class_names=()), tiny_config())
     fixed = tiny_config(sampling=SamplingConfig(steps=(4, 4, 2), guidance=(1.0,) * 3, fixed_steps=True))
