@@ -149,7 +149,7 @@ def test_samples_are_collected_by_their_ids_whatever_the_files_hold(tmp_path: Pa
 
 
 def tokenizer_options(digits_folder: Path, out: Path) -> TokenizerConfig:
-    return TokenizerConfig(
+    return TokenizerConfig.of(
         data=(str(digits_folder),), out=str(out), resolution=16, crop=8, factor=2, widths=(8, 8), channels=3, depth=1,
         batch_size=2, max_steps=3, perceptual=0.0, device="cpu",
     )  # fmt: skip

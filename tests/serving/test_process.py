@@ -94,9 +94,6 @@ def test_errors_are_the_exceptions_that_openai_users_catch(server: ServerProcess
     with pytest.raises(openai.NotFoundError) as missing:
         api.images.generate(prompt="Bag", model="dall-e-3")
     assert missing.value.code == "model_not_found"
-    with pytest.raises(openai.NotFoundError) as edits:
-        api.images.edit(image=b"x", prompt="Bag")
-    assert edits.value.code == "unsupported_endpoint"
     with pytest.raises(openai.BadRequestError):
         api.images.generate(prompt="Bag", size="1024x1024")
     with pytest.raises(openai.APITimeoutError):

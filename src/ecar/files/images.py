@@ -6,6 +6,7 @@ import io
 import re
 import warnings
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +48,9 @@ class BadImageError(ValueError):
     """An image that cannot be used; the message says why."""
 
 
-def decode_image(data: bytes | BadImageError) -> Image.Image:
+def decode_image(
+    data: bytes | BadImageError, *, most: int = MAX_PIXELS, formats: tuple[str, ...] | None = None
+) -> Image.Image:
     """Bytes of any format that Pillow reads -> RGB image in sRGB, upright (EXIF), 8 bits; or the reason why there are
     none.
 
@@ -55,18 +58,37 @@ def decode_image(data: bytes | BadImageError) -> Image.Image:
     colour profile is applied; transparent pixels are laid over white, or over black where white hides all; of an
     animation the first frame is taken.
 
+    Args:
+        data: of a file.
+        most: pixels that it may have; where it has more, they are not read.
+        formats: as Pillow names them, recognized by the content; None: all.
+
     Raises:
-        BadImageError: empty, truncated, not an image, not finite, of no known range, or of more than ``MAX_PIXELS``
-            pixels.
+        BadImageError: empty, truncated, not an image of these formats, not finite, of no known range, or of more than
+            ``most`` pixels.
     """
+    return _decoded(data, most, formats, lambda opened: _to_rgb(_upright(opened)))
+
+
+def load_image(data: bytes, *, most: int = MAX_PIXELS, formats: tuple[str, ...] | None = None) -> Image.Image:
+    """As ``decode_image``, but with mode, transparency and turn as they are in the file."""
+    return _decoded(data, most, formats, lambda opened: opened)
+
+
+def _decoded(
+    data: bytes | BadImageError,
+    most: int,
+    formats: tuple[str, ...] | None,
+    convert: Callable[[Image.Image], Image.Image],
+) -> Image.Image:
     if isinstance(data, BadImageError):
         raise data
     try:
-        opened = open_image(data)
-        if opened.width * opened.height > MAX_PIXELS:
-            raise BadImageError(f"has {opened.width}x{opened.height} pixels, more than {MAX_PIXELS:,}")
+        opened = open_image(data, formats)
+        if opened.width * opened.height > most:
+            raise BadImageError(f"has {opened.width}x{opened.height} pixels, more than {most:,}")
         opened.load()
-        return _to_rgb(_upright(opened))
+        return convert(opened)
     except BadImageError:
         raise
     except Exception as error:  # Pillow raises many types for broken files: OSError, SyntaxError, struct.error, ...
@@ -90,9 +112,9 @@ def read_image(source: Picture) -> Image.Image:
         raise BadImageError(f"{source}: {error}") from error
 
 
-def open_image(data: bytes) -> Image.Image:
-    """The image in ``data``, its pixels not read yet; Pillow's errors where there is none."""
-    return Image.open(io.BytesIO(_without_long_texts(data) if data.startswith(_PNG) else data))
+def open_image(data: bytes, formats: tuple[str, ...] | None = None) -> Image.Image:
+    """The image in ``data``, its pixels not read yet; Pillow's errors where there is none of these formats."""
+    return Image.open(io.BytesIO(_without_long_texts(data) if data.startswith(_PNG) else data), formats=formats)
 
 
 def _without_long_texts(data: bytes) -> bytes:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from ecar.config import Side
 from ecar.files.images import fit
 from ecar.network.model import StageModel
 from ecar.sampling.canvas import Canvas, Mask
@@ -70,15 +71,29 @@ def redrawing(
     """Draw what ``mask`` covers (None: everything) anew, from ``strength`` on.
 
     Raises:
+        ValueError: see ``redrawn``.
+    """
+    return redrawing_on(model, tokenizer, redrawn(picture, model.config.image_side, mask, strength), strength)
+
+
+def redrawn(picture: Image.Image, side: Side, mask: Mask | None, strength: float) -> Canvas:
+    """The part of ``redrawing`` that needs neither torch nor a model: the canvas, checked.
+
+    Raises:
         ValueError: a strength outside (0, 1], a mask that does not fit or is empty, or nothing kept at strength 1.
     """
     if not 0 < strength <= 1:
         raise ValueError(f"strength must be above 0 and at most 1, got {strength}")
-    canvas = Canvas.of(picture, model.config.image_side, mask)
+    canvas = Canvas.of(picture, side, mask)
     if canvas.everything and strength == 1:
         raise ValueError(
             "nothing of the picture would be kept: give a mask of a part, or a strength below 1 (0.5 keeps the layout)"
         )
+    return canvas
+
+
+def redrawing_on(model: StageModel, tokenizer: Tokenizer, canvas: Canvas, strength: float) -> Edit:
+    """``redrawing`` of a canvas from ``redrawn``."""
     # At strength 1 what is hidden must not matter, and the encoder would see it through the border.
     return _edit(model, tokenizer, canvas, canvas.filled() if strength == 1 else canvas.pixels, strength)
 

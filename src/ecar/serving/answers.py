@@ -122,12 +122,12 @@ async def event_stream(job: Job) -> AsyncIterator[str]:
             body = {"created_at": int(time.time()), "image_index": index, "seed": seed, **common}
             if isinstance(event, Preview):
                 body.update(partial_image_index=event.number, stage=event.stage)
-                yield await ENCODING.run(_event, "image_generation.partial_image", body, event.image, order)
+                yield await ENCODING.run(_event, f"{order.kind}.partial_image", body, event.image, order)
             else:
                 body.update(stage=order.stages, usage=usage)
                 if event.seed != seed:
                     body.update(chosen_seed=event.seed)
-                yield await ENCODING.run(_event, "image_generation.completed", body, event.image, order, event.seed)
+                yield await ENCODING.run(_event, f"{order.kind}.completed", body, event.image, order, event.seed)
     except ApiError as error:
         yield f"event: error\ndata: {json.dumps(error.body())}\n\n"
     except Exception as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
 from functools import cache, partial
 from pathlib import Path
@@ -18,7 +18,8 @@ from ecar import __version__
 from ecar.serving import errors, schema
 from ecar.serving.answers import EventResponse, whole_answer
 from ecar.serving.config import MAX_IMAGES
-from ecar.serving.cors import Cors
+from ecar.serving.cors import Cors, check_origin
+from ecar.serving.edits import form_schema, read_edit
 from ecar.serving.engine import Engine
 from ecar.serving.errors import ApiError
 from ecar.serving.files import FileStore
@@ -27,8 +28,12 @@ from ecar.serving.middleware import FILES, Front
 from ecar.serving.order import make_order, most_candidates
 from ecar.serving.threads import Threads
 
+MOST_PICTURES = 16  # uploads that wait to be decoded, in memory; more are answered 429
 MOST_CHECKS = 64  # requests that wait for their prompt to be looked up; more are answered 429
+STREAM = {"text/event-stream": {"schema": {"type": "string"}}}
 STATIC = Path(__file__).parent / "static"
+
+Answered = Callable[[schema.GenerateRequest, Job, Request], Awaitable[Response]]
 
 
 def _refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -69,7 +74,7 @@ def create_app(
     app.add_middleware(Front, limits=engine.limits, metrics=engine.metrics, keys=tuple(keys), request_ids=request_ids)
     app.add_middleware(Cors, origins=cors_origins)
     errors.install(app)
-    _add_images(app, engine, name, public_url)
+    _add_images(app, engine, name, public_url, cors_origins)
     _add_models(app, engine, name)
     _add_status(app, engine)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
@@ -86,24 +91,13 @@ def _check_model(asked: str | None, name: str) -> None:
         raise ApiError(404, "model_not_found", f"no model {asked!r} here; this server has {name!r}", "model")
 
 
-def _add_images(app: FastAPI, engine: Engine, name: str, public_url: str | None) -> None:
+def _add_images(app: FastAPI, engine: Engine, name: str, public_url: str | None, origins: Collection[str]) -> None:
     limits = engine.limits
     files = FileStore(limits.url_ttl, limits.url_bytes) if limits.url_ttl else None
     # One thread: what it does is Python, and a second one would only take more time from the event loop.
     checks = Threads("ecar-checks", 1, MOST_CHECKS)
-    stream_schema = {"text/event-stream": {"schema": {"type": "string"}}}
 
-    @app.post(
-        "/v1/images/generations",
-        response_model=schema.ImagesAnswer,
-        responses={200: {"content": stream_schema}, **_refusals(429, 503, 504)},
-    )
-    async def generate(body: schema.GenerateRequest, request: Request) -> Any:
-        """Make images of a class. With ``stream``: server-sent events, previews as they appear, then each image."""
-        _check_model(body.model, name)
-        make = partial(make_order, body, engine.pipe, limits, chooses=engine.critic is not None)
-        known = body.prompt in engine.pipe.model.config.class_names
-        job = Job(engine, make() if known else await checks.run(make))  # near names are looked for among all
+    async def answered(body: schema.GenerateRequest, job: Job, request: Request) -> Response:
         if body.stream:
             return EventResponse(job)
         kept = None if body.response_format == "b64_json" else files
@@ -111,10 +105,20 @@ def _add_images(app: FastAPI, engine: Engine, name: str, public_url: str | None)
         answer = await whole_answer(job, request, kept, base, body.response_format == "url")
         return Response(answer, media_type="application/json")  # checked already: not once more
 
-    @app.post("/v1/images/edits", include_in_schema=False)
-    @app.post("/v1/images/variations", include_in_schema=False)
-    async def unsupported() -> None:
-        raise ApiError(404, "unsupported_endpoint", "this server makes images of classes; it does not edit images")
+    @app.post(
+        "/v1/images/generations",
+        response_model=schema.ImagesAnswer,
+        responses={200: {"content": STREAM}, **_refusals(429, 503, 504)},
+    )
+    async def generate(body: schema.GenerateRequest, request: Request) -> Any:
+        """Make images of a class. With ``stream``: server-sent events, previews as they appear, then each image."""
+        _check_model(body.model, name)
+        make = partial(make_order, body, engine.pipe, limits, chooses=engine.critic is not None)
+        known = body.prompt in engine.pipe.model.config.class_names
+        job = Job(engine, make() if known else await checks.run(make))  # near names are looked for among all
+        return await answered(body, job, request)
+
+    _add_edits(app, engine, name, answered, partial(check_origin, origins=origins, public_url=public_url))
 
     @app.get(FILES + "{name}", include_in_schema=False)
     async def file(name: str) -> Response:
@@ -123,6 +127,38 @@ def _add_images(app: FastAPI, engine: Engine, name: str, public_url: str | None)
             raise ApiError(404, "not_found", "no such image, or its time is over")
         cache = {"Cache-Control": f"private, max-age={limits.url_ttl:.0f}"}
         return Response(data, media_type=f"image/{name.rpartition('.')[2]}", headers=cache)
+
+
+def _add_edits(
+    app: FastAPI, engine: Engine, name: str, answered: Answered, check_page: Callable[[Request], None]
+) -> None:
+    # One thread: a large picture takes hundreds of megabytes while it is decoded.
+    pictures = Threads("ecar-pictures", 1, MOST_PICTURES)
+
+    async def edited(request: Request, kind: type[schema.VariationRequest]) -> Response:
+        check_page(request)
+        body = b"".join([part async for part in request.stream()])
+        chooses = engine.critic is not None
+        fields, order = await pictures.run(
+            read_edit, request.headers.get("content-type", ""), body, kind, engine.pipe, engine.limits, chooses=chooses
+        )
+        _check_model(fields.model, name)
+        return await answered(fields, Job(engine, order), request)
+
+    answers: dict[str, Any] = {
+        "response_model": schema.ImagesAnswer,
+        "responses": {200: {"content": STREAM}, **_refusals(403, 429, 503, 504)},
+    }
+
+    @app.post("/v1/images/edits", openapi_extra=form_schema(schema.EditRequest, mask=True), **answers)
+    async def edit(request: Request) -> Any:
+        """Draw a part of a picture anew: where the mask is transparent. Without a mask, all of it in part."""
+        return await edited(request, schema.EditRequest)
+
+    @app.post("/v1/images/variations", openapi_extra=form_schema(schema.VariationRequest, mask=False), **answers)
+    async def vary(request: Request) -> Any:
+        """Draw a picture anew in part."""
+        return await edited(request, schema.VariationRequest)
 
 
 def _add_models(app: FastAPI, engine: Engine, name: str) -> None:

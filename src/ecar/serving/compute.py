@@ -5,10 +5,14 @@ from __future__ import annotations
 import time
 
 import torch
+import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from ecar.refine import Critic
 from ecar.refine.best_of import picks_of
+from ecar.sampling.edit import redrawing_on
+from ecar.sampling.known import Known
 from ecar.sampling.loop import Rows, VelocityCallback, advance
 from ecar.sampling.noise import StageNoise, draw_noise
 from ecar.sampling.optimize import padded_count
@@ -16,7 +20,7 @@ from ecar.sampling.pictures import from_decoded, to_pil
 from ecar.sampling.pipeline import Pipeline
 from ecar.serving.config import Limits
 from ecar.serving.metrics import Metrics
-from ecar.serving.rows import Chunk, EngineError, Failed, Finished, Row
+from ecar.serving.rows import Chunk, EngineError, Failed, Finished, Redraw, Row
 from ecar.stages import Stage, data_from_end
 
 
@@ -40,11 +44,14 @@ class Computer:
             for count in (n for n in sizes if 2 * n not in sizes):
                 self.pipe(seeds=range(count), guidance=(1.5,) * stages, batch_size=count)
 
+    @torch.no_grad()
     def begin(self, rows: list[Row]) -> Chunk:
-        """New rows before their first stage; their noise is drawn here, each from its own seed."""
+        """New rows before their first stage: their noise is drawn, each from its seed; what they edit is encoded."""
         now = time.monotonic()
         for row in rows:
             row.noise = draw_noise([row.seed], self.model.plan, self.model.config.channels)
+            if row.redraw is not None:
+                row.known = self._known(row.redraw, row.noise)
             self.metrics.wait.observe(now - row.queued)
         labels = torch.tensor([row.label for row in rows], device=self.model.device)
         return Chunk(rows, Rows.start(self.model, labels, rows[0].settings))
@@ -54,11 +61,11 @@ class Computer:
         """Do the next stage of the chunk. What is left to do comes back; None where nothing is."""
         start = time.monotonic()
         stage, rows = self.model.plan[chunk.batch.done], chunk.members
-        settings, batch, noise = rows[0].settings, chunk.batch, self._noise(stage, rows)
+        settings, batch, (noise, known) = rows[0].settings, chunk.batch, self._given(stage, rows)
         if self.pipe.fixed_shapes and (missing := padded_count(len(rows)) - len(rows)):
             filled = [*range(len(rows)), *[0] * missing]  # the first row again, for nobody
-            batch, noise = batch.select(filled), noise.select(filled)
-        result = advance(self.model, batch, noise, settings, on_velocity=self._watch(stage, rows))
+            batch, noise, known = batch.select(filled), noise.select(filled), known and known.select(filled)
+        result = advance(self.model, batch, noise, settings, known=known, on_velocity=self._watch(stage, rows))
         y = result.y[: len(rows)]
         good = self._finite(rows, y)
         end = (stage.index, settings.steps[stage.index])
@@ -76,10 +83,17 @@ class Computer:
             return Chunk([rows[i] for i in good], batch.select(good))
         return chunk.select(good)
 
-    def _noise(self, stage: Stage, rows: list[Row]) -> StageNoise:
+    def _known(self, redraw: Redraw, noise: list[StageNoise]) -> list[Known]:
+        if redraw.edit is None:
+            redraw.edit = redrawing_on(self.model, self.pipe.tokenizer, redraw.canvas, redraw.strength)
+        return redraw.edit.known(noise)
+
+    def _given(self, stage: Stage, rows: list[Row]) -> tuple[StageNoise, Known | None]:
+        """What comes into a stage from outside: noise, and what is known where some rows edit pictures."""
         draws = [row.noise[stage.index] for row in rows]
-        contexts = [d.context for d in draws if d.context is not None]
-        return StageNoise(torch.cat([d.fresh for d in draws]), torch.cat(contexts) if contexts else None)
+        contexts, fresh = [d.context for d in draws if d.context is not None], [d.fresh for d in draws]
+        known = Known.join([row.known[stage.index] if row.known else None for row in rows], fresh)
+        return StageNoise(torch.cat(fresh), torch.cat(contexts) if contexts else None), known
 
     def _watch(self, stage: Stage, rows: list[Row]) -> VelocityCallback | None:
         """Previews inside a stage: after so many steps, what x and its velocity say about the data."""
@@ -104,14 +118,24 @@ class Computer:
 
     def _show(self, stage: Stage, rows: list[Row], z: Tensor) -> None:
         images = self.pipe.decoder.decode(z)
-        good = torch.isfinite(images).flatten(1).all(1).tolist()
-        now = time.monotonic()
-        for row, image, fine in zip(rows, images, good, strict=True):
-            if fine:
-                if row.previewed == 0:
-                    self.metrics.first_preview.observe(now - row.queued)
-                row.show(stage.index, to_pil(image[None])[0])
-                self.metrics.previews.inc()
+        good = [i for i, fine in enumerate(torch.isfinite(images).flatten(1).all(1).tolist()) if fine]
+        rows, now = [rows[i] for i in good], time.monotonic()
+        for row, picture in zip(rows, self._pictures(rows, images[good]), strict=True):
+            if row.previewed == 0:
+                self.metrics.first_preview.observe(now - row.queued)
+            row.show(stage.index, picture)
+            self.metrics.previews.inc()
+
+    def _pictures(self, rows: list[Row], images: Tensor) -> list[Image.Image]:
+        """Decoded images (B, 3, H, W) of rows, finite; those of edits are laid into their picture."""
+        pictures = to_pil(images)
+        for index, row in enumerate(rows):
+            if row.redraw is not None and row.redraw.edit is not None:
+                drawn, side = images[index : index + 1].float(), self.model.config.image_side
+                if drawn.shape[2:] != side:  # the preview of a coarse stage
+                    drawn = F.interpolate(drawn, side, mode="bicubic")
+                pictures[index] = row.redraw.edit.finish(drawn)[0]
+        return pictures
 
     def _finish(self, rows: list[Row], latents: Tensor) -> None:
         if not rows:
@@ -121,7 +145,8 @@ class Computer:
         done = [(rows[i], images[i], rows[i].seed) for i in good if rows[i].group is None]
         done += self._best([rows[i] for i in good if self._completes(rows[i], images[i])])
         now = time.monotonic()
-        for (row, _, seed), image in zip(done, to_pil(torch.stack([d[1] for d in done])) if done else [], strict=True):
+        pictures = self._pictures([d[0] for d in done], torch.stack([d[1] for d in done])) if done else []
+        for (row, _, seed), image in zip(done, pictures, strict=True):
             row.emit(Finished(image, seed))
             self.metrics.image_seconds.observe(now - row.queued)
         self.metrics.images.inc(len(done))

@@ -33,6 +33,8 @@ class Limits:
     """Candidates of one image, of which the critic of the model chooses; 1 where it has none."""
     max_body: int = 2**20
     """Bytes of a request body."""
+    max_upload: int = 2**24
+    """Bytes of the body of an edit, which carries pictures."""
     body_seconds: float = 20.0
     """Seconds in which a request body has to arrive."""
     head_seconds: float = 10.0
@@ -56,7 +58,7 @@ class Limits:
     def check(self) -> None:
         """ValueError, naming the flag, unless the values are usable. (The command line's parser would wrap one raised
         while it builds the object.)"""
-        for name in ("max_batch", "max_steps", "max_candidates", "max_body", "max_connections"):
+        for name in ("max_batch", "max_steps", "max_candidates", "max_body", "max_upload", "max_connections"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
         if self.max_queue < MAX_IMAGES:

@@ -4,9 +4,11 @@ a preflight request needs no key."""
 from __future__ import annotations
 
 from collections.abc import Collection
+from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
@@ -42,3 +44,18 @@ class Cors(CORSMiddleware):
             message = f"pages of {origin} may not use this server; its --cors-origin names those that may"
         headers = {"vary": answer.headers["vary"]}
         return ApiError(403, "cors_refused", message, headers=headers).response()
+
+
+def check_origin(request: Request, *, origins: Collection[str], public_url: str | None) -> None:
+    """Refuse a form of another site's page: a browser sends it without a preflight request.
+
+    Raises:
+        ApiError: 403, the page is neither this server's nor one of ``origins``.
+    """
+    origin = request.headers.get("origin")
+    if origin is None or origin in origins or "*" in origins or request.headers.get("sec-fetch-site") == "same-origin":
+        return
+    own = {request.headers.get("host")} | ({urlsplit(public_url).netloc} if public_url else set())
+    if urlsplit(origin).netloc not in own:
+        message = f"pages of {origin[:200]} may not use this server; its --cors-origin names those that may"
+        raise ApiError(403, "cors_refused", message)

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 from collections.abc import Sequence
+from typing import Any
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -37,7 +38,9 @@ def encode_bytes(
     elif order.format == "png":
         info = PngInfo()
         if seed is not None:
-            record = {"class": order.class_name, "seed": seed, "settings": order.settings.to_json()}
+            record: dict[str, Any] = {"class": order.class_name, "seed": seed, "settings": order.settings.to_json()}
+            if order.redraw is not None:
+                record["strength"] = order.redraw.strength
             info.add_itxt("ecar", json.dumps(record))
         image.save(buffer, "PNG", pnginfo=info)
     elif order.format == "jpeg":

@@ -48,7 +48,10 @@ class Job:
             with contextlib.suppress(RuntimeError):  # the loop has ended: nobody waits any more
                 self._loop.call_soon_threadsafe(self._events.put_nowait, (index, event))
 
-        return Row(self.order.label, seed, self.order.settings, emit, self.order.points, self._deadline, group=group)
+        order = self.order
+        return Row(
+            order.label, seed, order.settings, emit, order.points, self._deadline, group=group, redraw=order.redraw
+        )
 
     def cancel(self) -> None:
         """Rows that are not finished leave at the next stage boundary."""

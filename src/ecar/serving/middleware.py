@@ -22,6 +22,8 @@ log = logging.getLogger("ecar.serving")
 CROWDED = "ecar.crowded"  # in a scope: its connection is one too many
 PROBES = ("/health", "/ready", "/metrics")
 FILES = "/v1/files/"
+UPLOADS = ("/v1/images/edits", "/v1/images/variations")
+MOST_UPLOADS = 32  # bodies of edits that are read at once: each may take ``max_upload`` bytes of memory
 LINGER_SECONDS, LINGER_BYTES = 2.0, 2**24
 MOST_VALUES = 4096  # commas and brackets of a JSON body: a MiB of empty lists keeps the event loop busy for 0.3 s
 HEADERS = {
@@ -53,6 +55,7 @@ class Front:
         self, app: ASGIApp, *, limits: Limits, metrics: Metrics, keys: Collection[str], request_ids: bool
     ) -> None:
         self.app, self.limits, self.metrics, self.request_ids = app, limits, metrics, request_ids
+        self._uploading = 0
         self._keys = [hashlib.sha256(key.encode()).digest() for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -77,11 +80,10 @@ class Front:
         try:
             self._check_crowd(scope)
             self._check_key(scope)
-            body = await self._read(scope, receive)
-            if body is not None:
-                _check_body(scope, body)
+            again = await self._received(scope, receive)
+            if again is not None:
                 inner = {**scope, "method": "GET"} if headless else scope
-                await self.app(inner, _replay(body, receive), send_with_headers)
+                await self.app(inner, again, send_with_headers)
         except ApiError as error:
             if error.status == 413 and b"expect" not in dict(scope["headers"]):
                 await _linger(receive)
@@ -116,9 +118,24 @@ class Front:
             message = "give a valid key: Authorization: Bearer KEY"
             raise ApiError(401, "invalid_api_key", message, headers={"www-authenticate": "Bearer"})
 
-    async def _read(self, scope: Scope, receive: Receive) -> bytes | None:
+    async def _received(self, scope: Scope, receive: Receive) -> Receive | None:
+        """What the app reads, once the whole body is here and checked; None where the client went away."""
+        upload = _route(scope) in UPLOADS
+        if upload and self._uploading >= MOST_UPLOADS:
+            message, headers = f"{MOST_UPLOADS} uploads are being read", {"retry-after": "1", "connection": "close"}
+            raise ApiError(429, "queue_full", message, headers=headers)
+        self._uploading += upload
+        try:
+            body = await self._read(scope, receive, self.limits.max_upload if upload else self.limits.max_body)
+        finally:
+            self._uploading -= upload
+        if body is None:
+            return None
+        _check_body(scope, body)
+        return _replay(body, receive)
+
+    async def _read(self, scope: Scope, receive: Receive, limit: int) -> bytes | None:
         """The whole body, within its bounds; None where the client went away."""
-        limit = self.limits.max_body
         too_large = ApiError(413, "body_too_large", f"a body may have {limit} bytes", headers={"connection": "close"})
         length = dict(scope["headers"]).get(b"content-length", b"0")
         if not length.isdigit() or len(length) > 15 or int(length) > limit:
@@ -164,13 +181,11 @@ async def _linger(receive: Receive) -> None:
 
 def _replay(body: bytes, receive: Receive) -> Receive:
     """What the app reads: the body that was read already, then whatever comes (a disconnect)."""
-    told = False
+    left = [body]
 
     async def replay() -> Message:
-        nonlocal told
-        if told:
+        if not left:
             return await receive()
-        told = True
-        return {"type": "http.request", "body": body, "more_body": False}
+        return {"type": "http.request", "body": left.pop(), "more_body": False}  # an upload is not kept for longer
 
     return replay

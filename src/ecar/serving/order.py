@@ -13,6 +13,7 @@ from ecar.sampling.pipeline import Pipeline
 from ecar.serving.config import Limits
 from ecar.serving.errors import ApiError
 from ecar.serving.previews import Point, preview_points
+from ecar.serving.rows import Redraw
 from ecar.serving.schema import GenerateRequest, TokenDetails, Usage
 
 # Times the model's steps, where it was not distilled for them.
@@ -32,6 +33,7 @@ class Order:
         size: (width, height) in pixels.
         compression: quality of jpeg and webp, 0..100.
         frame_ms: of a gif.
+        redraw: the picture that is edited.
     """
 
     label: int
@@ -47,12 +49,18 @@ class Order:
     compression: int
     frame_ms: int
     usage: Usage
+    redraw: Redraw | None = None
+
+    @property
+    def kind(self) -> str:
+        """As the API names it in events."""
+        return "image_generation" if self.redraw is None else "image_edit"
 
     @property
     def image_usage(self) -> Usage:
         """Of each image, for events: added up, they are that of the request (but each image reads the prompt)."""
         tokens = self.usage.output_tokens // len(self.seeds)
-        return self.usage.model_copy(update={"output_tokens": tokens, "total_tokens": 1 + tokens})
+        return self.usage.model_copy(update={"output_tokens": tokens, "total_tokens": self.usage.input_tokens + tokens})
 
     @property
     def size_text(self) -> str:
@@ -103,8 +111,8 @@ def make_order(request: GenerateRequest, pipe: Pipeline, limits: Limits, *, choo
     )
 
 
-def _class_id(prompt: str, pipe: Pipeline) -> int:
-    if pipe.model.config.num_classes == 0:
+def _class_id(prompt: str | None, pipe: Pipeline) -> int:
+    if prompt is None or pipe.model.config.num_classes == 0:
         return pipe.model.config.null_class  # trained without labels: a prompt is required by the API and says nothing
     try:
         known = prompt in pipe.model.config.class_names  # of whatever length; messages repeat what is not, shortened

@@ -32,6 +32,20 @@ def preview_points(steps: Sequence[int], count: int) -> tuple[Point, ...]:
     return tuple(_point(mark, starts) for mark in marks[1:-1])
 
 
+def drawn_points(steps: Sequence[int], begin: Sequence[float], count: int) -> tuple[Point, ...]:
+    """``preview_points`` among the steps that an edit draws.
+
+    Args:
+        begin: of each stage the time from which it is drawn, as of ``ecar.sampling.edit.Edit``: 1 for none of it.
+    """
+    known = [s if time >= 1 else min(int(time * s + 1e-6), s - 1) for s, time in zip(steps, begin, strict=True)]
+    first = sum(time >= 1 for time in begin)
+    if first == len(begin):
+        return ()  # a strength so small that nothing is drawn
+    points = preview_points([s - before for s, before in zip(steps, known, strict=True)][first:], count)
+    return tuple((first + stage, known[first + stage] + step) for stage, step in points)
+
+
 def _point(mark: int, starts: Sequence[int]) -> Point:
     stage = next(k for k in range(len(starts) - 1) if mark <= starts[k + 1])
     return stage, mark - starts[stage]

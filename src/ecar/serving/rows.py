@@ -10,6 +10,9 @@ from PIL import Image
 from torch import Tensor
 
 from ecar.config import SamplingConfig
+from ecar.sampling.canvas import Canvas
+from ecar.sampling.edit import Edit
+from ecar.sampling.known import Known
 from ecar.sampling.loop import Rows
 from ecar.sampling.noise import StageNoise
 from ecar.serving.previews import Point
@@ -79,6 +82,21 @@ class Group:
 
 
 @dataclass(eq=False)
+class Redraw:
+    """A picture of which a part is drawn anew, for all rows of a request.
+
+    Attributes:
+        canvas: picture and mask, made before the engine hears of it.
+        strength: in (0, 1], how much is drawn.
+        edit: made of them in the engine's thread, once.
+    """
+
+    canvas: Canvas
+    strength: float
+    edit: Edit | None = field(default=None, repr=False)
+
+
+@dataclass(eq=False)
 class Row:
     """One image that was asked for, or a candidate for one.
 
@@ -91,6 +109,8 @@ class Row:
         deadline: on the clock of ``time.monotonic``.
         cancelled: set by whoever asked; the row leaves at the next stage boundary, without an event.
         group: of which it is a candidate; the last of a group to finish sends the ``Finished`` of the image.
+        redraw: the picture that it edits.
+        known: of it, stage by stage.
     """
 
     label: int
@@ -101,6 +121,8 @@ class Row:
     deadline: float = float("inf")
     cancelled: bool = False
     group: Group | None = None
+    redraw: Redraw | None = None
+    known: list[Known] = field(default_factory=list, repr=False)
     noise: list[StageNoise] = field(default_factory=list, repr=False)
     queued: float = field(default_factory=time.monotonic)
     previewed: int = 0

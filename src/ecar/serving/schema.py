@@ -76,6 +76,29 @@ class GenerateRequest(BaseModel):
     complexity: Any | None = None
 
 
+class VariationRequest(GenerateRequest):
+    """Fields of the form of ``POST /v1/images/variations``, beside the file ``image``. Numbers come as text."""
+
+    model_config = ConfigDict(strict=False, title="CreateImageVariationRequest")
+
+    prompt: str | None = Field(  # type: ignore[assignment]
+        None, min_length=1, max_length=32_000, description="Extension. Class name, synonym or id; default: none."
+    )
+    strength: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None, description="Extension: how much is drawn anew. Default 1 with a mask, 0.5 without."
+    )
+    output_format: Literal["png", "jpeg", "webp"] | None = Field(None, description="Default png.")
+
+
+class EditRequest(VariationRequest):
+    """Fields of the form of ``POST /v1/images/edits``, beside the files ``image`` and ``mask``."""
+
+    model_config = ConfigDict(title="CreateImageEditRequest")
+
+    prompt: str = Field(min_length=1, max_length=32_000, description="Class name, synonym or id.")
+    input_fidelity: Literal["high", "low"] | None = Field(None, description="Ignored: what is kept stays as it is.")
+
+
 class ImageData(BaseModel):
     """One image."""
 
