@@ -212,6 +212,24 @@ def test_a_picture_is_encoded_once_for_all_images_of_a_request(
     assert threads == ["ecar-engine"]
 
 
+def test_a_picture_that_the_tokenizer_refuses_fails_alone(
+    api: openai.OpenAI, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine failed with it, for all, and five of them in a row would have ended it."""
+
+    def refuse(_: Any) -> None:
+        raise ValueError("the images are coloured, and the tokenizer is for grey ones")
+
+    monkeypatch.setattr(PIPE.tokenizer, "check_images", refuse)
+    with pytest.raises(openai.BadRequestError, match="coloured") as caught:
+        api.images.edit(**GOOD, n=2)
+    assert caught.value.code == "invalid_image"
+    with pytest.raises(openai.APIError, match="coloured"):
+        list(api.images.edit(**GOOD, stream=True))
+    assert api.images.generate(prompt="dog").data and engine.state == "ready"
+    assert engine.metrics.registry.get_sample_value("ecar_engine_restarts_total") == 0
+
+
 def bomb() -> bytes:
     """A PNG of 100 megapixels in 12 kilobytes."""
     return png(Image.new("1", (10_000, 10_000)))

@@ -45,14 +45,16 @@ class Computer:
                 self.pipe(seeds=range(count), guidance=(1.5,) * stages, batch_size=count)
 
     @torch.no_grad()
-    def begin(self, rows: list[Row]) -> Chunk:
-        """New rows before their first stage: their noise is drawn, each from its seed; what they edit is encoded."""
+    def begin(self, rows: list[Row]) -> Chunk | None:
+        """New rows before their first stage: their noise is drawn, each from its seed; what they edit is encoded. Rows
+        whose picture the tokenizer refuses get their error; None where no others are left."""
         now = time.monotonic()
         for row in rows:
             row.noise = draw_noise([row.seed], self.model.plan, self.model.config.channels)
-            if row.redraw is not None:
-                row.known = self._known(row.redraw, row.noise)
             self.metrics.wait.observe(now - row.queued)
+        rows = [row for row in rows if row.redraw is None or self._encodes(row, row.redraw)]
+        if not rows:
+            return None
         labels = torch.tensor([row.label for row in rows], device=self.model.device)
         return Chunk(rows, Rows.start(self.model, labels, rows[0].settings))
 
@@ -83,10 +85,17 @@ class Computer:
             return Chunk([rows[i] for i in good], batch.select(good))
         return chunk.select(good)
 
-    def _known(self, redraw: Redraw, noise: list[StageNoise]) -> list[Known]:
-        if redraw.edit is None:
-            redraw.edit = redrawing_on(self.model, self.pipe.tokenizer, redraw.canvas, redraw.strength)
-        return redraw.edit.known(noise)
+    def _encodes(self, row: Row, redraw: Redraw) -> bool:
+        """Make what is known of a row that edits; False where its picture is refused."""
+        try:
+            if redraw.edit is None:
+                redraw.edit = redrawing_on(self.model, self.pipe.tokenizer, redraw.canvas, redraw.strength)
+        except ValueError as error:  # a coloured one, and the tokenizer is for grey ones
+            self.metrics.dropped.labels("invalid_image").inc()
+            row.emit(Failed(EngineError(400, "invalid_image", f"image: {error}")))
+            return False
+        row.known = redraw.edit.known(row.noise)
+        return True
 
     def _given(self, stage: Stage, rows: list[Row]) -> tuple[StageNoise, Known | None]:
         """What comes into a stage from outside: noise, and what is known where some rows edit pictures."""

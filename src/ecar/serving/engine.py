@@ -199,7 +199,7 @@ class Engine:
         start = time.monotonic()
         try:
             chunk = computer.begin(work) if isinstance(work, list) else work
-            left = computer.advance(chunk)
+            left = None if chunk is None else computer.advance(chunk)
         except torch.OutOfMemoryError:
             self._shrink()
             return True

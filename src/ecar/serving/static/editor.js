@@ -23,7 +23,7 @@ export class Editor {
   listen() {
     this.mask.addEventListener("pointerdown", (event) => this.begin(event));
     this.mask.addEventListener("pointermove", (event) => this.move(event));
-    for (const name of ["pointerup", "pointercancel"]) this.mask.addEventListener(name, () => { this.last = null; });
+    for (const name of ["pointerup", "pointercancel"]) this.mask.addEventListener(name, () => this.lift());
     this.mask.addEventListener("keydown", (event) => this.key(event));
     this.mask.addEventListener("pointerleave", () => { $("ring").hidden = true; });
     this.mask.addEventListener("focus", () => { if (this.mask.matches(":focus-visible")) this.ring(...this.cursor); });
@@ -157,6 +157,11 @@ export class Editor {
     this.mask.setPointerCapture(event.pointerId);
     this.keep();
     this.stroke(...this.place(event), event);
+  }
+
+  lift() {
+    if (this.last === null) return;
+    this.last = null;
     this.tell();
   }
 
@@ -169,7 +174,11 @@ export class Editor {
   // On to a place, given in shares of the sides.
   stroke(x, y, event) {
     const to = [x * this.mask.width, y * this.mask.height];
-    Object.assign(this.pen, { strokeStyle: PAINT, lineCap: "round", lineJoin: "round", lineWidth: this.brush(event) });
+    const width = this.brush(event);
+    Object.assign(this.pen, { strokeStyle: PAINT, fillStyle: PAINT, lineCap: "round", lineWidth: width });
+    this.pen.beginPath();
+    this.pen.arc(...to, width / 2, 0, 2 * Math.PI); // a line of no length is not drawn
+    this.pen.fill();
     this.pen.beginPath();
     this.pen.moveTo(...(this.last ?? to));
     this.pen.lineTo(...to);
@@ -190,8 +199,7 @@ export class Editor {
     if (event.key === " " || event.key === "Enter") {
       this.keep();
       this.stroke(...this.cursor);
-      this.last = null;
-      this.tell();
+      this.lift();
     } else if ((event.ctrlKey || event.metaKey) && event.key.toLowerCase() === "z") {
       this.undo();
     } else if (event.key === "i") {
