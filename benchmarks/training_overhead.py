@@ -29,18 +29,18 @@ from ecar.training.draws import draw_batch
 from ecar.training.engine.log import RunLog
 from ecar.training.engine.optim import make_optimizers
 from ecar.training.engine.saving import Saver
-from ecar.training.loop import Trainer
+from ecar.training.engine.trainer import Trainer
+from ecar.training.generator import Generator
 from ecar.training.loss import stage_losses
-from ecar.training.run import save_samples
 
 
 def make_trainer(args: argparse.Namespace, out: Path) -> Trainer:
     """A trainer with the default options, on random latents."""
     side, tokenizer = args.resolution, PixelTokenizer(factor=2)
-    config = TrainConfig(
+    config = TrainConfig.of(
         data="random", out=str(out), preset=args.preset, resolution=(side,), batch_size=args.batch_size,
         trackers=(), device="cpu",
-    )  # fmt: skip
+    ).resolve()  # fmt: skip
     torch.manual_seed(0)
     latents = torch.randn(1, args.images, tokenizer.channels, side // 2, side // 2).half()
     names = tuple(f"class {i}" for i in range(10))
@@ -49,19 +49,26 @@ def make_trainer(args: argparse.Namespace, out: Path) -> Trainer:
         latents=latents, labels=labels, class_names=names, image_side=(side, side), tokenizer=tokenizer.fingerprint()
     )
     model = build_model(with_data(build_config(config, tokenizer), table))
-    return Trainer(config, model, table, tokenizer, out)
+    return Trainer(Generator(config, model, table, tokenizer, out), config.run, out, ema=config.optimizer.ema)
+
+
+def task_of(trainer: Trainer) -> Generator:
+    """What ``make_trainer`` gave it."""
+    assert isinstance(trainer.task, Generator)
+    return trainer.task
 
 
 def make_bare(trainer: Trainer) -> Callable[[int], None]:
     """Forward, backward and optimizer of a model of the same kind, on one batch drawn before."""
-    config, model = trainer.config, build_model(trainer.model.config)
-    optimizers = make_optimizers(model, config.optimizer, lr=config.lr, weight_decay=config.weight_decay)
-    z, labels, draws = draw_batch(config, trainer.table, model.plan, model.config.null_class, 1)
+    task = task_of(trainer)
+    options, model = task.config.optimizer, build_model(task.module.config)
+    optimizers = make_optimizers(model, options.optimizer, lr=options.lr)
+    z, labels, draws = draw_batch(task.config, task.table, model.plan, model.config.null_class, 1)
 
     def bare(steps: int) -> None:
         for _ in range(steps):
             with torch.autocast("cpu", torch.bfloat16):
-                losses = stage_losses(model, z, labels, draws, trainer.rows)
+                losses = stage_losses(model, z, labels, draws, task.rows)
             for optimizer in optimizers:
                 optimizer.zero_grad(set_to_none=True)
             torch.stack([loss.mean() for loss in losses]).sum().backward()
@@ -76,7 +83,7 @@ def make_whole(trainer: Trainer, log: RunLog, saver: Saver) -> Callable[[int], N
     trainer._at_intervals = lambda *_: None  # type: ignore[method-assign]
 
     def whole(steps: int) -> None:
-        trainer.config = dataclasses.replace(trainer.config, max_steps=trainer.step + steps, log_every=steps)
+        trainer.options = dataclasses.replace(trainer.options, max_steps=trainer.step + steps, log_every=steps)
         trainer._steps(log, saver)
 
     return whole
@@ -103,8 +110,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         trainer = make_trainer(args, out)
-        interval = trainer.config.save_every, trainer.config.sample_every
-        bare = make_bare(trainer)
+        interval = trainer.options.save_every, trainer.options.sample_every
+        bare, task = make_bare(trainer), task_of(trainer)
         with RunLog(out) as log:
             log.begin(0)
             saver = Saver(out, trainer.world, log, sharded=False, background=False, saved=0)
@@ -117,16 +124,15 @@ def main() -> None:
                     rounds.append((seconds[bare], seconds[whole]))
             save = timed(lambda: trainer._save(saver, last=True))
         average = trainer.averaged()
-        assert average is not None
-        sample = timed(lambda: save_samples(average, trainer.tokenizer, out, 1))
+        sample = timed(lambda: task.picture(average, 1))
     base = statistics.median(b for b, _ in rounds)
     ratios = [whole / bare for bare, whole in rounds]
     spread = save / interval[0] + sample / interval[1]
     record = {
         "machine": machine(), "preset": args.preset,
-        "parameters": trainer.model.num_parameters(), "batch_size": args.batch_size,
-        "latent": [trainer.model.config.channels, *trainer.model.plan[-1].side],
-        "stages": [list(s.side) for s in trainer.model.plan],
+        "parameters": task.module.num_parameters(), "batch_size": args.batch_size,
+        "latent": [task.module.config.channels, *task.module.plan[-1].side],
+        "stages": [list(s.side) for s in task.module.plan],
         "block_steps": args.block, "rounds": len(rounds),
         "cpu_seconds_per_bare_step": round(base, 4),
         "whole_to_bare": {"median": round(statistics.median(ratios), 4), "min": round(min(ratios), 4),

@@ -1,6 +1,7 @@
 """Make the folder of a model to publish: half-precision weights, a better decoder, default sampling settings.
 
     python recipes/bundle.py --model runs/away --decoder runs/sharp --steps 5 3 --out runs/fashion
+    python recipes/bundle.py --tokenizer runs/tokenizer --out src/ecar/bundled/tokenizers/photographs
 
 What is left out stays as the model has it. A folder under src/ecar/bundled is a model of the package.
 Model and tokenizer are rounded to float16 first, so that what is stored is exactly what is loaded; the model is told
@@ -19,12 +20,14 @@ from ecar import Pipeline
 from ecar.hub import training_record
 from ecar.pretrained.build import build_model
 from ecar.pretrained.folders import load_model, save_model
-from ecar.tokenizers import load_decoder
+from ecar.tokenizers import load_decoder, load_tokenizer
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, required=True)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--model", type=Path)
+    what.add_argument("--tokenizer", type=Path, help="a tokenizer alone, rounded before latents are made with it")
     parser.add_argument("--steps", type=int, nargs="+")
     parser.add_argument("--guidance", type=float, nargs="+")
     parser.add_argument("--guidance-from", type=float, nargs="+")
@@ -32,6 +35,16 @@ def main() -> None:
     parser.add_argument("--decoder", type=Path, help="a tokenizer of the same latents, whose decoder is better")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
+    if args.tokenizer:
+        load_tokenizer(args.tokenizer).half().float().save(args.out, torch.float16)
+    else:
+        bundle_model(args)
+    size = sum(p.stat().st_size for p in args.out.rglob("*.safetensors"))
+    print(f"{args.out}: {size / 2**20:.2f} MiB of weights")
+
+
+def bundle_model(args: argparse.Namespace) -> None:
+    """The folder of a model, as the options ask for."""
     model, tokenizer = load_model(args.model)
     sampling = Pipeline(model, tokenizer).settings(
         args.steps, args.guidance, args.solver, guidance_from=args.guidance_from
@@ -47,8 +60,6 @@ def main() -> None:
     folder = args.out
     save_model(folder, bundled, tokenizer, torch.float16)
     (folder / "training.json").write_text(json.dumps(training_record(args.model), indent=2) + "\n")
-    size = sum(p.stat().st_size for p in folder.rglob("*.safetensors"))
-    print(f"{folder}: {size / 2**20:.2f} MiB of weights")
 
 
 if __name__ == "__main__":

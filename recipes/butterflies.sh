@@ -13,7 +13,7 @@ runs=${RUNS:-runs/butterflies}
 # Autoencoder: factor 16, 16 channels, latents that bear pooling (two levels).
 ecar tokenizer --data "$butterflies" "$imagewoof" --out "$runs/tokenizer" --resolution 256 --crop 128 --factor 16 \
     --patch 4 --channels 16 --widths 128 192 256 --batch-size 12 --optimizer muon --lr 3e-3 --perceptual 0 \
-    --scale-levels 2 --latent-noise 0.05 --max-steps 4600 --compile
+    --scale-levels 2 --latent-noise 0.05 --max-steps 3600 --compile
 
 # The same latents, a sharper decoder. Perceptual and adversarial weights are those that were best at 32x32.
 ecar tokenizer --data "$butterflies" "$imagewoof" --out "$runs/sharp" --init-from "$runs/tokenizer" --freeze-encoder \

@@ -28,17 +28,17 @@ ecar tokenizer --data "$train" --init-from "$runs/decoder" --freeze-encoder --ou
 
 # Neon: five trainings on own samples, three of both stages and two of the last. Each a minute of an H200, or half an
 # hour of a CPU core.
-neon() {
+self_train() {
     out=$1 seed=$2 samples=$3 fine=$4; shift 4
     ecar train --init-from "$runs/model/final" --data "self:$samples" --own-steps 8 "$fine" --seed "$seed" \
         --out "$runs/$out" --optimizer muon --lr 3e-4 --max-steps 400 --batch-size 256 --warmup 20 --decay 0.8 \
         --ema 0.97 "$@"
 }
-neon both13 13 24576 16
-neon both20 20 16384 12
-neon both21 21 16384 12
-neon last10 10 24576 16 --stage-weight 0 1
-neon last11 11 24576 16 --stage-weight 0 1
+self_train both13 13 24576 16
+self_train both20 20 16384 12
+self_train both21 21 16384 12
+self_train last10 10 24576 16 --stage-weight 0 1
+self_train last11 11 24576 16 --stage-weight 0 1
 [ -d "$runs/half" ] || ecar neon "$runs/model/final" --scale 0.99 --out "$runs/half" \
     --trained "$runs/both13/final" "$runs/both20/final" "$runs/both21/final"
 [ -d "$runs/away" ] || ecar neon "$runs/half" --base "$runs/model/final" --scale 1.6 --out "$runs/away" \

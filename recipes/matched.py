@@ -26,9 +26,10 @@ from ecar.training.config import TrainConfig
 
 def step_flops(options: list[str]) -> int:
     """Training FLOPs of one step of ``ecar train`` with these options."""
-    config = parse(TrainConfig, [*options, "--out", "unused"], "train")
+    config = parse(TrainConfig, [*options, "--out", "unused"], "train").resolve()
     table, tokenizer = load_table(config)
-    return config.batch_size * training_flops(with_data(build_config(config, tokenizer), table), config.stage_share)
+    model = with_data(build_config(config, tokenizer), table)
+    return config.run.batch_size * training_flops(model, config.stages.stage_share)
 
 
 def work(jobs: queue.Queue[tuple[str, list[str]]], core: int | None, out: Path, failed: list[str]) -> None:

@@ -98,8 +98,15 @@ def test_files_and_functions_fit_in_one_head() -> None:
 
 def test_every_option_has_a_description() -> None:
     """Command-line help is made from them."""
-    for file in (SOURCE / "config.py", SOURCE / "training" / "config.py", *(SOURCE / "cli").glob("*.py")):
+    for file in (
+        SOURCE / "config.py", SOURCE / "data" / "reading.py", SOURCE / "training" / "engine" / "options.py",
+        SOURCE / "training" / "inputs.py", SOURCE / "training" / "shape.py",
+        SOURCE / "training" / "tokenizer_config.py",
+        *(SOURCE / "cli").glob("*.py"),
+    ):  # fmt: skip
         for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ClassDef) and "as resolved" in (ast.get_docstring(node) or ""):
+                continue  # the same options again
             if isinstance(node, ast.ClassDef) and node.decorator_list:
                 for field, after in zip(node.body, [*node.body[1:], None], strict=True):
                     if isinstance(field, ast.AnnAssign):

@@ -9,19 +9,20 @@ import os
 import re
 import subprocess
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
 RECIPES = {"cifar10": "TRAIN TEST", "fashion": "", "butterflies": "TRAIN DOGS TEST", "study_32": "cifar10 TRAIN TEST"}
-OPTIONS = {
-    "tokenizer": ("ecar.training.config", "TokenizerConfig"),
-    "encode": ("ecar.cli.encode", "EncodeOptions"),
-    "train": ("ecar.training.config", "TrainConfig"),
-    "extrapolate": ("ecar.cli.extrapolate", "ExtrapolateOptions"),
-    "critic": ("ecar.cli.critic", "CriticOptions"),
-    "evaluate": ("ecar.cli.evaluate", "EvaluateOptions"),
-}
+
+
+def fields_of(options: type) -> set[str]:
+    """Names of all options, those of groups within too."""
+    names: set[str] = set()
+    for name, kind in get_type_hints(options).items():
+        names |= fields_of(kind) if dataclasses.is_dataclass(kind) else {name}
+    return names
 
 
 def commands_of(recipe: str, tmp_path: Path) -> list[list[str]]:
@@ -52,15 +53,13 @@ def test_every_command_of_a_recipe_exists_with_its_options(recipe: str, tmp_path
             known |= set(re.findall(r'"([\w-]+)"', source)) if "candidates.py" in name else set()
             assert {flag.replace("_", "-") for flag in flags} <= known, (recipe, name)
         else:
-            module, kind = OPTIONS[name]
-            fields = {field.name for field in dataclasses.fields(getattr(importlib.import_module(module), kind))}
-            assert set(flags) <= fields, (recipe, name)
+            assert set(flags) <= fields_of(importlib.import_module(f"ecar.cli.{name}").OPTIONS), (recipe, name)
 
 
 def test_fashion_is_the_model_of_its_recipe(tmp_path: Path) -> None:
     """training.json named the model's own run, twice, in the place of the trainings that it steps away from."""
     commands = [command for command in commands_of("fashion", tmp_path) if command[:2] == ["ecar", "train"]]
     record = json.loads((ROOT / "src/ecar/bundled/fashion/training.json").read_text())
-    for command, trained in zip(commands, (record, *record["extrapolated"]["trainings"]), strict=True):
+    for command, trained in zip(commands, (record, *record["neon"]["trainings"]), strict=True):
         for name in ("max-steps", "batch-size", "lr", "seed"):
             assert float(command[command.index(f"--{name}") + 1]) == trained[name.replace("-", "_")]

@@ -16,8 +16,9 @@ from typing import Any, Self
 Side = tuple[int, int]
 MODEL_KINDS = ("ecar", "dit")
 PATHS = ("data", "tokenizer", "init_from")  # options of a training that may be places on a machine
-_HAND_OVER = 0.7  # b_k of every stage but the last: docs/study.md
-_RHO = 0.7
+HAND_OVER = 0.7  # b_k of every stage but the last: docs/method.md
+RHO = 0.7
+CONTEXT_NOISE = 0.3
 _SYMBOLS = "#%&*@!?"  # Unicode has them among the punctuation; others are symbols ("+") there
 _SELECTORS = {chr(code) for code in range(0xFE00, 0xFE10)}  # Unicode's choice between drawings of one sign
 
@@ -141,9 +142,9 @@ class StageConfig(JsonConfig):
 
     sides: tuple[Side, ...] = ((4, 4), (8, 8))
     """(height, width) of each stage's map in latent positions; each twice the one before. One entry: flow matching."""
-    ends: tuple[float, ...] = (_HAND_OVER, 1.0)
+    ends: tuple[float, ...] = (HAND_OVER, 1.0)
     """b_k: share of data in the map at the end of each stage, in (0, 1); the last is 1."""
-    rho: float = _RHO
+    rho: float = RHO
     """Share of the coarse stage's noise that the next stage keeps, in [0, 1]; 1 is the pyramidal-flow jump."""
 
     def __post_init__(self) -> None:
@@ -166,13 +167,13 @@ class StageConfig(JsonConfig):
                 raise ValueError(f"ends: a stage that starts at {start:.3f} (after {before}) cannot end at {end}")
 
     @classmethod
-    def for_latent(cls, side: Side, stages: int, *, ends: tuple[float, ...] | None = None, rho: float = _RHO) -> Self:
+    def for_latent(cls, side: Side, stages: int, *, ends: tuple[float, ...] | None = None, rho: float = RHO) -> Self:
         """``stages`` maps that end at ``side``; ValueError if it does not divide."""
         scale = 2 ** (stages - 1)
         if side[0] % scale or side[1] % scale:
             raise ValueError(f"a latent map of {side[0]}x{side[1]} does not divide into {stages} stages (by {scale})")
         sides = tuple((side[0] * 2**k // scale, side[1] * 2**k // scale) for k in range(stages))
-        return cls(sides=sides, ends=ends if ends is not None else (_HAND_OVER,) * (stages - 1) + (1.0,), rho=rho)
+        return cls(sides=sides, ends=ends if ends is not None else (HAND_OVER,) * (stages - 1) + (1.0,), rho=rho)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,7 +217,7 @@ class ModelConfig(JsonConfig):
     """Number of classes; 0 is unconditional. The null class of guidance is an additional row."""
     class_names: tuple[str, ...] = ()
     """A name per class, or empty."""
-    context_noise: float = 0.3
+    context_noise: float = CONTEXT_NOISE
     """Standard deviation of the Gaussian noise on the maps that the trunk reads, in training and sampling."""
     velocity_std: tuple[float, ...] = ()
     """Standard deviation of each stage's velocity, measured on the training data; empty: all 1."""

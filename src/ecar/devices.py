@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+_PIXELS_AT_ONCE = 2**20  # 16 images of 256x256: some hundred MB of maps in small networks, 4 GB in large autoencoders
+
 
 def resolve_device(name: str) -> str:
     """``auto`` -> cuda where there is one, else cpu; any other name is checked and returned.
@@ -30,6 +32,12 @@ def computes_bfloat16(device: str | torch.device) -> bool:
     if kind == "cpu":
         return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     return kind != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def images_at_once(height: int, width: int, *, most: int = _PIXELS_AT_ONCE) -> int:
+    """How many images of ``height`` x ``width`` pixels go through a network in one pass, where no option says it: maps
+    grow with the pixels, so that a number of images alone bounds no memory. 1 .. ``most``."""
+    return max(1, min(most, _PIXELS_AT_ONCE // (height * width)))
 
 
 def mixed_precision(device: str | torch.device, *, wanted: bool = True) -> torch.autocast:

@@ -21,7 +21,7 @@ from ecar.sampling.pictures import grid
 if TYPE_CHECKING:
     from ecar.sampling.pipeline import Pipeline
 
-_PRIVATE = ("out", "device", "trackers")  # of training.json: where it ran, not how
+_PRIVATE = ("out", "config", "device", "trackers")  # of training.json: where it ran, not how
 _NOT_METRICS = {"num", "against", "biased_small_sample"}
 
 
@@ -59,7 +59,7 @@ def write_folder(pipe: Pipeline, folder: Path, repo_id: str, card: CardOptions, 
             shutil.copyfile(source / name, folder / name)
         if critic := critic_file(source):
             shutil.copyfile(critic, folder / critic.name)
-        shutil.copytree(source / "tokenizer", folder / "tokenizer")
+        shutil.copytree(source / "tokenizer", folder / "tokenizer", copy_function=shutil.copyfile)
     if record is not None:
         _check_judged(card, record, weights_fingerprint(folder))
     training = training_record(source)

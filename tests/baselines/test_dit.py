@@ -116,7 +116,7 @@ def test_what_dit_cannot_do_is_refused(changes: dict[str, object], word: str) ->
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_trains_saves_loads_and_samples(digits_folder: Path, tmp_path: Path, optimizer: str) -> None:
-    config = TrainConfig(
+    config = TrainConfig.of(
         data=str(digits_folder), out=str(tmp_path), model="dit", tokenizer="pixels:2", resolution=(8,), width=16,
         heads=2, head_depth=1, max_steps=4, batch_size=8, save_every=2, sample_every=0, log_every=1, warmup=2,
         trackers=(), dtype="fp32", optimizer=optimizer, device="cpu",
@@ -128,7 +128,7 @@ def test_trains_saves_loads_and_samples(digits_folder: Path, tmp_path: Path, opt
 
 def test_stage_options_are_refused_for_dit() -> None:
     with pytest.raises(ValueError, match="one stage"):
-        TrainConfig(data="x", out="y", model="dit", stages=2)
+        TrainConfig.of(data="x", out="y", model="dit", stages=2)
 
 
 def test_compiled_blocks_have_the_gradients_of_plain_ones_in_bfloat16_on_cpu() -> None:

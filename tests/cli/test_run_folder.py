@@ -17,7 +17,7 @@ VERBS = {
     "evaluate": ["evaluate", "--model", "RUN", "--data", "DATA", "--allow-small", "--cache", "cache"],
     "train": ["train", "--data", "DATA", "--out", "new", "--init-from", "RUN", "--device", "cpu"],
     "critic": ["critic", "RUN", "--data", "DATA"],
-    "extrapolate": ["extrapolate", "RUN", "--away-from", "RUN", "--out", "new"],
+    "neon": ["neon", "RUN", "--trained", "RUN", "--out", "new"],
     "push": ["push", "RUN", "owner/name", "--dry-run"],
     "serve": ["serve", "RUN", "--port", "0"],
 }

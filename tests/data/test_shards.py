@@ -27,7 +27,7 @@ from ecar.data.shards import ShardTable, damaged_shards, image_ids, load_latents
 from ecar.data.source import load_source
 from ecar.tokenizers import ConvTokenizer, PixelTokenizer, load_tokenizer
 from ecar.training.build import load_table
-from ecar.training.config import TrainConfig
+from ecar.training.config import TrainConfig, Training
 from ecar.training.draws import draw_batch
 
 
@@ -54,6 +54,11 @@ def autoencoder(tmp_path: Path) -> Path:
         block_out_channels=(4, 8), layers_per_block=1, norm_num_groups=2, latent_channels=4, scaling_factor=0.25,
     ).save_pretrained(tmp_path / "kl")  # fmt: skip
     return tmp_path / "kl"
+
+
+def resolved(data: str | Path = "unused", **changes: Any) -> Training:
+    """Options of a training on images of 16 pixels."""
+    return TrainConfig.of(data=str(data), out="unused", resolution=(16,), device="cpu", **changes).resolve()
 
 
 def arguments(data: Path, out: Path, tokenizer: object = "pixels:4", **more: object) -> list[str]:
@@ -115,7 +120,7 @@ def test_encoding_crashed_at_any_write_goes_on_to_the_same_bytes(
         encode.run(arguments(photos, tmp_path / "parts"))
     monkeypatch.undo()
     with pytest.raises(ValueError, match=r"half written.*to go on: ecar encode --data"):
-        load_table(TrainConfig(data=str(tmp_path / "parts"), out="unused", resolution=(16,)))
+        load_table(resolved(tmp_path / "parts"))
     encode.run(arguments(photos, tmp_path / "parts"))
     assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
     encode.run(arguments(photos, tmp_path / "parts"))  # complete: nothing to do
@@ -239,10 +244,10 @@ def test_data_check_finds_flipped_bits_and_missing_shards_of_a_cache(
 
 def test_a_cache_of_another_crop_is_refused_by_training(photos: Path, tmp_path: Path) -> None:
     encode.run(arguments(photos, tmp_path / "cache"))
-    config = TrainConfig(data=str(tmp_path / "cache"), out="unused", resolution=(16,))
-    load_table(TrainConfig(data=str(tmp_path / "cache"), out="unused", resolution=(16,), tokenizer="pixels:4"))
+    config = resolved(tmp_path / "cache")
+    load_table(resolved(tmp_path / "cache", tokenizer="pixels:4"))
     with pytest.raises(ValueError, match="another tokenizer"):
-        load_table(TrainConfig(data=str(tmp_path / "cache"), out="unused", resolution=(16,), tokenizer="pixels:2"))
+        load_table(resolved(tmp_path / "cache", tokenizer="pixels:2"))
     path = tmp_path / "cache" / "cache.json"
     path.write_text(path.read_text().replace("cover-bicubic-centre-2", "adm-1"))
     with pytest.raises(ValueError, match=r"cropped by 'adm-1'.*run ecar encode again"):
@@ -268,7 +273,7 @@ def test_batches_of_shards_are_those_of_the_table_in_memory(photos: Path, tmp_pa
     made.save(tmp_path / "tokenizer")
     memory = encode_source(load_source(str(photos)), load_tokenizer(tmp_path / "tokenizer"), (16, 16), flip=True)
     common = {"tokenizer": tmp_path / "tokenizer", "flip": True, "batch_size": 250}
-    config = TrainConfig(data="unused", out="unused", resolution=(16,), flip=True, batch_size=7, device="cpu")
+    config = resolved(flip=True, batch_size=7)
     encode.run(arguments(photos, tmp_path / "one", **{**common, "shard_size": 100}))
     one, _ = load_latents(str(tmp_path / "one"))
     for step in range(1, 5):
@@ -323,7 +328,7 @@ def test_training_draws_samples_of_a_distribution_that_depend_on_seed_and_step_o
     shard = load_file(tmp_path / "kl-cache" / "shard_00000.safetensors")
     assert shard["logvar"].shape == shard["latents"].shape == (1, 3, 4, 8, 8)
     assert "logvar" not in load_file(tmp_path / "mode" / "shard_00000.safetensors")
-    config = TrainConfig(data="unused", out="unused", resolution=(16,), batch_size=4, device="cpu")
+    config = resolved(batch_size=4)
     batches = [draw_batch(config, table, (), 2, step)[0] for step in (1, 1, 2)]
     assert torch.equal(batches[0], batches[1]) and not torch.equal(batches[0], batches[2])
     # Moments of many samples are those of the encoder, in the units of the tokenizer.
@@ -370,7 +375,7 @@ def test_photographs_go_from_a_folder_through_an_autoencoder_to_samples(autoenco
         Image.fromarray(random.integers(0, 256, (3, 4, 3), np.uint8)).resize((40, 30)).save(path)
     words = arguments(tmp_path / "photos", tmp_path / "cache", autoencoder, resolution=32, flip=True, shard_size=5)
     encode.run(words)
-    config = TrainConfig(
+    config = TrainConfig.of(
         data=str(tmp_path / "cache"), out=str(tmp_path / "run"), resolution=(32,), flip=True, preset="nano", width=32,
         heads=2, trunk_depth=1, head_depth=1, max_steps=40, batch_size=8, lr=3e-3, warmup=5, log_every=10,
         device="cpu", sample_every=0, trackers=(), dtype="fp32",

@@ -45,6 +45,7 @@ def critic() -> Critic:
     weights = {
         "weight": torch.tensor([[9.0, 0, 0], [0, -9.0, 0], [0, 0, 9.0], [1.0, 1, 1]]),
         "bias": torch.zeros(4),
+        "quantiles": torch.linspace(-2000, 2000, 64).expand(4, 64).clone(),
     }
     about = {"power": 2.0, "settings": json.loads(json.dumps(pipeline().settings().to_json()))}
     return Critic(MeanColour(), weights, about)  # type: ignore[arg-type]
@@ -88,6 +89,19 @@ def test_images_and_choices_are_those_of_the_pipeline_whatever_the_neighbours() 
             alone = pipe([order["prompt"]], seeds=[told["seed"]]).images[0]
             assert np.abs(np.asarray(alone, np.int16) - pixels(data["b64_json"])).max() <= 1
     assert moved >= 2  # else nothing was chosen
+
+
+@pytest.mark.parametrize("acceptance", [None, 0.4])
+def test_candidates_of_no_class_are_chosen_too(acceptance: float | None) -> None:
+    """The null class was asked for by an id that the pipeline refuses."""
+    best = BestOf(pipeline(), critic(), candidates=3, acceptance=acceptance)
+    out = best([None, "cat", None], seeds=[1, 2, 3], return_stages=True)
+    assert out.labels == [3, 0, 3] and len(out.stages[0]) == 3
+    again = pipeline()([None, "cat", None], seeds=out.chosen)
+    for one, other in zip(out.images, again.images, strict=True):
+        assert np.abs(np.asarray(one, np.int16) - np.asarray(other, np.int16)).max() <= 1
+    unlabelled = Pipeline(random_model(tiny_config(num_classes=0, class_names=())), PixelTokenizer(factor=1))
+    assert len(BestOf(unlabelled, critic(), candidates=2)(seeds=[0, 1]).images) == 2
 
 
 def test_a_stream_tells_each_image_once_and_usage_counts_every_candidate() -> None:

@@ -76,6 +76,7 @@ def test_a_generated_image_is_edited_and_the_copied_commands_give_the_same(page:
     page.locator("#seed").fill("7")
     page.evaluate("""() => {
         window.seen = [];
+        const watched = {attributes: true, subtree: true, attributeFilter: ["data-state"]};
         new MutationObserver((changes) => changes.forEach((c) => window.seen.push(c.target.dataset.state)))
             .observe(document.getElementById("images"),
                 {attributes: true, subtree: true, attributeFilter: ["data-state"]});

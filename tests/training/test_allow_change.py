@@ -20,15 +20,15 @@ def test_named_options_change_and_the_log_says_so(
 ) -> None:
     loop.train(options(digits_folder, tmp_path))
     changed = {"batch_size": 4, "label_dropout": 0.2, "max_steps": 8}
-    with pytest.raises(ValueError, match=r"other options \(batch_size 8 -> 4\)"):
+    with pytest.raises(ValueError, match=r"other options \(--batch-size 8 -> 4\)"):
         loop.train(options(digits_folder, tmp_path, **changed, allow_change=("label-dropout",)))
     loop.train(options(digits_folder, tmp_path, **changed, allow_change=("batch-size", "label_dropout")))
     said = [line["changed"] for line in lines(tmp_path) if "changed" in line]
-    assert said == ["batch_size 8 -> 4; label_dropout 0.1 -> 0.2"]
+    assert said == ["--label-dropout 0.1 -> 0.2; --batch-size 8 -> 4"]
     assert said[0] in capsys.readouterr().err and lines(tmp_path)[-1]["step"] == 8
     assert [line["images"] for line in lines(tmp_path) if "images" in line][-3:] == [48, 52, 56]  # it fell to 28
     loop.train(options(digits_folder, tmp_path, **{**changed, "max_steps": 9}))  # now these are the run's options
-    with pytest.raises(ValueError, match="batch_size 4 -> 8"):
+    with pytest.raises(ValueError, match="--batch-size 4 -> 8"):
         loop.train(options(digits_folder, tmp_path))
 
 
@@ -60,8 +60,8 @@ def test_a_further_average_starts_as_the_first_one(digits_folder: Path, tmp_path
 
 @pytest.mark.parametrize("key", ["width", "optimizer", "no_such_option"])
 def test_what_cannot_change_or_does_not_exist_is_refused_at_once(key: str) -> None:
-    with pytest.raises(ValueError, match=rf"{key} cannot change within a run.*what can: batch_size"):
-        TrainConfig(data="d", out="o", allow_change=(key,))
+    with pytest.raises(ValueError, match=rf"{key.replace('_', '-')} cannot change within a run.*what can: batch-size"):
+        TrainConfig.of(data="d", out="o", allow_change=(key,))
 
 
 def test_a_refused_resume_leaves_the_run_its_options(digits_folder: Path, tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_a_refused_resume_leaves_the_run_its_options(digits_folder: Path, tmp_pa
 def test_a_save_that_was_killed_is_no_run_yet(digits_folder: Path, tmp_path: Path) -> None:
     """What its first save left refused other options, with nothing to lose."""
     (tmp_path / "run" / "checkpoints" / "step_00000004.tmp").mkdir(parents=True)
-    (tmp_path / "run" / "train.json").write_text('{"batch_size": 2}')
+    (tmp_path / "run" / "recipe.toml").write_text("batch_size = 2")
     assert loop.train(options(digits_folder, tmp_path / "run", max_steps=1)).exists()
 
 
@@ -90,21 +90,21 @@ def test_fewer_steps_than_were_taken_are_refused(digits_folder: Path, tmp_path: 
     assert (tmp_path / "run" / "final" / "training.json").read_bytes() == before
 
 
-@pytest.mark.parametrize("content", ['{"batch', "[1]"])
+@pytest.mark.parametrize("content", ["batch_size =", "[1"])
 def test_damaged_options_of_a_run_are_an_error_that_names_the_file(
     content: str, digits_folder: Path, tmp_path: Path
 ) -> None:
     loop.train(options(digits_folder, tmp_path / "run", max_steps=1))
-    (tmp_path / "run" / "train.json").write_text(content)
-    with pytest.raises(ValueError, match=r"train\.json: .*choose another --out"):
+    (tmp_path / "run" / "recipe.toml").write_text(content)
+    with pytest.raises(ValueError, match=r"recipe\.toml: .*choose another --out"):
         loop.train(options(digits_folder, tmp_path / "run", max_steps=2))
 
 
 def test_a_run_without_its_options_is_not_taken_for_a_new_one(digits_folder: Path, tmp_path: Path) -> None:
-    """Checkpoints copied without train.json went on under another seed and batch size, without a word."""
+    """Checkpoints copied without their options went on under another seed and batch size, without a word."""
     loop.train(options(digits_folder, tmp_path / "run", max_steps=1))
-    (tmp_path / "run" / "train.json").unlink()
-    with pytest.raises(ValueError, match=r"train\.json: cannot be read .*restore it"):
+    (tmp_path / "run" / "recipe.toml").unlink()
+    with pytest.raises(ValueError, match=r"recipe\.toml: cannot be read .*restore it"):
         loop.train(options(digits_folder, tmp_path / "run", max_steps=2, batch_size=4))
 
 
@@ -115,5 +115,5 @@ def test_a_pattern_of_files_is_a_place_on_the_machine(tmp_path: Path) -> None:
 
 def test_context_noise_that_is_no_number_is_refused(digits_folder: Path, tmp_path: Path) -> None:
     """Five steps without a finite loss later, the advice was a lower learning rate."""
-    with pytest.raises(ValueError, match="context_noise must be a number of at least 0"):
+    with pytest.raises(ValueError, match="--context-noise must be a number of at least 0"):
         loop.train(options(digits_folder, tmp_path / "run", context_noise=float("nan")))

@@ -29,7 +29,7 @@ from ecar.files import tensors
 from ecar.pretrained.build import build_model
 from ecar.pretrained.folders import save_model
 from ecar.tokenizers import PixelTokenizer
-from ecar.training import build, loop
+from ecar.training import build, generator, loop
 from ecar.training import tokenizer as tokenizer_module
 from ecar.training.config import TokenizerConfig
 from ecar.training.curves import LossCurves
@@ -58,7 +58,7 @@ sys.exit(main(sys.argv[1:]))
 def test_a_signal_in_a_save_or_a_grid_of_samples_lets_it_end_and_stops_then(
     digits_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, number: signal.Signals
 ) -> None:
-    module, name = (checkpoint, "commit") if place == "save" else (loop, "save_samples")
+    module, name = (checkpoint, "commit") if place == "save" else (generator, "save_samples")
     real, seen = getattr(module, name), []
 
     def signalled(*args: Any) -> Any:
@@ -214,7 +214,7 @@ def test_a_disk_that_is_full_for_everything_ends_a_run_only_with_the_third_faile
     monkeypatch.setattr(loop.Trainer, "train_step", fills)
     monkeypatch.setattr(log_module, "open", guarded(open), raising=False)
     monkeypatch.setattr(LossCurves, "save", guarded(LossCurves.save))
-    monkeypatch.setattr(loop, "save_samples", guarded(loop.save_samples))
+    monkeypatch.setattr(generator, "save_samples", guarded(generator.save_samples))
     monkeypatch.setattr(checkpoint, "write_tensors", guarded(checkpoint.write_tensors))
     loop.train(options(digits_folder, tmp_path, save_every=1, sample_every=1))
     found = [line["step"] for line in lines(tmp_path) if "loss" in line]

@@ -101,7 +101,7 @@ def test_targets_are_found_by_name_and_unknown_ones_are_refused_before_images_ar
 ) -> None:
     with pytest.raises(ValueError, match=r"no linear layer is called 'to_x'; lora targets may be .*map_in.*to_qkv"):
         lora(tmp_path / "no data", tmp_path / "a", source, lora_targets=("to_x",))
-    final = lora(same_classes, tmp_path / "run", source, lora_targets=("to_q", "w_in"), max_steps=2, lora_alpha=8.0)
+    final = lora(same_classes, tmp_path / "run", source, lora_targets=("to_q", "w_in"), max_steps=2, lora_rank=8)
     before, after = load_file(source / "model.safetensors"), load_file(final / "model.safetensors")
     changed = {k.split(".")[-2] for k in before if not torch.equal(before[k], after[k])}
     assert changed == {"to_qkv", "w_in"}
@@ -147,7 +147,9 @@ def test_a_dit_takes_an_adapter_in_diffusers_own_names(digits_folder: Path, tmp_
     assert changed and all(".attn1.to_" in k for k in changed)
 
 
-@pytest.mark.parametrize("changes", [{"lora_rank": 0}, {"lora_alpha": 1.0, "lora_rank": None}, {"init_from": None}])
+@pytest.mark.parametrize(
+    "changes", [{"lora_rank": 0}, {"lora_targets": ("to_q",), "lora_rank": None}, {"init_from": None}]
+)
 def test_lora_options_that_mean_nothing_are_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="lora"):
         tuned(tmp_path, tmp_path, tmp_path, **{"lora_rank": 2, **changes})

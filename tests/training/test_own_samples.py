@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -18,6 +17,7 @@ from test_training import killed_at_five, options, weights
 from conftest import random_model
 from ecar.cli.main import main
 from ecar.config import SamplingConfig
+from ecar.files.options import changed
 from ecar.pretrained.folders import load_model, save_model
 from ecar.refine.neon import neon
 from ecar.sampling.pipeline import Pipeline
@@ -69,7 +69,7 @@ def test_a_resumed_run_trains_on_the_same_samples_without_its_source(
 def test_samples_of_other_options_are_drawn_again(tmp_path: Path, source: Path) -> None:
     """A run that stopped before its first checkpoint leaves them behind."""
     out = tmp_path / "run"
-    with pytest.raises(ValueError, match="log_every"):
+    with pytest.raises(ValueError, match="--log-every"):
         own(out, source, log_every=0)
     drawn = []
     for data, seed, steps in (("self:4", 0, ()), ("self:6", 0, ()), ("self:6", 1, ()), ("self:6", 1, (5, 5))):
@@ -78,11 +78,11 @@ def test_samples_of_other_options_are_drawn_again(tmp_path: Path, source: Path) 
         assert found is not None
         (out / "init").mkdir(parents=True, exist_ok=True)
         config = found.with_defaults(config)
-        own_samples.keep_own_samples(dataclasses.replace(config, device="cpu"), found)
+        own_samples.keep_own_samples(changed(config, device="cpu"), found)
         kept = own_samples._metadata(out / "init" / "samples.safetensors")
         assert kept is not None and kept["seed"] == str(seed)
         latents, _, _ = own_samples.read_own_samples(config, found)
-        assert len(latents) == config.own_samples
+        assert len(latents) == config.data.own_samples
         drawn.append(latents)
     assert not torch.equal(drawn[2], drawn[3])
 
@@ -92,10 +92,10 @@ def test_samples_of_other_options_are_drawn_again(tmp_path: Path, source: Path) 
     [
         ({"data": "self:"}, "takes a number of samples"),
         ({"data": "self:0"}, "takes a number of samples"),
-        ({"init_from": None}, "needs init_from"),
+        ({"init_from": None}, "needs --init-from"),
         ({"flip": True}, "goes without"),
         ({"own_steps": (2, 3, 4, 5)}, "steps needs"),
-        ({"data": "images", "own_steps": (2,)}, "own_steps is for"),
+        ({"data": "images", "own_steps": (2,)}, "--own-steps is for"),
         ({"resolution": (16,)}, "draws images of"),
     ],
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 import worker
 from test_training import lines, options, weights
 
+from ecar.files.options import flat
 from ecar.training import loop
 from ecar.training.config import TrainConfig
 from ecar.training.engine.checkpoint import load_checkpoint
@@ -18,8 +18,12 @@ from ecar.training.engine.checkpoint import load_checkpoint
 
 def job(data: Path, out: Path, **changes: Any) -> dict[str, Any]:
     """Of ``worker.py``."""
-    own = {k: changes.pop(k) for k in ("world", "stop_at", "stop_rank", "nan_at", "nan_rank", "copy") if k in changes}
-    return {**dataclasses.asdict(options(data, out, **{"device": "cpu", "sample_every": 0, **changes})), **own}
+    own = {
+        k: changes.pop(k)
+        for k in ("world", "stop_at", "stop_rank", "nan_at", "nan_rank", "copy", "background")
+        if k in changes
+    }
+    return {**flat(options(data, out, **{"device": "cpu", "sample_every": 0, **changes})), **own}
 
 
 def same_run(a: Path, b: Path) -> None:
@@ -62,7 +66,13 @@ def test_shards_over_two_and_four_processes_take_the_steps_of_one(
     digits_folder: Path, tmp_path: Path, model: str
 ) -> None:
     """With a gradient that is clipped, and micro-batches and activation checkpointing on top."""
-    kind: dict[str, Any] = {"model": model, "clip": 0.5, "max_steps": 4, "save_every": 4, "sample_every": 4}
+    kind: dict[str, Any] = {
+        "model": model,
+        "stage_weight": (9.0,) * (1 if model == "dit" else 2),
+        "max_steps": 4,
+        "save_every": 4,
+        "sample_every": 4,
+    }
     kind |= {"trunk_depth": None, "head_depth": 2} if model == "dit" else {}
     sharded = {**kind, "parallel": "fsdp"}
     two = {"world": 2, "accumulate": 2, "activation_checkpointing": True, **sharded}
@@ -102,7 +112,7 @@ def test_a_checkpoint_goes_on_in_any_number_of_processes(digits_folder: Path, tm
 def test_ten_steps_are_five_and_five_under_torchrun_bit_for_bit(digits_folder: Path, tmp_path: Path) -> None:
     """Real launches of two processes: stopped by SIGTERM in step 5, then started again; saves in the background too."""
     kinds: list[dict[str, Any]] = [{"parallel": "ddp"}, {"parallel": "fsdp"}]
-    kinds += [{**kind, "async_save": True, "save_every": 2} for kind in kinds]
+    kinds += [{**kind, "background": True, "save_every": 2} for kind in kinds]
     wholes, parts, rest = [], [], []
     for number, kind in enumerate(kinds):
         common = {"max_steps": 10, **kind}
@@ -120,6 +130,6 @@ def test_ten_steps_are_five_and_five_under_torchrun_bit_for_bit(digits_folder: P
 
 def test_muon_needs_whole_matrices() -> None:
     with pytest.raises(ValueError, match="muon needs whole matrices"):
-        TrainConfig(data="d", out="o", parallel="fsdp", optimizer="muon")
+        TrainConfig.of(data="d", out="o", parallel="fsdp", optimizer="muon")
     with pytest.raises(ValueError, match="ddp or fsdp"):
-        TrainConfig(data="d", out="o", parallel="zero")
+        TrainConfig.of(data="d", out="o", parallel="zero")

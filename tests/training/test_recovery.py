@@ -23,7 +23,7 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 
 from ecar.files.lock import run_lock
 from ecar.training import loop
-from ecar.training.engine import checkpoint, saving
+from ecar.training.engine import checkpoint, saving, trainer
 from ecar.training.engine.checkpoint import load_checkpoint, save_checkpoint
 from ecar.training.engine.distributed import World
 from ecar.training.engine.log import RunLog
@@ -215,7 +215,7 @@ def test_what_a_killed_save_left_is_named_and_removed(tmp_path: Path, capsys: py
     assert capsys.readouterr().err == f"{left}: left by a save that was killed; removed\n"
 
 
-@pytest.mark.parametrize("async_save", [False, True])
+@pytest.mark.parametrize("background", [False, True])
 @pytest.mark.parametrize(("failures", "ends"), [(2, False), (3, True)])
 def test_a_full_disk_stops_training_only_after_three_saves_in_a_row(
     digits_folder: Path,
@@ -224,7 +224,7 @@ def test_a_full_disk_stops_training_only_after_three_saves_in_a_row(
     capsys: pytest.CaptureFixture[str],
     failures: int,
     ends: bool,
-    async_save: bool,
+    background: bool,
 ) -> None:
     real, calls = saving.save_checkpoint, []
 
@@ -235,7 +235,8 @@ def test_a_full_disk_stops_training_only_after_three_saves_in_a_row(
         return real(*args, **kwargs)
 
     monkeypatch.setattr(saving, "save_checkpoint", full)
-    config = options(digits_folder, tmp_path, save_every=1, max_steps=6, sample_every=0, async_save=async_save)
+    monkeypatch.setattr(trainer, "in_background", lambda _: background)
+    config = options(digits_folder, tmp_path, save_every=1, max_steps=6, sample_every=0)
     if ends:
         with pytest.raises(OSError, match="No space left"):
             loop.train(config)
@@ -261,7 +262,7 @@ def arguments(data: Path, out: Path, steps: int) -> list[str]:
     flags = {
         "data": data, "out": out, "tokenizer": "pixels:2", "resolution": 8, "width": 16, "heads": 2, "trunk-depth": 1,
         "head-depth": 1, "max-steps": steps, "batch-size": 8, "save-every": 1000, "sample-every": 0, "log-every": 1,
-        "warmup": 2, "decay": 0.0, "dtype": "fp32", "device": "cpu",
+        "warmup": 0, "decay": 0.0, "dtype": "fp32", "device": "cpu",
     }  # fmt: skip
     pairs = [str(x) for k, v in flags.items() for x in (f"--{k}", v)]
     return [sys.executable, "-m", "ecar", "train", *pairs, "--trackers"]

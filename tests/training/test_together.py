@@ -3,7 +3,6 @@ does not go together is one line and exit code 2 before data are read."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -19,6 +18,7 @@ from test_training import lines, options, weights
 
 from ecar.cli.main import main
 from ecar.config import SamplingConfig
+from ecar.files.options import flat
 from ecar.pretrained.folders import load_model
 from ecar.sampling.pipeline import Pipeline
 from ecar.training import loop
@@ -44,8 +44,7 @@ def several(data: Path, out: Path, source: Path, **changes: Any) -> dict[str, An
     """A job of ``worker.py`` that leaves to the source what ``tuned`` does."""
     own = {k: changes.pop(k) for k in ("world", "stop_at", "stop_rank", "copy") if k in changes}
     config = tuned(data, out, source, **{"device": "cpu", "sample_every": 0, **changes})
-    left_open = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
-    return {**left_open, **own}
+    return {**flat(config), **own}
 
 
 STEPS: dict[str, Any] = {"max_steps": 4, "save_every": 4, "warmup": 0}
@@ -173,8 +172,8 @@ def test_a_loss_that_is_not_finite_on_one_rank_is_skipped_by_all_and_ends_all(
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--parallel", "fsdp", "--lora-rank", "2"], "lora_rank trains few weights"),
-        (["--parallel", "fsdp", "--distill", "--lora-rank", "2"], "lora_rank trains few weights"),
+        (["--parallel", "fsdp", "--lora-rank", "2"], "--lora-rank trains few weights"),
+        (["--parallel", "fsdp", "--distill", "--lora-rank", "2"], "--lora-rank trains few weights"),
         (["--parallel", "fsdp", "--distill", "--optimizer", "muon"], "muon needs whole matrices"),
     ],
 )

@@ -27,6 +27,7 @@ from ecar.sampling.pipeline import Pipeline
 from ecar.stages import make_plan
 from ecar.tokenizers import ConvTokenizer, PixelTokenizer, Tokenizer, load_tokenizer
 from ecar.training import build, loop, loss
+from ecar.training import draws as draws_module
 from ecar.training import tokenizer as tokenizer_training
 from ecar.training.config import TokenizerConfig, TrainConfig
 from ecar.training.draws import training_times
@@ -42,7 +43,7 @@ def options(data: Path, out: Path, **changes: Any) -> TrainConfig:
         "trunk_depth": 1, "head_depth": 1, "max_steps": 6, "batch_size": 8, "save_every": 3, "sample_every": 6,
         "log_every": 1, "warmup": 2, "trackers": (), "dtype": "fp32",
     }  # fmt: skip
-    return TrainConfig(**{**values, **changes})
+    return TrainConfig.of(**{**values, **changes})
 
 
 def lines(out: Path) -> list[dict[str, float]]:
@@ -125,7 +126,7 @@ def test_what_needs_no_latents_is_refused_before_images_are_encoded(
 
 def test_a_run_of_other_options_is_not_continued(digits_folder: Path, tmp_path: Path) -> None:
     loop.train(options(digits_folder, tmp_path))
-    with pytest.raises(ValueError, match=r"other options \(batch_size 8 -> 4\)"):
+    with pytest.raises(ValueError, match=r"other options \(--batch-size 8 -> 4\)"):
         loop.train(options(digits_folder, tmp_path, batch_size=4))
     loop.train(options(digits_folder, tmp_path, lr=1e-4, max_steps=7))  # the way out of a diverged run stays open
     assert lines(tmp_path)[-1]["step"] == 7
@@ -197,10 +198,10 @@ def test_latent_cache_trains_as_images_do_and_refuses_a_changed_tokenizer(digits
 
 def test_options_about_a_cache_are_obeyed_not_ignored(digits_folder: Path, tmp_path: Path) -> None:
     encode_cache(digits_folder, PixelTokenizer(factor=2), tmp_path / "cache")
-    kept, _ = build.load_table(options(tmp_path / "cache", tmp_path, tokenizer=None, max_images=7))
+    kept, _ = build.load_table(options(tmp_path / "cache", tmp_path, tokenizer=None, max_images=7).resolve())
     assert kept.sides == 1 and len(kept) == len(kept.labels) == 7  # not mirrored unless asked
     with pytest.raises(ValueError, match="another tokenizer"):
-        build.load_table(options(tmp_path / "cache", tmp_path, tokenizer="pixels:4"))
+        build.load_table(options(tmp_path / "cache", tmp_path, tokenizer="pixels:4").resolve())
     PixelTokenizer(factor=2).save(tmp_path / "cache" / "tokenizer")  # its statistics differ
     with pytest.raises(ValueError, match="run ecar encode again"):
         load_latents(str(tmp_path / "cache"))
@@ -284,12 +285,21 @@ def test_learning_rate_warms_up_stays_and_falls_to_a_fiftieth() -> None:
     assert rates == pytest.approx([0.01, 1.0, 1.0, 0.51, 0.02])
 
 
-def test_times_of_each_stage_follow_its_own_location_and_its_uniform_share() -> None:
-    t = training_times((1.0, -0.5), 200_000, 0.0, torch.Generator().manual_seed(0))
-    assert torch.allclose(t.logit().mean(1), torch.tensor([1.0, -0.5]), atol=0.01)
+def test_a_run_shorter_than_the_warm_up_reaches_its_learning_rate() -> None:
+    """--max-steps 100 with a warm-up of 200 trained at half the rate, at most."""
+    assert learning_rate(10, peak=1.0, steps=100, warmup=200, decay=0.3) == 1.0
+    assert learning_rate(5, peak=1.0, steps=100, warmup=200, decay=0.3) == 0.5
+    assert learning_rate(1, peak=1.0, steps=4, warmup=200, decay=0.0) == 1.0
+
+
+def test_times_are_logit_normal_and_a_share_of_them_uniform(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(draws_module, "UNIFORM_SHARE", 0.0)
+    t = training_times(2, 200_000, torch.Generator().manual_seed(0))
+    assert torch.allclose(t.logit().mean(1), torch.zeros(2), atol=0.01)
     assert torch.allclose(t.logit().std(1), torch.ones(2), atol=0.01)
-    uniform = training_times((1.0, -0.5), 200_000, 1.0, torch.Generator().manual_seed(0))
-    assert torch.allclose(uniform.mean(1), torch.full((2,), 0.5), atol=0.005)
+    monkeypatch.setattr(draws_module, "UNIFORM_SHARE", 1.0)
+    uniform = training_times(2, 200_000, torch.Generator().manual_seed(0))
+    assert torch.allclose((uniform < 0.1).float().mean(1), torch.full((2,), 0.1), atol=0.005)
 
 
 @pytest.mark.parametrize(
@@ -297,25 +307,22 @@ def test_times_of_each_stage_follow_its_own_location_and_its_uniform_share() -> 
     [
         ({"stage_share": (0.5, 1.0)}, "start at 1"),
         ({"stage_weight": (1.0,)}, "one entry per stage"),
-        ({"t_mean": (0.5,)}, "one entry per stage"),
         ({"dtype": "fp16"}, "bf16 or fp32"),
         ({"optimizer": "sgd"}, "adamw or muon"),
-        ({"batch_size": 0}, "batch_size"),
-        ({"lr": -1.0}, "lr"),
-        ({"seed": -1}, "seed"),
-        ({"uniform_t": 5.0}, "uniform_t"),
-        ({"ema": 1.0}, "ema"),
-        ({"resolution": (8, 8, 8)}, "resolution"),
-        ({"lr": math.inf}, "lr"),
-        ({"weight_decay": math.nan}, "weight_decay"),
-        ({"warmup": -5}, "warmup"),
-        ({"stages": 2, "stage_weight": (-1.0, 1.0)}, "stage_weight"),
-        ({"stages": 2, "t_mean": (math.nan, 0.0)}, "t_mean"),
+        ({"batch_size": 0}, "--batch-size"),
+        ({"lr": -1.0}, "--lr"),
+        ({"seed": -1}, "--seed"),
+        ({"decay": 5.0}, "--decay"),
+        ({"ema": 1.0}, "--ema"),
+        ({"resolution": (8, 8, 8)}, "--resolution"),
+        ({"lr": math.inf}, "--lr"),
+        ({"warmup": -5}, "--warmup"),
+        ({"stages": 2, "stage_weight": (-1.0, 1.0)}, "--stage-weight"),
     ],
 )
 def test_wrong_options_are_refused(changes: dict[str, Any], word: str) -> None:
     with pytest.raises(ValueError, match=word):
-        TrainConfig(data="d", out="o", **changes)
+        TrainConfig.of(data="d", out="o", **changes)
 
 
 def test_tokenizer_training_lowers_its_losses_and_refuses_other_options(digits_folder: Path, tmp_path: Path) -> None:
@@ -323,12 +330,12 @@ def test_tokenizer_training_lowers_its_losses_and_refuses_other_options(digits_f
         "data": str(digits_folder), "out": str(tmp_path), "resolution": 8, "factor": 2, "widths": (8, 8), "depth": 1,
         "batch_size": 8, "perceptual": 0.0, "save_every": 10, "log_every": 5,
     }  # fmt: skip
-    train_tokenizer(TokenizerConfig(**common, max_steps=60))
+    train_tokenizer(TokenizerConfig.of(**common, max_steps=60))
     log = lines(tmp_path)
     assert log[-1]["reconstruction_0"] < 0.7 * log[0]["reconstruction_0"]
     assert log[-1]["reconstruction_1"] < 0.9 * log[0]["reconstruction_1"]  # scale consistency is trained too
     with pytest.raises(ValueError, match="other options"):
-        train_tokenizer(TokenizerConfig(**common, max_steps=60, seed=1))
+        train_tokenizer(TokenizerConfig.of(**common, max_steps=60, seed=1))
 
 
 @pytest.fixture
@@ -339,7 +346,7 @@ def trained_tokenizer(digits_folder: Path, tmp_path: Path) -> dict[str, Any]:
         "save_every": 2, "log_every": 1,
     }  # fmt: skip
     sizes: dict[str, Any] = {"channels": 3, "factor": 2, "widths": (8, 8), "depth": 1}
-    train_tokenizer(TokenizerConfig(**common, **sizes, out=str(tmp_path / "first")))
+    train_tokenizer(TokenizerConfig.of(**common, **sizes, out=str(tmp_path / "first")))
     return common
 
 
@@ -347,7 +354,7 @@ def test_a_decoder_trained_on_a_frozen_encoder_serves_the_model_and_another_does
     digits_folder: Path, tmp_path: Path, trained_tokenizer: dict[str, Any]
 ) -> None:
     first, sharper = str(tmp_path / "first"), str(tmp_path / "sharper")
-    train_tokenizer(TokenizerConfig(**trained_tokenizer, out=sharper, init_from=first, freeze_encoder=True))
+    train_tokenizer(TokenizerConfig.of(**trained_tokenizer, out=sharper, init_from=first, freeze_encoder=True))
     before, after = load_tokenizer(first), load_tokenizer(sharper)
     images = torch.rand(2, 3, 8, 8) * 2 - 1
     assert torch.equal(before.encode(images), after.encode(images))
@@ -360,7 +367,7 @@ def test_a_decoder_trained_on_a_frozen_encoder_serves_the_model_and_another_does
     )
     assert plain.images[0].tobytes() != other.images[0].tobytes()
 
-    train_tokenizer(TokenizerConfig(**trained_tokenizer, out=str(tmp_path / "moved"), init_from=first))
+    train_tokenizer(TokenizerConfig.of(**trained_tokenizer, out=str(tmp_path / "moved"), init_from=first))
     with pytest.raises(ValueError, match="reads other latents"):
         Pipeline.from_pretrained(tmp_path / "model" / "final", decoder=tmp_path / "moved")
 
@@ -369,19 +376,19 @@ def test_a_tokenizer_run_that_started_from_another_resumes_bit_for_bit(
     tmp_path: Path, trained_tokenizer: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     common = {**trained_tokenizer, "init_from": str(tmp_path / "first")}
-    whole = train_tokenizer(TokenizerConfig(**common, out=str(tmp_path / "whole")))
+    whole = train_tokenizer(TokenizerConfig.of(**common, out=str(tmp_path / "whole")))
     draw = tokenizer_training._draw
     with monkeypatch.context() as patch:
         patch.setattr(tokenizer_training, "_draw", lambda c, i, step: draw(c, i, step) if step < 4 else 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            train_tokenizer(TokenizerConfig(**common, out=str(tmp_path / "cut")))
-    assert train_tokenizer(TokenizerConfig(**common, out=str(tmp_path / "cut"))).fingerprint() == whole.fingerprint()
+            train_tokenizer(TokenizerConfig.of(**common, out=str(tmp_path / "cut")))
+    assert train_tokenizer(TokenizerConfig.of(**common, out=str(tmp_path / "cut"))).fingerprint() == whole.fingerprint()
 
 
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
-        ({"freeze_encoder": True}, "freeze_encoder needs init_from"),
+        ({"freeze_encoder": True}, "--freeze-encoder needs --init-from"),
         ({"init_from": "pixels:2"}, "is a pixels tokenizer"),
         ({"init_from": "first", "depth": 3}, "has depth 1, not 3"),
         ({"init_from": "first", "factor": 8}, "has factor 2, not 8"),
@@ -395,7 +402,7 @@ def test_wrong_starts_of_a_tokenizer_are_refused_before_images_are_read(
     monkeypatch.setattr(tokenizer_training, "_read_images", lambda *_: pytest.fail("read"))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=word):
-        train_tokenizer(TokenizerConfig(**{**trained_tokenizer, "out": "other", **changes}))
+        train_tokenizer(TokenizerConfig.of(**{**trained_tokenizer, "out": "other", **changes}))
 
 
 def test_a_tokenizer_of_photographs_learns_on_crops_and_resumes_bit_for_bit(
@@ -407,7 +414,7 @@ def test_a_tokenizer_of_photographs_learns_on_crops_and_resumes_bit_for_bit(
         "channels": 3, "widths": (64, 64), "depth": 1, "batch_size": 4, "perceptual": 0.0, "optimizer": "muon",
         "max_steps": 6, "save_every": 2, "log_every": 2,
     }  # fmt: skip
-    whole = train_tokenizer(TokenizerConfig(**common, out=str(tmp_path / "whole")))
+    whole = train_tokenizer(TokenizerConfig.of(**common, out=str(tmp_path / "whole")))
     assert whole.encode(torch.rand(1, 3, 32, 48)).shape == (1, 3, 4, 6)
     log = lines(tmp_path / "whole")
     assert log[-1]["reconstruction_0"] < log[0]["reconstruction_0"]
@@ -415,23 +422,23 @@ def test_a_tokenizer_of_photographs_learns_on_crops_and_resumes_bit_for_bit(
     with monkeypatch.context() as patch:
         patch.setattr(tokenizer_training, "_draw", lambda c, i, step: draw(c, i, step) if step < 4 else 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            train_tokenizer(TokenizerConfig(**common, out=str(tmp_path / "cut")))
-    assert train_tokenizer(TokenizerConfig(**common, out=str(tmp_path / "cut"))).fingerprint() == whole.fingerprint()
+            train_tokenizer(TokenizerConfig.of(**common, out=str(tmp_path / "cut")))
+    assert train_tokenizer(TokenizerConfig.of(**common, out=str(tmp_path / "cut"))).fingerprint() == whole.fingerprint()
 
 
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
-        ({"crop": 64}, "crop 64 is larger than resolution 32"),
-        ({"crop": 12}, "crop 12 does not divide by 8"),
-        ({"patch": 3}, "patch must be a power of two below factor 4"),
-        ({"patch": 2}, "widths needs 2 positive entries for factor 4 and patch 2"),
-        ({"optimizer": "lion"}, "optimizer must be adamw or muon"),
+        ({"crop": 64}, "--crop 64 is larger than --resolution 32"),
+        ({"crop": 12}, "--crop 12 does not divide by 8"),
+        ({"patch": 3}, "--patch must be a power of two below --factor 4"),
+        ({"patch": 2}, "--widths needs 2 positive entries for --factor 4 and --patch 2"),
+        ({"optimizer": "lion"}, "--optimizer must be adamw or muon"),
     ],
 )
 def test_wrong_options_of_a_tokenizer_are_refused(changes: dict[str, Any], word: str) -> None:
     with pytest.raises(ValueError, match=word):
-        TokenizerConfig(data=("d",), out="o", **changes)
+        TokenizerConfig.of(data=("d",), out="o", **changes)
 
 
 def test_perceptual_features_need_no_network_and_see_differences() -> None:

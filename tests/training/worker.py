@@ -2,7 +2,8 @@
 
 A job is an object with the options of a training and, optionally: ``world`` (fork so many processes; importing torch
 once is what makes this fast), ``stop_at`` and ``stop_rank`` (this rank gets a SIGTERM in this step), ``copy`` (start
-from a copy of this run's folder), ``nan_at`` and ``nan_rank`` (the loss of this rank is not finite in these steps).
+from a copy of this run's folder), ``nan_at`` and ``nan_rank`` (the loss of this rank is not finite in these steps),
+``background`` (saves are).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import torch.distributed as dist
 
 from ecar.training import loop, loss
 from ecar.training.config import TrainConfig
+from ecar.training.engine import trainer
 from ecar.training.engine.distributed import World
 from ecar.training.engine.signals import Stopped
 
@@ -46,6 +48,8 @@ def start(jobs: Sequence[dict[str, Any]], folder: Path, *, torchrun: int | None 
 def run(job: dict[str, Any]) -> None:
     """One job in this process."""
     stop_at, stop_rank = job.pop("stop_at", None), job.pop("stop_rank", 0)
+    background = job.pop("background", False)
+    trainer.in_background = lambda _: background
     nan_at, nan_rank = job.pop("nan_at", ()), job.pop("nan_rank", 0)
     step, losses, bad = loop.Trainer.train_step, loss.stage_losses, [False]
 
@@ -61,7 +65,7 @@ def run(job: dict[str, Any]) -> None:
     loop.Trainer.train_step, loss.stage_losses = with_faults, broken  # type: ignore[method-assign]
     World.stop = leave  # type: ignore[method-assign]
     try:
-        loop.train(TrainConfig(**{**job, "resolution": (8,)}))
+        loop.train(TrainConfig.of(**{**job, "resolution": (8,)}))
         assert stop_at is None
     except Stopped as stopped:
         assert stop_at is not None and stopped.code == 75

@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
+from ecar.cli.flags import AdaptedModelFlags, SamplingFlags
 from ecar.cli.options import output_file, parse
+
+_TOLD_OTHERWISE = ("words", "class_", "sampling", "compute")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +48,10 @@ class EditOptions:
     """Also write a strip of the stages (.png)."""
     gif: str | None = None
     """Also write the results growing stage by stage (.gif)."""
-    device: str = "auto"
-    """auto (cuda where there is one), cpu, cuda, mps."""
+    sampling: SamplingFlags = field(default_factory=SamplingFlags)
+    """How the model is sampled."""
+    compute: AdaptedModelFlags = field(default_factory=AdaptedModelFlags)
+    """How the model is computed."""
 
     def __post_init__(self) -> None:
         if len(self.words) not in (1, 2):
@@ -71,38 +76,43 @@ class EditOptions:
         return "edit", {"mask": self.mask or self.box or None, "strength": self.strength}
 
 
+OPTIONS = EditOptions
+
+
 def run(arguments: Sequence[str]) -> None:
     """Parse, check every path, edit, write; prints one JSON object as the last line."""
     options = parse(EditOptions, arguments, "edit")
     out, (method, given) = output_file(options.out, (".png",)), options.kind
     sheet = output_file(options.stages, (".png",), "--stages") if options.stages else None
     gif = output_file(options.gif, (".gif",), "--gif") if options.gif else None
-    from ecar import Pipeline, __version__
+    from ecar import __version__
     from ecar.files.images import read_image
     from ecar.pretrained.folders import weights_fingerprint
     from ecar.sampling.pictures import grid, save_gif, save_png, strip
 
     *named, file = options.words
-    model, picture, seeds = (
-        "".join(named) or "cifar10",
-        read_image(file),
-        range(options.seed, options.seed + options.count),
-    )
-    edit = getattr(Pipeline.from_pretrained(model, device=options.device), method)
-    output = edit(picture, label=options.class_, seeds=seeds, return_stages=bool(sheet or gif), **given)
-    record = {"model": model, "weights": weights_fingerprint(model), "ecar": __version__, "image": file}
-    record |= {
-        "class" if name == "class_" else name: value for name, value in asdict(options).items() if name != "words"
+    model, picture, compute = "".join(named) or "cifar10", read_image(file), options.compute.usable()
+    pipe, seeds = compute.load(model), range(options.seed, options.seed + options.count)
+    output = getattr(pipe, method)(
+        picture, label=options.class_, seeds=seeds, settings=options.sampling.settings(pipe),
+        return_stages=bool(sheet or gif), **given,
+    )  # fmt: skip
+    record: dict[str, object] = {
+        "model": model,
+        "weights": weights_fingerprint(model),
+        "ecar": __version__,
+        "image": file,
     }
-    read = {"image": file, **({"mask": options.mask} if options.mask else {})}
-    record |= {
-        f"{name}_sha256": hashlib.sha256(Path(path).expanduser().read_bytes()).hexdigest()
-        for name, path in read.items()
-    }
-    text = json.dumps(record | {"settings": output.settings.to_json()})
+    record |= {"image_sha256": _digest(file), "mask_sha256": _digest(options.mask), "class": options.class_}
+    told = {f.name: getattr(options, f.name) for f in fields(options) if f.name not in _TOLD_OTHERWISE}
+    text = json.dumps(record | told | asdict(compute) | {"settings": output.settings.to_json()})
     save_png(grid(output.images), out, {"ecar": text})
     if sheet:
         save_png(strip(output.stages), sheet, {"ecar": text})
     if gif:
         save_gif(output.stages, gif, None)
     print(text)
+
+
+def _digest(file: str | None) -> str | None:
+    return None if file is None else hashlib.sha256(Path(file).expanduser().read_bytes()).hexdigest()

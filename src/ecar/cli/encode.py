@@ -66,7 +66,7 @@ def run(arguments: Sequence[str]) -> None:
     from ecar.devices import resolve_device
     from ecar.files.lock import run_lock
     from ecar.tokenizers import load_tokenizer
-    from ecar.training.run import make_out
+    from ecar.training.engine.resume import make_out
 
     plan = EncodePlan(
         side=(options.resolution[0], options.resolution[-1]),

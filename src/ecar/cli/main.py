@@ -67,6 +67,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("ecar: interrupted", file=sys.stderr)
         return FAILED
+    except PermissionError as error:
+        if os.environ.get("ECAR_TRACEBACK"):
+            raise
+        return _refuse(f"{error.filename}: permission denied" if error.filename else str(error))
     except (RuntimeError, OSError) as error:
         if os.environ.get("ECAR_TRACEBACK"):
             raise

@@ -7,11 +7,15 @@ import re
 import typing
 import warnings
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import tyro
 
 from ecar.files.commit import source_commit as source_commit
+from ecar.files.options import flat as flat
+from ecar.files.options import recipe_flags
 from ecar.files.records import output_file as output_file
 
 if TYPE_CHECKING:
@@ -26,19 +30,50 @@ _DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 def parse(kind: type[T], arguments: Sequence[str], verb: str) -> T:
     """A dataclass of options from the command line. In lists of numbers, commas work as well as blanks.
 
+    Groups of options in it are flat. ``--config FILE``, where there is such an option, stands for the flags of a
+    recipe; all others win over it.
+
     Wrong flags end the process with exit code 2 and a message (tyro's). ValueError comes from the dataclass itself, and
-    from the ``check`` of a group of flags in it, for ``main`` to make one line of: inside tyro it would become a box of
-    several.
+    from its groups and their ``check``, for ``main`` to make one line of: inside tyro it would become a box of several.
     """
-    lists = {_flag(name) for name, hint in fields_of(kind) if _is_list(hint)}
-    unchecked = type(kind.__name__, (kind,), {"__post_init__": lambda _: None, "__doc__": kind.__doc__})
-    words = _split_lists(arguments, lists)
-    found: T = tyro.cli(unchecked, args=words, prog=f"ecar {verb}", config=CONFIG)
+    fields = dict(fields_of(kind))
+    words = _split_lists(arguments, {_flag(name) for name, hint in fields.items() if _is_list(hint)})
+    if "config" in fields:
+        words = [*_recipes(words, kind), *words]
+    found: Any = tyro.cli(_unchecked(kind), args=words, prog=f"ecar {verb}", config=CONFIG)
+    return _checked(kind, found)
+
+
+def _unchecked(kind: type) -> type:
+    """The same dataclass without its checks, nor those of its groups."""
+    hints = typing.get_type_hints(kind)
+    own = {f.name: hints[f.name] for f in dataclasses.fields(kind) if dataclasses.is_dataclass(hints[f.name])}
+    groups = {name: _unchecked(typing.cast(type, group)) for name, group in own.items()}
+    body: dict[str, Any] = {"__post_init__": lambda _: None, "__doc__": kind.__doc__, "__annotations__": groups}
+    for field in dataclasses.fields(kind):
+        if field.name in groups:
+            needed = field.default_factory is dataclasses.MISSING
+            body[field.name] = dataclasses.field() if needed else dataclasses.field(default_factory=groups[field.name])
+    return dataclasses.dataclass(frozen=True, kw_only=True)(type(kind.__name__, (kind,), body))
+
+
+def _checked(kind: type[T], found: Any) -> T:
+    """The values of an unchecked one, checked."""
+    hints = typing.get_type_hints(kind)
     values = {f.name: getattr(found, f.name) for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    for value in values.values():
-        if dataclasses.is_dataclass(value) and hasattr(value, "check"):
-            value.check()
+    for name, value in values.items():
+        if dataclasses.is_dataclass(value):
+            values[name] = group = _checked(hints[name], value)
+            if hasattr(group, "check"):
+                group.check()
     return kind(**values)
+
+
+def _recipes(words: list[str], kind: type) -> list[str]:
+    """The flags that every ``--config`` stands for."""
+    given = [after for word, after in pairwise(words) if word == "--config"]
+    given += [word.partition("=")[2] for word in words if word.startswith("--config=")]
+    return [word for file in given for word in recipe_flags(Path(file).expanduser(), kind)]
 
 
 def fields_of(kind: type) -> Iterator[tuple[str, Any]]:
@@ -105,15 +140,6 @@ def changed(*groups: Any) -> list[str]:
         for f in dataclasses.fields(group)
         if getattr(group, f.name) != getattr(type(group)(), f.name)
     ]
-
-
-def flat(options: Any) -> dict[str, Any]:
-    """The values of all flags by their names, as one dictionary of JSON types."""
-    values: dict[str, Any] = {}
-    for field in dataclasses.fields(options):
-        value = getattr(options, field.name)
-        values |= flat(value) if dataclasses.is_dataclass(value) else {field.name: value}
-    return values
 
 
 def check_dtype(name: str) -> None:

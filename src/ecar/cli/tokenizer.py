@@ -20,4 +20,4 @@ def run(arguments: Sequence[str]) -> None:
     with exit_when_stopped():
         tokenizer = train_tokenizer(config)
     parameters = sum(p.numel() for p in tokenizer.parameters())
-    print(json.dumps({"tokenizer": config.out, "parameters": parameters, "fingerprint": tokenizer.fingerprint()}))
+    print(json.dumps({"tokenizer": config.run.out, "parameters": parameters, "fingerprint": tokenizer.fingerprint()}))

@@ -22,6 +22,7 @@ from ecar.data.ahead import in_order
 from ecar.data.feed import Feed, Sample
 from ecar.data.shards import CACHE, PROGRESS, damaged_shards
 from ecar.data.source import BadImages
+from ecar.devices import images_at_once
 from ecar.files.images import CROP, BadImageError, decode_image, fit, to_signed
 from ecar.files.records import write_atomically
 from ecar.tokenizers import Tokenizer
@@ -36,7 +37,8 @@ class EncodePlan:
         flip: also every image mirrored.
         moments: keep the variance where the tokenizer gives one; else only the mean.
         shard_size: images per shard.
-        batch_size: images that are encoded at a time: the last bit of a latent may depend on it.
+        batch_size: images that are encoded at a time, of large ones fewer (``images_at_once``): the last bit of a
+            latent may depend on it.
     """
 
     side: Side
@@ -215,11 +217,13 @@ def _encode(tokenizer: Tokenizer, pixels: Tensor, flip: bool, moments: bool) -> 
     """Latents (F, B, C, h, w) float16 on the scale that the tokenizer has now, and their log-variances."""
     found: dict[str, list[Tensor]] = {"latents": [], "logvar": []}
     for images in (pixels, pixels.flip(-1))[: 2 if flip else 1]:
-        mean, logvar = tokenizer.encode_moments(images)
+        parts = [tokenizer.encode_moments(part) for part in images.split(images_at_once(*images.shape[-2:]))]
+        mean = torch.cat([part for part, _ in parts])
+        variances = [part for _, part in parts if part is not None]
         found["latents"].append(tokenizer.normalize(mean.float()).half().cpu())
-        if moments and logvar is not None:
+        if moments and variances:
             spread = 2 * tokenizer.std.log().view(1, -1, 1, 1)
-            found["logvar"].append((logvar.float() - spread).half().cpu())
+            found["logvar"].append((torch.cat(variances).float() - spread).half().cpu())
     return {key: torch.stack(value) for key, value in found.items() if value}
 
 

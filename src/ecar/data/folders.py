@@ -55,10 +55,16 @@ def walk(root: Path) -> Found:
     links ends. Links to files that are not there are images that cannot be read.
     """
     found = Found(root=root)
+
+    def refused(error: OSError) -> None:  # else ``os.walk`` passes over it without a word
+        if Path(error.filename) == root:
+            raise ValueError(f"{root}: cannot be read ({error.strerror})") from None
+        found.leave(f"folders that cannot be read ({error.strerror})", Path(error.filename))
+
     seen: dict[tuple[int, int], str] = {}
     places = [root]  # and then links to folders, after all that is no link
     for place in places:
-        for folder, subfolders, names in os.walk(place):
+        for folder, subfolders, names in os.walk(place, onerror=refused):
             status = os.stat(folder)
             before = seen.setdefault((status.st_dev, status.st_ino), folder)
             if before != folder:
@@ -81,7 +87,12 @@ def walk(root: Path) -> Found:
 
 def _sort_in(found: Found, file: Path) -> None:
     suffix = file.suffix.lower()
-    if not (file.is_file() or (file.is_symlink() and suffix in IMAGE_SUFFIXES)):
+    try:
+        usable = file.is_file() or (file.is_symlink() and suffix in IMAGE_SUFFIXES)
+    except OSError as error:  # its folder may be listed, and not entered
+        found.leave(f"cannot be read ({error.strerror})", file)
+        return
+    if not usable:
         found.leave("links to what is not there" if file.is_symlink() else "no files", file)
     elif suffix == ".parquet":
         found.tables.append(file)

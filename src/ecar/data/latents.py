@@ -14,11 +14,12 @@ from tqdm.auto import tqdm
 from ecar.config import Side
 from ecar.data.rows import choose_rows
 from ecar.data.source import ImageReport, ImageSource, iterate_images
+from ecar.devices import images_at_once
 from ecar.files.images import to_signed
 from ecar.tokenizers import Tokenizer
 
 _BATCH = 250
-_MEASURE_BATCHES = 40
+_MEASURED = 10_000  # images, at most, of which statistics are taken
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,26 +100,33 @@ def encode_source(
     """
     tokenizer.latent_side(*side)
     tokenizer.to(device)
-    report = ImageReport()
-    raw: list[Tensor] = []
-    mirrored: list[Tensor] = []
+    report, sides, size = ImageReport(), 2 if flip else 1, images_at_once(*side, most=_BATCH)
+    latents = torch.empty(sides, len(source), tokenizer.channels, *tokenizer.latent_side(*side), dtype=torch.float16)
+    raw: list[Tensor] = []  # (F, B, C, h, w), kept where the tokenizer's scale is known at the end only
     labels: list[Tensor] = []
-    batches = iterate_images(source, *side, batch_size=_BATCH, report=report)
-    total = -(-len(source) // _BATCH)
-    for images, batch_labels in tqdm(batches, total=total, desc="encoding", disable=None):
+    done = 0
+    batches = iterate_images(source, *side, batch_size=size, report=report)
+    for images, batch_labels in tqdm(batches, total=-(-len(source) // size), desc="encoding", disable=None):
         pixels = torch.from_numpy(to_signed(images)).permute(0, 3, 1, 2).to(device)
         tokenizer.check_images(pixels)
-        raw.append(tokenizer.encode_raw(pixels).float().cpu())
-        if flip:
-            mirrored.append(tokenizer.encode_raw(pixels.flip(-1)).float().cpu())
+        both = torch.stack([tokenizer.encode_raw(p).float() for p in (pixels, pixels.flip(-1))[:sides]])
+        if tokenizer.measured:
+            latents[:, done : done + len(images)] = tokenizer.normalize(both).half().cpu()
+        else:
+            raw.append(both.cpu())
         labels.append(torch.from_numpy(batch_labels))
+        done += len(images)
     report.name_skipped()
-    if not tokenizer.measured:
-        tokenizer.measure(raw[:: max(1, len(raw) // _MEASURE_BATCHES)])
     tokenizer.to("cpu")
-    sets = [torch.cat([tokenizer.normalize(r).half() for r in part]) for part in (raw, mirrored) if part]
+    if raw:
+        tokenizer.measure(both[0] for both in raw[:: max(1, len(raw) // max(1, _MEASURED // size))])
+        done = 0
+        while raw:  # freed one by one
+            both = raw.pop(0)
+            latents[:, done : done + both.shape[1]] = tokenizer.normalize(both).half()
+            done += both.shape[1]
     return MemoryTable(
-        latents=torch.stack(sets),
+        latents=latents[:, :done],
         labels=torch.cat(labels),
         class_names=source.class_names,
         image_side=side,

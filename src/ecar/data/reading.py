@@ -5,16 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
+from ecar.files.options import option
+
+# What may differ in model and data where other data are read.
+DATA = ("images", "content", "velocity_std")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ReadOptions:
     """Options that say which part of the data are images and labels."""
 
-    split: str = "train"
+    split: str = option("train", resume="allowed", moves=DATA)
     """Split of data that have several."""
-    image_column: str | None = None
+    image_column: str | None = option(None, resume="allowed", moves=DATA)
     """Column of the images; in tars the end of their names, such as jpg or seg.png. Default: image, img, jpg, ..."""
-    label_column: str | None = None
+    label_column: str | None = option(None, resume="allowed", moves=DATA)
     """Column of the labels, of a table, of metadata.jsonl or metadata.csv; in tars a field of .json, or cls or txt.
     Default: label, labels, fine_label, class, ..."""
 
@@ -24,9 +29,9 @@ class ReadOptions:
 
     def check_unused(self, data: str, what: str) -> None:
         """ValueError where one of these is given and ``what`` the data are has neither splits nor columns."""
-        for option in fields(ReadOptions):
-            if getattr(self, option.name) != getattr(type(self), option.name):  # its default
-                flag = f"--{option.name.replace('_', '-')}"
+        for field in fields(ReadOptions):
+            if getattr(self, field.name) != getattr(type(self), field.name):  # its default
+                flag = f"--{field.name.replace('_', '-')}"
                 raise ValueError(f"{flag} would change nothing: {data} is {what}; leave it out")
 
 

@@ -24,6 +24,7 @@ from torch import Tensor
 from ecar.data.labels import class_ids
 from ecar.data.latents import LatentTable
 from ecar.data.rows import choose_rows
+from ecar.files.access import check_readable
 from ecar.files.images import CROP
 from ecar.tokenizers import Tokenizer, load_tokenizer
 
@@ -83,6 +84,7 @@ class ShardTable(LatentTable):
 def is_cache(path: str) -> bool:
     """Whether ``path`` is a folder of ``ecar encode``, complete or not."""
     folder = Path(path).expanduser()
+    check_readable(folder / CACHE)
     return (folder / CACHE).exists() or (folder / PROGRESS).exists()
 
 
@@ -93,6 +95,8 @@ def load_latents(path: str) -> tuple[LatentTable, Tokenizer]:
         ValueError: it is half written, damaged or of another crop, or its tokenizer is not the one that made it.
     """
     folder = Path(path).expanduser()
+    check_readable(folder / CACHE)
+    check_readable(folder / PROGRESS)
     try:
         if not (folder / CACHE).exists() and (folder / PROGRESS).exists():
             progress = json.loads((folder / PROGRESS).read_text())
@@ -134,6 +138,7 @@ def _open_shards(folder: Path, record: dict[str, Any]) -> ShardTable:
     latents, logvar, labels = [], [], []
     for shard in record["shards"]:
         path = folder / shard["file"]
+        check_readable(path)
         if path.stat().st_size != shard["bytes"]:
             raise ValueError(f"{path.name} has {path.stat().st_size} bytes, not {shard['bytes']}; {_AGAIN}")
         with safe_open(path, framework="pt") as file:  # get_tensor maps, it does not read
@@ -176,6 +181,7 @@ def check_cache(path: str) -> dict[str, Any]:
         ValueError: half written, or its own records cannot be read.
     """
     folder = Path(path).expanduser()
+    check_readable(folder / CACHE)
     if not (folder / CACHE).exists():
         load_latents(path)  # says how to go on
     try:
@@ -195,6 +201,7 @@ def damaged_shards(folder: Path, shards: list[dict[str, Any]]) -> list[str]:
     """What is wrong with the files of ``shards``, one line each: missing, or other bytes than were written."""
     found = []
     for shard in shards:
+        check_readable(folder / shard["file"])
         try:
             with open(folder / shard["file"], "rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != shard["sha256"]:

@@ -19,6 +19,7 @@ from ecar.data.reading import ReadOptions, add_left_out, shortened
 from ecar.data.rows import Opened, Rows, choose_rows, natural_key, printable
 from ecar.data.tables import TableFile, look_into, no_images, open_hub, open_parquet, paths_of
 from ecar.data.tars import find_tars, open_tars
+from ecar.files.access import check_readable
 from ecar.files.images import BadImageError, decode_image, fit
 from ecar.files.remote import hub_reason
 
@@ -243,6 +244,7 @@ def iterate_images(
 def open_data(data: str, read: ReadOptions) -> Opened:
     """What ``data`` names, whatever kind it is."""
     path = Path(data).expanduser()
+    check_readable(path)
     if path.is_dir():
         return _open_directory(path, data, read)
     if path.is_file() and path.suffix.lower() == ".parquet":

@@ -13,6 +13,7 @@ from pathlib import Path
 from ecar.data.reading import ReadOptions, add_left_out, shortened
 from ecar.data.rows import Opened, file_state, natural_key, printable
 from ecar.data.samples import Member, Samples, scan_tar
+from ecar.files.access import check_readable
 from ecar.files.records import write_atomically
 
 _VERSION = 3
@@ -62,6 +63,7 @@ def find_tars(data: str) -> list[Path]:
         return []
     files: list[Path] = []
     for name in names:
+        check_readable(Path(name))
         found = [name] if os.path.isfile(name) else glob.glob(name)
         if not found:
             raise ValueError(f"{data}: no such tar: {name}")

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ecar.config import same_names
-from ecar.devices import mixed_precision
+from ecar.devices import images_at_once, mixed_precision
 from ecar.evaluation.extractors import state_fingerprint
+from ecar.files.access import check_readable
 from ecar.files.tensors import write_tensors
 
 
@@ -75,16 +76,18 @@ def train_classifier(
     steps = max(6, epochs * len(images) // batch_size)  # the schedule of fewer than six has no second part
     optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps, pct_start=0.2)
+    count = images_at_once(*images.shape[-2:], most=batch_size)
     for _ in tqdm(range(steps), desc="classifier", disable=None):
         rows = torch.randint(len(images), (batch_size,), generator=generator)
-        batch = _shifted(images[rows], generator)
-        if flip and torch.rand((), generator=generator) < 0.5:
-            batch = batch.flip(-1)
-        with mixed_precision("cpu"):
-            logits = model(_signed(batch))
-        loss = F.cross_entropy(logits.float(), labels[rows], label_smoothing=0.05)
+        shift = _draw_shift(images, generator)
+        mirrored = flip and bool(torch.rand((), generator=generator) < 0.5)
         optimizer.zero_grad()
-        loss.backward()
+        for some in rows.split(count):  # large images: batch norms see a part at a time
+            part = _shifted(images[some], shift)
+            with mixed_precision("cpu"):
+                logits = model(_signed(part.flip(-1) if mirrored else part))
+            loss = F.cross_entropy(logits.float(), labels[some], label_smoothing=0.05)
+            (loss * (len(some) / batch_size)).backward()
         optimizer.step()
         schedule.step()
     return model.eval()
@@ -93,7 +96,8 @@ def train_classifier(
 @torch.no_grad()
 def predict(model: Classifier, images: Tensor) -> tuple[Tensor, Tensor]:
     """Class (N,) and features (N, D) of images (N, 3, H, W) uint8."""
-    features = torch.cat([model.features(_signed(part)) for part in images.split(500)])
+    count = images_at_once(*images.shape[-2:], most=500)
+    features = torch.cat([model.features(_signed(part)) for part in images.split(count)])
     return model.out(features).argmax(1), features
 
 
@@ -116,6 +120,7 @@ def load_classifier(path: Path, class_names: tuple[str, ...]) -> Classifier:
     Raises:
         ValueError: not such a file, or made for other classes than these.
     """
+    check_readable(path)
     try:
         with safe_open(path, "pt") as file:
             made = json.loads((file.metadata() or {})["ecar"])
@@ -142,11 +147,16 @@ def classifier_fingerprint(model: Classifier) -> str:
     return state_fingerprint(model.state_dict())
 
 
-def _shifted(images: Tensor, generator: torch.Generator) -> Tensor:
-    """The batch moved by one random shift, edges repeated."""
-    height, width = images.shape[-2:]
+def _draw_shift(images: Tensor, generator: torch.Generator) -> tuple[int, int]:
+    """Rows and columns, each in 0 .. a quarter of the smaller side; the middle is no shift."""
+    dy, dx = torch.randint(0, 2 * (min(images.shape[-2:]) // 8) + 1, (2,), generator=generator).tolist()
+    return dy, dx
+
+
+def _shifted(images: Tensor, shift: tuple[int, int]) -> Tensor:
+    """The images moved by one shift, edges repeated."""
+    (height, width), (dy, dx) = images.shape[-2:], shift
     reach = min(height, width) // 8
-    dy, dx = torch.randint(0, 2 * reach + 1, (2,), generator=generator).tolist()
     padded = F.pad(images.float(), (reach,) * 4, mode="replicate")
     return padded[:, :, dy : dy + height, dx : dx + width]
 

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ecar.devices import images_at_once
+
 EXTRACTORS = ("efficientnet-lite0", "inception", "dinov2")
 DISTANCE_NAMES = {"efficientnet-lite0": "FD-EffNetLite0", "inception": "FID", "dinov2": "FD-DINOv2"}
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -74,6 +76,11 @@ class EfficientNetExtractor:
         return self.network.of_pixels(images, self.side).cpu(), None
 
 
+def _parts(images: Tensor, side: int) -> tuple[Tensor, ...]:
+    """A few images (B, 3, H, W) at a time, for a network that brings them to ``side``."""
+    return images.split(images_at_once(max(side, images.shape[-2]), max(side, images.shape[-1])))
+
+
 class InceptionExtractor:
     """The Inception v3 of FID (1706.08500) in torch-fidelity's port: features of the last pooling, and its classes.
 
@@ -82,6 +89,7 @@ class InceptionExtractor:
 
     name = "inception"
     num_features = 2048
+    side = 299  # the network enlarges to it
 
     def __init__(self, weights: str | None = None, device: str = "cpu") -> None:
         try:
@@ -102,8 +110,9 @@ class InceptionExtractor:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        features, logits = self.network(images.to(self.device))
-        return features.float().cpu(), logits.float().softmax(1).cpu()
+        found = [self.network(part.to(self.device)) for part in _parts(images, self.side)]
+        logits = torch.cat([part for _, part in found])
+        return torch.cat([part for part, _ in found]).float().cpu(), logits.float().softmax(1).cpu()
 
 
 class Dinov2Extractor:
@@ -132,10 +141,13 @@ class Dinov2Extractor:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        return torch.cat([self._features(part) for part in _parts(images, self.side)]), None
+
+    def _features(self, images: Tensor) -> Tensor:
         x = images.to(self.device).float() / 255
         x = F.interpolate(x, size=(self.side, self.side), mode="bicubic", antialias=True, align_corners=False)
         mean, std = (torch.tensor(v, device=x.device).view(1, 3, 1, 1) for v in (_IMAGENET_MEAN, _IMAGENET_STD))
-        return self.network((x.clamp(0, 1) - mean) / std).last_hidden_state[:, 0].float().cpu(), None
+        return self.network((x.clamp(0, 1) - mean) / std).last_hidden_state[:, 0].float().cpu()
 
 
 def extract(extractor: Extractor, images: Tensor, batch_size: int = 250) -> tuple[Tensor, Tensor | None]:

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ecar.devices import mixed_precision
+from ecar.devices import images_at_once, mixed_precision
 
 _STAGES = ((1, 1), (2, 6), (2, 6), (2, 6), (1, 6), (2, 6), (1, 6))  # stride, expansion; kernels are as the weights say
 _SIZES = {  # output channels and repeats of each stage
@@ -120,7 +120,9 @@ class EfficientNetLite(nn.Module):
     def of_pixels(self, images: Tensor, side: int) -> Tensor:
         """Pooled features (B, 1280) of images (B, 3, H, W) uint8 whose smaller side is enlarged (bilinear) to ``side``
         pixels at least; float32, computed in bfloat16 where the device does."""
-        count = _AT_ONCE if self.shift.device.type == "cpu" else max(1, len(images))
+        most = _AT_ONCE if self.shift.device.type == "cpu" else max(1, len(images))
+        larger = max(1.0, side / min(images.shape[-2:]))
+        count = images_at_once(round(larger * images.shape[-2]), round(larger * images.shape[-1]), most=most)
         return torch.cat([self._of_pixels(part, side) for part in images.split(count)])
 
     def _of_pixels(self, images: Tensor, side: int) -> Tensor:

@@ -18,6 +18,7 @@ from ecar.sampling.pictures import grid
 
 QUANTILE = 0.01  # of the held-out images are as close to a training image as what counts as a copy
 _LOOKED_AT = 2000  # samples, and held-out images, at most: each is seen mirrored too
+_FLIPPED = 250  # at once
 _COPY = 1e-3  # of the median distance of held-out images: closer is the same image, but for the rounding of features
 _PAIRS = 16  # in the picture
 
@@ -63,7 +64,9 @@ def closeness(images: Tensor, train: Tensor, extractor: Extractor) -> Closeness:
         train: features (M, D) of the training images.
     """
     distances, rows = nearest_rows(extract(extractor, images)[0], train)
-    flipped, flipped_rows = nearest_rows(extract(extractor, images.flip(-1))[0], train)
+    flipped, flipped_rows = nearest_rows(
+        torch.cat([extract(extractor, part.flip(-1))[0] for part in images.split(_FLIPPED)]), train
+    )
     mirrored = flipped < distances
     return Closeness(torch.where(mirrored, flipped, distances), torch.where(mirrored, flipped_rows, rows), mirrored)
 

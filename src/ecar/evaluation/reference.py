@@ -47,10 +47,14 @@ def read_images(data: str, read: ReadOptions | str, height: int, width: int, num
     read = ReadOptions(split=read) if isinstance(read, str) else read
     source = load_source(data, read, max_images=num)
     report = ImageReport()
-    batches = list(iterate_images(source, height, width, batch_size=1000, report=report))
+    images = torch.empty(len(source), 3, height, width, dtype=torch.uint8)  # filled in parts: no second copy
+    labels, done = torch.empty(len(source), dtype=torch.int64), 0
+    for pixels, some in iterate_images(source, height, width, batch_size=100, report=report):
+        images[done : done + len(some)] = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+        labels[done : done + len(some)] = torch.from_numpy(some)
+        done += len(some)
     report.name_skipped()
-    images = torch.from_numpy(np.concatenate([b[0] for b in batches])).permute(0, 3, 1, 2).contiguous()
-    return RealImages(images, torch.from_numpy(np.concatenate([b[1] for b in batches])), source.class_names)
+    return RealImages(images[:done], labels[:done], source.class_names)
 
 
 def reference_from_images(

@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 from ecar.config import SamplingConfig, differences
 from ecar.data.ahead import in_order
 from ecar.data.source import load_source
+from ecar.devices import images_at_once
 from ecar.evaluation.metrics import chosen
 from ecar.files.images import BadImageError, decode_image
 from ecar.files.records import read_json
@@ -119,20 +120,26 @@ def collect(folder: Path, num: int) -> Samples:
     Raises:
         ValueError: ids missing or doubled.
     """
-    parts = [_read_part(file) for file in sorted(folder.glob("ids_*.npz"))]
-    ids = np.concatenate([p["ids"] for p in parts]) if parts else np.zeros(0, np.int64)
+    images, labels, drawn = torch.empty(0), np.zeros(num, np.int64), np.zeros(num)
+    found, seconds = [np.zeros(0, np.int64)], 0.0
+    for file in sorted(folder.glob("ids_*.npz")):  # one at a time: together they are as large as the result
+        part = _read_part(file)
+        keep = part["ids"] < num
+        if len(found) == 1:
+            images = torch.empty(num, 3, *part["images"].shape[1:3], dtype=torch.uint8)
+        rows = part["ids"][keep]
+        images[torch.from_numpy(rows)] = _to_tensor(part["images"][keep])
+        labels[rows], drawn[rows] = part["labels"][keep], part["drawn"][keep]
+        found.append(part["ids"])
+        seconds += float(part["seconds"]) * float(keep.mean())
+    ids = np.concatenate(found)
     values, counts = np.unique(ids, return_counts=True)
     if (counts > 1).any():
         raise ValueError(f"{folder}: image {values[counts > 1][0]} is there twice; delete one of the files")
     missing = np.setdiff1d(np.arange(num), values)
     if len(missing):
         raise ValueError(f"{folder}: {len(missing)} of {num} images are missing, the first is {missing[0]}")
-    order = np.argsort(ids)[np.sort(ids) < num]
-    images = np.concatenate([p["images"] for p in parts])[order]
-    labels = np.concatenate([p["labels"] for p in parts])[order]
-    drawn = float(np.concatenate([p["drawn"] for p in parts])[order].mean())
-    seconds = sum(float(p["seconds"]) * float((p["ids"] < num).mean()) for p in parts)
-    return Samples(_to_tensor(images), torch.from_numpy(labels.astype(np.int64)), seconds, drawn)
+    return Samples(images, torch.from_numpy(labels), seconds, float(drawn.mean()))
 
 
 def read_samples(path: Path) -> Samples:
@@ -214,7 +221,7 @@ def choose(samples: Samples, num: int) -> Samples:
 def reconstruct(pipe: Pipeline, images: Tensor) -> Samples:
     """Images (N, 3, H, W) uint8 through encoder and decoder: no model can do better than its tokenizer."""
     parts = []
-    for part in images.split(250):
+    for part in images.split(images_at_once(*images.shape[-2:], most=250)):
         latents = pipe.tokenizer.encode((part.float() / 127.5 - 1).to(pipe.model.device))
         parts.append(from_decoded(pipe.decoder.decode(latents)))
     return Samples(torch.cat(parts), None)

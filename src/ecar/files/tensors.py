@@ -8,6 +8,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ecar.files.access import check_readable, usual_mode
+
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 CONVERT = (
     'convert its tensors, where you trust it, with: python -c "import torch; from safetensors.torch import save_file; '
@@ -27,6 +29,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
     except SafetensorError as error:  # wraps errors of the disk
         temporary.unlink(missing_ok=True)
         raise OSError(f"{path}: {error}") from error
+    usual_mode(temporary)
     temporary.replace(path)
 
 
@@ -34,8 +37,10 @@ def load_weights(module: nn.Module, path: Path) -> None:
     """Fill ``module`` from a safetensors file, strictly: every key, every shape.
 
     Raises:
-        ValueError: file missing (a pickle beside it is named, never read), damaged, or of another module.
+        ValueError: file missing (a pickle beside it is named, never read), not to be read by this user, damaged, or of
+            another module.
     """
+    check_readable(path)
     if not path.exists():
         others = sorted(path.parent.glob("*"), key=lambda p: (p.stem != path.stem, p.name))
         pickles = [p.name for p in others if p.suffix in PICKLES]

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ecar.config import JsonConfig, ModelConfig
+from ecar.files.access import check_readable
 from ecar.files.tensors import write_tensors
 from ecar.network.model import StageModel
 from ecar.pretrained.build import build_model
@@ -143,6 +144,8 @@ def apply_adapter(base: StageModel, folder: str | Path, fingerprint: str) -> Sta
         ValueError: no adapter there, damaged, or of another base; pickles are never loaded.
     """
     path = Path(folder).expanduser()
+    for name in (_OWN, _WEIGHTS):
+        check_readable(path / name)
     try:
         record = json.loads((path / _OWN).read_text())
         tensors = load_file(path / _WEIGHTS)

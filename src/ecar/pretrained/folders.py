@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from ecar.config import ModelConfig
+from ecar.files.access import check_readable
 from ecar.files.remote import check_repo_id, hub_reason
 from ecar.files.tensors import CONVERT, PICKLES, load_weights, write_tensors
 from ecar.network.model import StageModel
@@ -32,9 +33,10 @@ def resolve_model(name: str | Path) -> Path:
         ValueError: nothing of that name, or the folder of a training, whose model is one folder deeper.
     """
     text = str(name)
-    if (BUNDLED / text / "config.json").exists() and "/" not in text:
+    if "/" not in text and (BUNDLED / text / "config.json").exists():
         return BUNDLED / text
     path = Path(text).expanduser()
+    check_readable(path)
     if path.is_file():
         pickle = path.suffix in PICKLES
         reason = "a pickle may run code and is never loaded" if pickle else "not a model folder"
@@ -92,6 +94,7 @@ def save_model(folder: Path, model: StageModel, tokenizer: Tokenizer, dtype: tor
 def load_config(folder: Path) -> ModelConfig:
     """The model configuration of a folder; ValueError says what is wrong with it."""
     path = folder / "config.json"
+    check_readable(path)
     if not path.exists():
         raise ValueError(f"{folder}: no config.json there; a model folder has config.json and model.safetensors")
     try:
@@ -111,6 +114,7 @@ def load_config(folder: Path) -> ModelConfig:
 def weights_fingerprint(name: str | Path) -> str:
     """SHA-256 (16 hex digits) of the weights file of a model: says which model drew an image."""
     path = resolve_model(name) / "model.safetensors"
+    check_readable(path)
     if not path.is_file():
         raise ValueError(f"{path.parent}: no model.safetensors there; a run's model is in its folder final")
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]

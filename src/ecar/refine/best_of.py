@@ -106,7 +106,7 @@ class BestOf:
         stages: list[list[Image.Image]] = [[] for _ in self.pipe.model.plan] if return_stages else []
 
         def draw(ids: list[int], seeds: list[int]) -> list[Image.Image]:
-            return self.pipe(ids, seeds=seeds, settings=settings, batch_size=len(ids)).images
+            return self.pipe(self._labels(ids), seeds=seeds, settings=settings, batch_size=len(ids)).images
 
         count = batch_size if self.acceptance is not None else max(1, batch_size // self.candidates)
         firsts = range(0, len(ids), count)
@@ -118,12 +118,16 @@ class BestOf:
             drawn += found[2]
             if return_stages or on_stage is not None:
                 again = self.pipe(
-                    own, seeds=found[1], settings=settings, batch_size=count, return_stages=return_stages,
+                    self._labels(own), seeds=found[1], settings=settings, batch_size=count, return_stages=return_stages,
                     on_stage=on_stage,
                 )  # fmt: skip
                 for whole, part in zip(stages, again.stages, strict=False):
                     whole += part
         return Output(images, stages, ids, seeds, settings, chosen, drawn)
+
+    def _labels(self, ids: list[int]) -> list[int | None]:
+        """What the pipeline was asked for: the null class has no id there."""
+        return [None if label == self.pipe.model.config.null_class else label for label in ids]
 
     def _compare(self, settings: SamplingConfig) -> None:
         made, now = self.critic.about.get("settings"), json.loads(json.dumps(settings.to_json()))  # lists, as in a file

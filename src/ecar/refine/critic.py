@@ -19,6 +19,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from ecar.evaluation.features import EfficientNetLite
+from ecar.files.access import check_readable
 from ecar.files.tensors import write_tensors
 
 _SIDE = 96  # the smaller side of an image is enlarged to this at least, as the network was trained on large ones
@@ -94,6 +95,7 @@ def load_critic(path: str | Path) -> Critic:
         ValueError: no such file, not a critic, or one of other features than those installed.
     """
     path = Path(path).expanduser()
+    check_readable(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such file; `ecar critic` makes one")
     try:

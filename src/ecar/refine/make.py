@@ -59,8 +59,9 @@ def make_critic(
     if len(images) < _FEWEST:
         raise ValueError(f"`data` {data} has {len(images)} images; a critic needs {_FEWEST} at least")
     rows = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:num]
-    images, labels = images[rows], labels[rows]
-    real = torch.cat([features(part).cpu() for part in images.split(batch_size)])
+    labels = labels[rows]
+    real = torch.cat([features(images[some]).cpu() for some in rows.split(batch_size)])
+    del images  # before others are drawn
     drawn = _samples(pipe, settings, labels, features, seed, batch_size)
     fit = fit_critic(real, labels, drawn, labels, config.num_classes)
     about = {

@@ -9,17 +9,34 @@ from typing import Any
 import torch
 from torch import nn
 
+from ecar.files.access import check_readable
 from ecar.tokenizers.base import Tokenizer
 from ecar.tokenizers.conv import ConvTokenizer
 from ecar.tokenizers.pixels import PixelTokenizer
 from ecar.tokenizers.taef2 import Taef2Tokenizer
 
-__all__ = ["ConvTokenizer", "PixelTokenizer", "Taef2Tokenizer", "Tokenizer", "load_decoder", "load_tokenizer"]
+__all__ = [
+    "ConvTokenizer",
+    "PixelTokenizer",
+    "Taef2Tokenizer",
+    "Tokenizer",
+    "bundled_tokenizers",
+    "load_decoder",
+    "load_tokenizer",
+]
+
+
+BUNDLED = Path(__file__).parent.parent / "bundled" / "tokenizers"
+
+
+def bundled_tokenizers() -> list[str]:
+    """Names of the tokenizers inside the package."""
+    return sorted(p.parent.name for p in BUNDLED.glob("*/config.json"))
 
 
 def load_tokenizer(name: str | Path) -> Tokenizer:
-    """A tokenizer by name: ``pixels``, ``pixels:FACTOR``, a folder written by ``save``, one of TAEF2's published
-    weights (as safetensors), a diffusers autoencoder's folder, or a Hub id of one.
+    """A tokenizer by name: ``pixels``, ``pixels:FACTOR``, a bundled name, a folder written by ``save``, one of TAEF2's
+    published weights (as safetensors), a diffusers autoencoder's folder, or a Hub id of one.
 
     Raises:
         ValueError: nothing there, an unknown kind, damaged or missing weights.
@@ -30,8 +47,9 @@ def load_tokenizer(name: str | Path) -> Tokenizer:
         if not factor.isdecimal():
             raise ValueError(f"tokenizer {text!r}: the factor must be a whole number, as in pixels:4")
         return PixelTokenizer(factor=int(factor))
-    folder = Path(text).expanduser()
+    folder = BUNDLED / text if text in bundled_tokenizers() else Path(text).expanduser()
     config = folder / "config.json"
+    check_readable(config)
     if config.exists():
         try:
             record = json.loads(config.read_text())

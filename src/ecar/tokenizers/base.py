@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ecar.devices import images_at_once
 from ecar.files.tensors import write_tensors
 
 
@@ -64,7 +66,8 @@ class Tokenizer(nn.Module):
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) in [-1, 1] -> unit-scale latents (B, C, H / factor, W / factor), float32.
+        """Images (B, 3, H, W) in [-1, 1] -> unit-scale latents (B, C, H / factor, W / factor), float32. Of large
+        images a few are computed at a time; so does ``decode``.
 
         Raises:
             ValueError: a side does not divide by ``factor``, or the shape is not (B, 3, H, W).
@@ -72,14 +75,16 @@ class Tokenizer(nn.Module):
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"encode takes images of shape (B, 3, H, W), got {tuple(images.shape)}")
         self.latent_side(images.shape[-2], images.shape[-1])
-        return self.normalize(self.encode_raw(images).float())
+        parts = images.split(images_at_once(images.shape[-2], images.shape[-1]))
+        return self.normalize(torch.cat([self.encode_raw(part).float() for part in parts]))
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Unit-scale latents (B, C, h, w) -> images (B, 3, h * factor, w * factor) clamped to [-1, 1], float32."""
         if latents.ndim != 4 or latents.shape[1] != self.channels:
             raise ValueError(f"decode takes latents of shape (B, {self.channels}, h, w), got {tuple(latents.shape)}")
-        return self.decode_raw(self.denormalize(latents)).float().clamp(-1, 1)
+        parts = latents.split(images_at_once(latents.shape[-2] * self.factor, latents.shape[-1] * self.factor))
+        return torch.cat([self.decode_raw(self.denormalize(part)).float().clamp(-1, 1) for part in parts])
 
     def normalize(self, raw: Tensor) -> Tensor:
         """Raw latents -> unit-scale latents."""
@@ -108,11 +113,19 @@ class Tokenizer(nn.Module):
         return digest.hexdigest()[:16]
 
     @torch.no_grad()
-    def measure(self, raw_batches: list[Tensor]) -> None:
-        """Set ``mean`` and ``std`` from raw latents (each (B, C, h, w)), so that ``encode`` returns unit scale."""
-        rows = torch.cat([b.double().transpose(0, 1).flatten(1) for b in raw_batches], dim=1)
-        self.mean.copy_(rows.mean(1))
-        self.std.copy_(rows.std(1, correction=int(rows.shape[1] > 1)).clamp_min(1e-6))
+    def measure(self, raw_batches: Iterable[Tensor]) -> None:
+        """Set ``mean`` and ``std`` from raw latents (each (B, C, h, w)), so that ``encode`` returns unit scale. Batches
+        are taken one after the other, and none is kept."""
+        count, mean, squares = 0, torch.zeros(self.channels).double(), torch.zeros(self.channels).double()
+        for batch in raw_batches:
+            values = batch.cpu().double().transpose(0, 1).flatten(1)
+            more, there = values.shape[1], values.mean(1)
+            share = more / (count + more)
+            squares += (values - there[:, None]).square().sum(1) + (there - mean).square() * count * share
+            mean += (there - mean) * share
+            count += more
+        self.mean.copy_(mean)
+        self.std.copy_((squares / max(1, count - 1)).sqrt().clamp_min(1e-6))
         self.measured = True
 
     def save(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:

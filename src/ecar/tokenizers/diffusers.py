@@ -16,6 +16,7 @@ from einops import rearrange
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from ecar.files.access import check_readable, usual_mode
 from ecar.files.remote import hub_reason
 from ecar.files.tensors import write_tensors
 from ecar.tokenizers.base import Tokenizer
@@ -59,6 +60,8 @@ class DiffusersTokenizer(Tokenizer):
     @classmethod
     def load(cls, source: str, *, class_name: str | None = None, revision: str | None = None) -> Self:
         """From a folder or a Hub id, safetensors only; ValueError says what is missing."""
+        for path in (Path(source), *Path(source).glob("*")):
+            check_readable(path)
         try:
             import diffusers
         except ImportError as error:
@@ -108,6 +111,7 @@ class DiffusersTokenizer(Tokenizer):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.autoencoder.save_pretrained(folder / "autoencoder")
+        usual_mode(*(folder / "autoencoder").glob("*.safetensors"))
         write_tensors(folder / "tokenizer.safetensors", self.statistics().state_dict())
         record = {"kind": self.kind, **self.config(), "fingerprint": self.fingerprint()}
         (folder / "config.json").write_text(json.dumps(record, indent=2) + "\n")

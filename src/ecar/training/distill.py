@@ -25,7 +25,8 @@ from ecar.pretrained.transfer import class_rows, transfer
 from ecar.sampling.guidance import guide
 from ecar.sampling.loop import check_settings
 from ecar.stages import Stage
-from ecar.training.config import TrainConfig
+from ecar.training.config import Training
+from ecar.training.inputs import DistillOptions
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Teacher:
     halving: bool = False
 
     @classmethod
-    def load(cls, config: TrainConfig, fingerprint: str, source: ModelConfig, student: ModelConfig) -> Teacher:
+    def load(cls, config: Training, fingerprint: str, source: ModelConfig, student: ModelConfig) -> Teacher:
         """The source of the run as its teacher.
 
         Args:
@@ -60,11 +61,11 @@ class Teacher:
             ValueError: its weights changed since the run began, another data or stage layout than the
                 student's, or nothing to distil.
         """
-        assert config.init_from is not None
-        model = _frozen(config.init_from, fingerprint, student)
-        scales, starts, steps = check_distill(config, source, student)
+        assert config.start.init_from is not None
+        model = _frozen(config.start.init_from, fingerprint, student)
+        scales, starts, steps = check_distill(config.distill, source, student)
         halving = source.sampling is not None and source.sampling.fixed_steps
-        return cls(model.to(config.device), scales, starts, steps, halving)
+        return cls(model.to(config.run.device), scales, starts, steps, halving)
 
     def sampling(self) -> SamplingConfig:
         """Default settings of the student: no guidance, and its own steps."""
@@ -112,7 +113,7 @@ class Teacher:
 
 
 def check_distill(
-    config: TrainConfig, teacher: ModelConfig, student: ModelConfig
+    config: DistillOptions, teacher: ModelConfig, student: ModelConfig
 ) -> tuple[tuple[float, ...], tuple[float, ...], tuple[int, ...]]:
     """The teacher's guidance, the times from which it acts, and the student's steps (or none), per stage. Cheap.
 
@@ -120,7 +121,7 @@ def check_distill(
         ValueError: another stage layout or context noise than the teacher's, unusable settings, or nothing to distil.
     """
     if teacher.stages != student.stages or teacher.context_noise != student.context_noise:
-        raise ValueError("--distill needs the teacher's own stages and context_noise: leave out what sets them")
+        raise ValueError("--distill needs the teacher's own stages and --context-noise: leave out what sets them")
     stages, own = len(teacher.stages.sides), teacher.sampling
     plain, asked = (1.0,) * stages, tuple(config.distill_guidance)
     if asked:
@@ -147,9 +148,9 @@ def check_distill(
     return scales, starts, steps
 
 
-def check_classes(config: TrainConfig, teacher: ModelConfig, names: tuple[str, ...]) -> None:
+def check_classes(config: Training, teacher: ModelConfig, names: tuple[str, ...]) -> None:
     """ValueError where the data have classes that the teacher was not trained on, or none that guidance could use."""
-    name, (scales, _, _) = config.init_from, check_distill(config, teacher, teacher)
+    name, (scales, _, _) = config.start.init_from, check_distill(config.distill, teacher, teacher)
     if not names and any(scale != 1 for scale in scales):
         raise ValueError("--distill: guidance needs classes, and the data have no labels")
     student = teacher.replace(num_classes=len(names), class_names=names)

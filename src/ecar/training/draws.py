@@ -11,39 +11,41 @@ from torch import Tensor
 from ecar.data.latents import LatentTable
 from ecar.data.order import batch_indices, derive_seed
 from ecar.stages import Stage
-from ecar.training.config import TrainConfig
+from ecar.training.config import Training
 from ecar.training.distill import grid_times
 from ecar.training.loss import Draws
 
+UNIFORM_SHARE = 0.2  # of times; the rest is logit-normal
 
-def training_times(means: tuple[float, ...], batch: int, uniform_share: float, generator: torch.Generator) -> Tensor:
-    """Times (S, batch) in [0, 1]: logit-normal(means[k], 1) (2403.03206), a share uniform to see both ends."""
-    shape = (len(means), batch)
-    normal = (torch.randn(shape, generator=generator) + torch.tensor(means)[:, None]).sigmoid()
+
+def training_times(stages: int, batch: int, generator: torch.Generator) -> Tensor:
+    """Times (S, batch) in [0, 1]: logit-normal(0, 1) (2403.03206), a share uniform to see both ends."""
+    shape = (stages, batch)
+    normal = torch.randn(shape, generator=generator).sigmoid()
     uniform = torch.rand(shape, generator=generator)
-    choice = torch.rand(shape, generator=generator) < uniform_share
+    choice = torch.rand(shape, generator=generator) < UNIFORM_SHARE
     return torch.where(choice, uniform, normal)
 
 
 def draw_batch(
-    config: TrainConfig, table: LatentTable, plan: tuple[Stage, ...], null_class: int, step: int
+    config: Training, table: LatentTable, plan: tuple[Stage, ...], null_class: int, step: int
 ) -> tuple[Tensor, Tensor, Draws]:
     """Latents (B, C, h, w) float32, labels (B,) with dropout applied, and the noise and times of a step (from 1)."""
-    generator = torch.Generator().manual_seed(derive_seed(config.seed, 2, step))
-    rows = batch_indices(len(table), config.batch_size, config.seed, step - 1)
-    side = torch.randint(table.sides, (config.batch_size,), generator=generator)
-    latents = table.batch(side, rows, derive_seed(config.seed, 3, step))
-    dropped = torch.rand(config.batch_size, generator=generator) < config.label_dropout
+    generator = torch.Generator().manual_seed(derive_seed(config.run.seed, 2, step))
+    rows = batch_indices(len(table), config.run.batch_size, config.run.seed, step - 1)
+    side = torch.randint(table.sides, (config.run.batch_size,), generator=generator)
+    latents = table.batch(side, rows, derive_seed(config.run.seed, 3, step))
+    dropped = torch.rand(config.run.batch_size, generator=generator) < config.data.label_dropout
     labels = torch.where(dropped, null_class, table.labels[rows])
     batch, channels = latents.shape[:2]
     shapes = [(batch, channels, *stage.side) for stage in plan]
     noise = [torch.randn(shape, generator=generator) for shape in shapes]
     context = [torch.randn(shape, generator=generator) for shape in shapes[:-1]]
-    if config.distill_steps:
-        times = grid_times(config.distill_steps, plan, batch, generator)
+    if config.distill.distill_steps:
+        times = grid_times(config.distill.distill_steps, plan, batch, generator)
     else:
-        times = training_times(config.t_mean, batch, config.uniform_t, generator)
-    to = config.device
+        times = training_times(config.stages.stages, batch, generator)
+    to = config.run.device
     draws = Draws([n.to(to) for n in noise], [c.to(to) for c in context], times.to(to))
     return latents.to(to), labels.to(to), draws
 
@@ -58,9 +60,9 @@ class BatchesAhead:
     """
 
     def __init__(
-        self, config: TrainConfig, table: LatentTable, plan: tuple[Stage, ...], null_class: int, *, ahead: bool
+        self, config: Training, table: LatentTable, plan: tuple[Stage, ...], null_class: int, *, ahead: bool
     ) -> None:
-        self._arguments, self._last = (config, table, plan, null_class), config.max_steps
+        self._arguments, self._last = (config, table, plan, null_class), config.run.max_steps
         self._pool = ThreadPoolExecutor(1, "draws") if ahead else None
         self._next: tuple[int, Future[tuple[Tensor, Tensor, Draws]]] | None = None
 

@@ -25,7 +25,7 @@ from ecar.pretrained.build import build_model
 from ecar.pretrained.folders import load_model, weights_fingerprint
 from ecar.pretrained.transfer import check_fits, transfer
 from ecar.tokenizers import Tokenizer, load_tokenizer
-from ecar.training.config import TrainConfig
+from ecar.training.config import TrainConfig, Training
 from ecar.training.distill import check_classes, check_distill
 from ecar.training.engine.checkpoint import has_checkpoint
 
@@ -61,7 +61,7 @@ class Source:
         Raises:
             ValueError: no such model, or damaged.
         """
-        if config.init_from is None:
+        if config.start.init_from is None:
             return None
         kept = out / "init"
         if has_checkpoint(out) and (kept / "source.json").exists():
@@ -70,39 +70,19 @@ class Source:
             before = ModelConfig.from_json(record["model"])
             fresh, notes = tuple(record["fresh"]), tuple(record["notes"])
             return cls(record["name"], record["weights"], before, tokenizer, None, fresh, notes)
-        model, tokenizer = load_model(config.init_from)
-        fingerprint = weights_fingerprint(config.init_from)
-        return cls(config.init_from, fingerprint, model.config, tokenizer, model.state_dict())
+        model, tokenizer = load_model(config.start.init_from)
+        fingerprint = weights_fingerprint(config.start.init_from)
+        return cls(config.start.init_from, fingerprint, model.config, tokenizer, model.state_dict())
 
-    def with_defaults(self, config: TrainConfig) -> TrainConfig:
+    def with_defaults(self, config: TrainConfig) -> Training:
         """``config`` with everything that the user left open as it is in the source.
 
         Raises:
             ValueError: another kind of model.
         """
-        if config.lora_rank is not None:
+        if config.start.lora_rank is not None:
             import peft  # noqa: F401  (missing? said now, not after the images are read)
-        before, changes = self.config, dict[str, Any]()
-        side = before.image_side
-        stages = config.stages or len(before.stages.sides)
-        defaults: dict[str, Any] = {
-            "model": before.kind,
-            "resolution": side[:1] if side[0] == side[1] else side,
-            "stages": stages,
-            "rho": before.stages.rho,
-            "context_noise": before.context_noise,
-        }
-        if stages == len(before.stages.ends):
-            defaults["ends"] = before.stages.ends
-        if config.preset is None:
-            defaults |= {n: getattr(before, n) for n in ("width", "heads", "trunk_depth", "head_depth")}
-        defaults["patch"] = before.patch
-        for name, value in defaults.items():
-            if getattr(config, name) in (None, ()):
-                changes[name] = value
-        if config.model not in (None, before.kind):
-            raise ValueError(f"--init-from {self.name} is of kind {before.kind}, not {config.model}")
-        return dataclasses.replace(config, **changes)
+        return config.resolve(self.config)
 
     def adapt(self, model: ModelConfig) -> ModelConfig:
         """The configuration of the new model, with what only the source knows. Where latents and data levels are the
@@ -124,33 +104,33 @@ class Source:
             model = model.replace(velocity_std=before.velocity_std)
         return model
 
-    def check(self, config: TrainConfig, model: ModelConfig) -> None:
+    def check(self, config: Training, model: ModelConfig) -> None:
         """ValueError where nothing of the source fits, a LoRA target names nothing or it cannot teach. Cheap."""
         model = self.adapt(model)
-        if config.distill:
-            check_distill(config, self.config, model)
-        if config.lora_rank is not None:
+        if config.distill.distill:
+            check_distill(config.distill, self.config, model)
+        if config.start.lora_rank is not None:
             with torch.device("meta"):
                 self._make_adapter(config, build_model(model.replace(num_classes=1)))  # the data are not read yet
 
-    def check_classes(self, config: TrainConfig, names: tuple[str, ...]) -> None:
+    def check_classes(self, config: Training, names: tuple[str, ...]) -> None:
         """ValueError where it is to teach classes of the data that it does not know."""
-        if config.distill:
+        if config.distill.distill:
             check_classes(config, self.config, names)
 
-    def build(self, config: TrainConfig, model: ModelConfig) -> StageModel:
+    def build(self, config: Training, model: ModelConfig) -> StageModel:
         """The model that is trained, filled from the source; with LoRA matrices where these are asked for. A resumed
         run has nothing to fill: its weights are in the checkpoint."""
         built = build_model(self.adapt(model))
         self._fill(built)
-        if config.lora_rank is not None:
+        if config.start.lora_rank is not None:
             self.adapter = self._make_adapter(config, built)
             self.adapter.attach(built)
         return built
 
-    def _make_adapter(self, config: TrainConfig, model: StageModel) -> Adapter:
-        assert config.lora_rank is not None
-        return Adapter.make(model, config.lora_rank, config.lora_alpha, config.lora_targets, self.fresh)
+    def _make_adapter(self, config: Training, model: StageModel) -> Adapter:
+        assert config.start.lora_rank is not None
+        return Adapter.make(model, config.start.lora_rank, None, config.start.lora_targets, self.fresh)
 
     def _fill(self, model: StageModel) -> None:
         if self.weights is None:
@@ -161,11 +141,11 @@ class Source:
         if before.tokenizer and model.config.tokenizer != before.tokenizer and before.channels == model.config.channels:
             self.notes += ("loaded, but for latents of another tokenizer: the layers that read and write maps",)
 
-    def keep(self, config: TrainConfig, out: Path) -> None:
+    def keep(self, config: Training, out: Path) -> None:
         """Write ``out/init``."""
         folder = out / "init"
         folder.mkdir(exist_ok=True)
-        if self.tokenizer is not None and config.tokenizer is None and not is_cache(config.data):
+        if self.tokenizer is not None and config.data.tokenizer is None and not is_cache(config.data.data):
             self.tokenizer.save(folder / "tokenizer")
         record = json.dumps({**self.record(), "model": self.config.to_json()}, indent=1) + "\n"
         write_atomically(folder / "source.json", record.encode())

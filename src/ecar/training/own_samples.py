@@ -16,12 +16,13 @@ from tqdm.auto import tqdm
 
 from ecar.config import SamplingConfig
 from ecar.devices import mixed_precision
+from ecar.files.access import check_readable
 from ecar.files.tensors import write_tensors
 from ecar.network.model import StageModel
 from ecar.pretrained.build import build_model
 from ecar.sampling.loop import check_settings, sample_latents
 from ecar.sampling.noise import draw_noise
-from ecar.training.config import TrainConfig
+from ecar.training.config import Training
 from ecar.training.finetune import Source
 
 _BATCH = 128
@@ -29,8 +30,8 @@ _FIRST_SEED = 2**52  # far from those that evaluations count from 0: they would 
 _FILE = "samples.safetensors"  # in RUN/init
 
 
-def keep_own_samples(config: TrainConfig, source: Source) -> None:
-    """Draw ``config.own_samples`` samples of the source and write them to ``RUN/init``, unless they are there.
+def keep_own_samples(config: Training, source: Source) -> None:
+    """Draw ``config.data.own_samples`` samples of the source and write them to ``RUN/init``, unless they are there.
 
     Raises:
         ValueError: a model that cannot be trained on what it draws, or the samples that a run began with are gone.
@@ -40,8 +41,8 @@ def keep_own_samples(config: TrainConfig, source: Source) -> None:
         return
     if source.weights is None:
         raise ValueError(f"{path}: not the samples that the run began with; restore them, or choose another --out")
-    if config.image_side != source.config.image_side:
-        raise ValueError(f"--data {config.data}: {source.name} draws images of {source.config.image_side}")
+    if config.model.image_side != source.config.image_side:
+        raise ValueError(f"--data {config.data.data}: {source.name} draws images of {source.config.image_side}")
     model = build_model(source.config)
     model.load_state_dict(source.weights)
     latents, labels = draw_own_samples(model, config)
@@ -49,7 +50,7 @@ def keep_own_samples(config: TrainConfig, source: Source) -> None:
     write_tensors(path, {"latents": latents, "labels": labels}, who)
 
 
-def read_own_samples(config: TrainConfig, source: Source) -> tuple[Tensor, Tensor, str]:
+def read_own_samples(config: Training, source: Source) -> tuple[Tensor, Tensor, str]:
     """What ``keep_own_samples`` wrote: latents (N, C, h, w) float16, labels (N,), and a fingerprint of them."""
     path, who = _kept(config, source)
     with safe_open(path, "pt") as file:
@@ -57,28 +58,28 @@ def read_own_samples(config: TrainConfig, source: Source) -> tuple[Tensor, Tenso
 
 
 @torch.no_grad()
-def draw_own_samples(model: StageModel, config: TrainConfig) -> tuple[Tensor, Tensor]:
-    """``config.own_samples`` samples by the settings of ``model``, in ``config.own_steps`` if given, classes in turn:
+def draw_own_samples(model: StageModel, config: Training) -> tuple[Tensor, Tensor]:
+    """As many samples as ``--data`` says by the settings of ``model``, in ``--own-steps`` if given, classes in turn:
     latents (N, C, h, w) float16 and labels (N,), both on the CPU.
 
     Raises:
         ValueError: as ``_settings``.
     """
-    num, settings = config.own_samples, _settings(config, model)
-    model = model.to(config.device).eval()
-    if config.compile:
+    num, settings = config.data.own_samples, _settings(config, model)
+    model = model.to(config.run.device).eval()
+    if config.run.compile:
         model.compile_blocks()
     labels = torch.arange(num) % max(1, model.config.num_classes)
-    first, parts = _FIRST_SEED + config.seed % 2**20 * 2**31, []
+    first, parts = _FIRST_SEED + config.run.seed % 2**20 * 2**31, []
     for rows in tqdm(torch.arange(num).split(_BATCH), desc="sampling", disable=None):
         noise = draw_noise((first + rows).tolist(), model.plan, model.config.channels)
-        with mixed_precision(config.device, wanted=config.dtype == "bf16"):
-            latents = sample_latents(model, labels[rows].to(config.device), noise, settings)
+        with mixed_precision(config.run.device, wanted=config.scale.dtype == "bf16"):
+            latents = sample_latents(model, labels[rows].to(config.run.device), noise, settings)
         parts.append(latents.half().cpu())
     return torch.cat(parts), labels
 
 
-def _settings(config: TrainConfig, model: StageModel) -> SamplingConfig:
+def _settings(config: Training, model: StageModel) -> SamplingConfig:
     """How samples are drawn.
 
     Raises:
@@ -88,22 +89,23 @@ def _settings(config: TrainConfig, model: StageModel) -> SamplingConfig:
     settings = model.config.sampling
     if settings is None or settings.fixed_steps:
         why = "names no sampling settings" if settings is None else f"was distilled to {settings.steps} steps"
-        raise ValueError(f"--data {config.data}: the model {why}, so that it cannot learn from its own samples")
-    if config.own_steps:
-        settings = dataclasses.replace(settings, steps=config.own_steps)
+        raise ValueError(f"--data {config.data.data}: the model {why}, so that it cannot learn from its own samples")
+    if config.start.own_steps:
+        settings = dataclasses.replace(settings, steps=config.start.own_steps)
     check_settings(settings, len(model.plan))
     return settings
 
 
-def _kept(config: TrainConfig, source: Source) -> tuple[Path, dict[str, str]]:
+def _kept(config: Training, source: Source) -> tuple[Path, dict[str, str]]:
     """The file of a run's samples, and what its metadata say: who drew how many from which seeds."""
-    who = {"weights": source.fingerprint, "num": str(config.own_samples), "seed": str(config.seed)}
-    if config.own_steps:
-        who["steps"] = ",".join(map(str, config.own_steps))
-    return Path(config.out).expanduser() / "init" / _FILE, who
+    who = {"weights": source.fingerprint, "num": str(config.data.own_samples), "seed": str(config.run.seed)}
+    if config.start.own_steps:
+        who["steps"] = ",".join(map(str, config.start.own_steps))
+    return Path(config.run.out).expanduser() / "init" / _FILE, who
 
 
 def _metadata(path: Path) -> dict[str, str] | None:
+    check_readable(path)
     try:
         with safe_open(path, "pt") as file:
             return dict(file.metadata() or {})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import platform
 import sys
 from typing import Any
@@ -11,41 +10,45 @@ import torch
 
 from ecar import __version__
 from ecar.files.commit import source_commit
+from ecar.training.engine.options import RunOptions
 
 
 def run_record(
-    config: Any,
+    run: RunOptions,
     *,
+    options: dict[str, Any],
     images: int = 0,
     skipped: int = 0,
     data: dict[str, Any] | None = None,
     parameters: int = 0,
     world: int = 1,
     rows: tuple[int, ...] = (),
+    accumulate: int = 1,
 ) -> dict[str, Any]:
     """Options as resolved, sizes, versions and machine, for a log.
 
     Args:
-        config: a dataclass of options with ``batch_size`` (images of one update over all processes), ``max_steps``
-            and ``device``.
+        run: options of the run; ``batch_size`` are the images of one update over all processes.
+        options: all options by their names.
         images: images in the data set.
         skipped: bad ones that were left out.
         data: what was found in the data set, and what is left out.
         parameters: weights of the model.
         world: processes.
         rows: images per update that train each stage.
+        accumulate: micro-batches.
     """
-    device, accumulate = str(config.device), int(getattr(config, "accumulate", 1))
+    device = str(run.device)
     cuda = device.startswith("cuda") and torch.cuda.is_available()
     return {
-        "options": dataclasses.asdict(config),
-        "effective_batch": config.batch_size,
-        "batch_per_process": config.batch_size // (world * accumulate),
+        "options": options,
+        "effective_batch": run.batch_size,
+        "batch_per_process": run.batch_size // (world * accumulate),
         "accumulate": accumulate,
         "processes": world,
         "rows_per_stage": list(rows),
-        "steps": config.max_steps,
-        "epochs": round(config.max_steps * config.batch_size / images, 3) if images else None,
+        "steps": run.max_steps,
+        "epochs": round(run.max_steps * run.batch_size / images, 3) if images else None,
         "images_in_data": images,
         "bad_images_skipped": skipped,
         "data": data or {},

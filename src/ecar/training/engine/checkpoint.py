@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ecar.files.access import check_readable
 from ecar.files.tensors import write_tensors
 from ecar.training.engine.ema import EMA
 
@@ -77,7 +78,7 @@ def find_checkpoint(run: Path) -> Path | None:
     on stderr.
 
     Raises:
-        ValueError: there are checkpoints, and none is sound.
+        ValueError: there are checkpoints, and none is sound, or one may not be read.
     """
     root = run / "checkpoints"
     for stale in root.glob("step_*.tmp"):
@@ -85,6 +86,8 @@ def find_checkpoint(run: Path) -> Path | None:
         shutil.rmtree(stale)
     found, faults = _complete(root), []
     for folder in reversed(found):
+        for path in (folder, *folder.glob("*")):
+            check_readable(path)
         try:
             verify(folder)
             return folder

@@ -54,16 +54,15 @@ class World:
     size: int = 1
 
     @classmethod
-    def start(cls, device: str, stall_timeout: float = 0.0) -> World:
+    def start(cls, device: str) -> World:
         """Join the process group that torchrun describes in the environment; a world of one without it. Collectives
-        wait longer than ``stall_timeout`` seconds: the watchdog is to speak first, since it knows who is missing."""
+        wait longer than the watchdog does: it is to speak first, since it knows who is missing."""
         if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
             return cls()
         if device == "cuda":
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         if not dist.is_initialized():
-            timeout = timedelta(seconds=max(1800.0, stall_timeout + 60))
-            dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=timeout)
+            dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=timedelta(seconds=1800))
         return cls(dist.get_rank(), dist.get_world_size())
 
     def local_device(self, device: str) -> str:
@@ -137,8 +136,8 @@ def no_sync(module: torch.nn.Module, last: bool) -> Iterator[None]:
         yield
 
 
-def parallel(module: torch.nn.Module, world: World, *, stages: int) -> torch.nn.Module:
-    """DDP around ``module`` where there are several processes. A single stage leaves the map's input layer unused."""
+def parallel(module: torch.nn.Module, world: World, *, unused: bool) -> torch.nn.Module:
+    """DDP around ``module`` where there are several processes; ``unused``: some weights may get no gradient."""
     if world.size == 1:
         return module
-    return torch.nn.parallel.DistributedDataParallel(module, find_unused_parameters=stages == 1)
+    return torch.nn.parallel.DistributedDataParallel(module, find_unused_parameters=unused)

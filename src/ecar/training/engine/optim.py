@@ -9,15 +9,16 @@ from torch import Tensor, nn
 
 from ecar.devices import computes_bfloat16
 
+WEIGHT_DECAY = 0.01  # of matrices; others have none
 
-def make_optimizers(model: nn.Module, name: str, *, lr: float, weight_decay: float) -> list[torch.optim.Optimizer]:
+
+def make_optimizers(model: nn.Module, name: str, *, lr: float) -> list[torch.optim.Optimizer]:
     """AdamW for everything, or Muon for the matrices of the blocks and AdamW for the rest.
 
     Args:
         model: on its device. Frozen parameters are left out.
         name: adamw or muon.
         lr: of the first step.
-        weight_decay: of matrices; others have none.
     """
     matrices: list[nn.Parameter] = []
     muon_matrices: list[nn.Parameter] = []
@@ -32,13 +33,13 @@ def make_optimizers(model: nn.Module, name: str, *, lr: float, weight_decay: flo
             muon_matrices.append(parameter)
         else:
             (matrices if parameter.ndim >= 2 else vectors).append(parameter)
-    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    groups = [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": vectors, "weight_decay": 0.0}]
     fused = next(model.parameters()).device.type == "cuda"
     optimizers: list[torch.optim.Optimizer] = [
         torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), fused=fused, foreach=not fused)
     ]
     if muon_matrices:
-        optimizers.append(BatchedMuon(muon_matrices, lr=lr, weight_decay=weight_decay))
+        optimizers.append(BatchedMuon(muon_matrices, lr=lr, weight_decay=WEIGHT_DECAY))
     return optimizers
 
 
@@ -92,8 +93,8 @@ def orthogonal(matrices: Tensor, coefficients: tuple[float, float, float], steps
 
 
 def learning_rate(step: int, *, peak: float, steps: int, warmup: int, decay: float) -> float:
-    """Rate at a step (from 1) of ``steps``: linear over ``warmup`` steps up to the peak, flat, then linear to 2% of the
-    peak over the last ``decay`` part."""
-    warm = min(1.0, step / max(1, warmup))
+    """Rate at a step (from 1) of ``steps``: linear over ``warmup`` steps (at most a tenth of all) up to the peak, flat,
+    then linear to 2% of the peak over the last ``decay`` part."""
+    warm = min(1.0, step / max(1, min(warmup, steps // 10)))
     left = (steps - step) / max(1, round(decay * steps))
     return peak * warm * (0.02 + 0.98 * min(1.0, left))

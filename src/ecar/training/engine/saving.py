@@ -108,6 +108,11 @@ class Saver:
             self.log.write(step=self._step, failed_save=str(error))
 
 
+def in_background(device: str) -> bool:
+    """Whether saves are: a GPU's state is copied off it anyway, and a CPU's would take memory and a core twice."""
+    return device.startswith("cuda")
+
+
 def _done(error: OSError | None = None) -> Future[None]:
     future: Future[None] = Future()
     if error is None:

@@ -19,6 +19,7 @@ from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-
 
 from ecar.training.engine.distributed import World
 
+STALL_SECONDS = 900.0  # longer than the longest honest wait, a sample grid or a save
 # In the order of a step: whoever is least far is whom the others wait for.
 PHASES = ("reading data", "forward pass", "backward pass", "update", "saving or sampling", "waiting for the others")
 READ, FORWARD, BACKWARD, UPDATE, SAVE, WAIT = range(len(PHASES))
@@ -66,17 +67,16 @@ class Seen:
 
 
 class Watchdog:
-    """While it is entered, a rank that makes no progress for ``timeout`` seconds ends the run with exit code 1.
+    """While it is entered, a rank that makes no progress for ``STALL_SECONDS`` ends the run with exit code 1.
 
     Args:
         world: the processes; one alone is not watched.
-        timeout: seconds; longer than the longest honest wait, a sample grid or a save.
         end: what to do in the end; leaves the process by default, since its main thread is stuck.
     """
 
-    def __init__(self, world: World, timeout: float, end: Callable[[int], object] = os._exit) -> None:
-        self.world, self.timeout, self.end = world, timeout, end
-        self.interval = min(1.0, timeout / 10)
+    def __init__(self, world: World, end: Callable[[int], object] = os._exit) -> None:
+        self.world, self.timeout, self.end = world, STALL_SECONDS, end
+        self.interval = min(1.0, self.timeout / 10)
         self._place, self._over = (0, READ), Event()
         self._thread: Thread | None = None
 
@@ -114,7 +114,7 @@ class Watchdog:
             if reason is None and now - answered > seen.limit:
                 reason = "the process that holds the store does not answer"
             if reason is not None and not self._over.is_set():
-                message = f"ecar: rank {self.world.rank}: {reason} for {self.timeout:g} s (--stall-timeout); stopping"
+                message = f"ecar: rank {self.world.rank}: {reason} for {self.timeout:g} s; stopping"
                 print(message, file=sys.stderr, flush=True)
                 self.end(1)
                 return

@@ -1,0 +1,248 @@
+"""The loop over steps, of whatever task: resume, update, log, save, stop."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ecar.training.engine.about import run_record
+from ecar.training.engine.checkpoint import (
+    find_checkpoint,
+    read_record,
+    read_tensors,
+    restore_training,
+    training_tensors,
+)
+from ecar.training.engine.distributed import World, no_sync, parallel
+from ecar.training.engine.ema import EMA
+from ecar.training.engine.log import RunLog, by_the_way
+from ecar.training.engine.options import RunOptions, ScaleOptions
+from ecar.training.engine.pace import Pace
+from ecar.training.engine.resume import check_max_steps
+from ecar.training.engine.saving import Saver, in_background
+from ecar.training.engine.sharded import restore_sharded
+from ecar.training.engine.sharding import shard, whole
+from ecar.training.engine.signals import Stopped, StopRequest
+from ecar.training.engine.task import Losses, Task
+from ecar.training.engine.watchdog import BACKWARD, FORWARD, READ, SAVE, UPDATE, WAIT, Watchdog
+
+MAX_BAD_STEPS = 5
+GRADIENT_NORM = 1.0  # at most, of an update
+_ALONE, _WHOLE = World(), ScaleOptions()
+
+
+class NonFiniteLossError(RuntimeError):
+    """Training diverged; the checkpoints on disk are untouched."""
+
+
+class Trainer:
+    """State of a run: task, average, optimizers, counters.
+
+    Args:
+        task: what is learned.
+        run: options; ``device`` as resolved.
+        out: folder of the run.
+        ema: decays of the averages.
+        scale: how a step is computed.
+        world: this process among those of the run.
+        stop: says when to stop early.
+        changed: what is other than in the run that is resumed, in words.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        run: RunOptions,
+        out: Path,
+        *,
+        ema: tuple[float, ...],
+        scale: ScaleOptions = _WHOLE,
+        world: World = _ALONE,
+        stop: StopRequest | None = None,
+        changed: str = "",
+    ) -> None:
+        self.task, self.options, self.out, self.scale = task, run, out, scale
+        self.world, self.stop, self.changed = world, stop or StopRequest(), [changed] if changed else []
+        self.watchdog = Watchdog(world)
+        self.losses, units, self.unused = task.wrapped()
+        self.sharded = scale.parallel == "fsdp" and world.size > 1
+        if self.sharded:  # before anything holds on to parameters
+            shard(self.losses, units, run.device, world.size)
+        self.ema = EMA(task.module, ema)
+        self.optimizers, others = task.optimizers()
+        self.saved_optimizers = self.optimizers + others
+        self.step = self.skipped = self.seen = 0
+        folder = world.from_first(lambda: find_checkpoint(out))
+        if folder is not None:
+            self._restore(folder)
+        task.ready()
+
+    def _restore(self, folder: Path) -> None:
+        record = read_record(folder)
+        other = self.task.check(record)
+        self.changed += [other] if other else []
+        self.step, self.skipped, self.seen = (int(record[key]) for key in ("step", "skipped", "seen"))
+        check_max_steps(self.options.max_steps, self.step, self.out)
+        if self.sharded:
+            restore_sharded(folder, self.task.module, self.ema, self.saved_optimizers)
+        else:
+            tensors = read_tensors(folder)
+            restore_training(tensors, self.task.module, self.ema, self.saved_optimizers)
+            self.task.restore(tensors, int(record["ema_updates"]))
+        self.ema.updates = int(record["ema_updates"])
+
+    def run(self) -> None:
+        """From the step that the checkpoint left to ``max_steps``."""
+        how = {"sharded": self.sharded, "background": in_background(self.options.device)}
+        self.stop.begun = True
+        with ExitStack() as stack:
+            log = stack.enter_context(self._open_log()) if self.world.rank == 0 else None
+            stack.enter_context(self.watchdog)
+            saver = stack.enter_context(Saver(self.out, self.world, log, **how, saved=self.step))
+            stack.enter_context(self.task)
+            if not self.sharded:
+                stack.enter_context(self._parallel())
+            self._steps(log, saver)
+
+    @contextmanager
+    def _parallel(self) -> Iterator[None]:
+        """DDP around the losses while the steps are taken. It has to go before its process group does: the last one
+        who lets go of a gloo group joins its threads, DDP with Python's lock held, for which such a thread may wait."""
+        losses = self.losses
+        self.losses = parallel(losses, self.world, unused=self.unused)
+        try:
+            yield
+        finally:
+            self.losses = losses
+
+    def _open_log(self) -> RunLog:
+        """The log and its first lines: what this run is, where it started from, what changed since."""
+        line = self.task.begin(self.step == 0)
+        how = {**self.task.about(), "accumulate": self.scale.accumulate, "rows": self.task.rows}
+        record = run_record(self.options, world=self.world.size, **how)
+        log = RunLog(self.out, step=self.step, trackers=self.options.trackers, record=record)
+        log.begin(self.seen)
+        if line:
+            log.write(step=self.step, **line)
+        if self.changed:
+            print(f"resumed with changes: {'; '.join(self.changed)}", file=sys.stderr)
+            log.write(step=self.step, changed="; ".join(self.changed))
+        return log
+
+    def _steps(self, log: RunLog | None, saver: Saver) -> None:
+        run, first, pace = self.options, log is not None, Pace(self.options.device, log)
+        sums, steps, bad, start = torch.zeros(len(self.task.names)), 0, 0, time.perf_counter()
+        bar = tqdm(total=run.max_steps, initial=self.step, desc="training", disable=None if first else True)
+        while self.step < run.max_steps:
+            self.step, self.seen = self.step + 1, self.seen + run.batch_size
+            with pace.step(self.step):
+                means = self.train_step()
+            bar.update()
+            if means is None:
+                bad, self.skipped = bad + 1, self.skipped + 1
+                if bad >= MAX_BAD_STEPS:
+                    raise self._diverged(bad)
+            else:
+                bad, sums, steps = 0, sums + means, steps + 1
+            if (self.step % run.log_every == 0 or self.step == run.max_steps) and steps and log is not None:
+                seconds = log.seconds_before + time.perf_counter() - start
+                self._log(log, bar, (sums / steps).tolist(), round(seconds, 2))
+                sums, steps = torch.zeros_like(sums), 0
+            self.watchdog.at(self.step, SAVE)
+            saver.settle()
+            self._at_intervals(saver, log)
+            self.watchdog.at(self.step, WAIT)
+            if code := self.world.largest(self.stop.code):  # every rank stops after the same step
+                bar.close()
+                self._leave(saver, code)
+        bar.close()
+
+    def _log(self, log: RunLog, bar: tqdm[None], means: list[float], seconds: float) -> None:
+        line = self.task.line(means)
+        log.write(
+            step=self.step,
+            **line,
+            lr=self.task.rate(self.step),
+            images=self.seen,
+            seconds=seconds,
+            skipped=self.skipped,
+        )
+        bar.set_postfix(loss=f"{line['loss']:.4f}")
+        if bar.disable:  # no terminal: one plain line instead of the bar
+            print(f"step {self.step} of {self.options.max_steps}: loss {line['loss']:.4f}", flush=True)
+
+    def _leave(self, saver: Saver, code: int) -> None:
+        saver.settle(wait=True)
+        if self.world.largest(int(saver.saved != self.step)):
+            self._save(saver, last=True)
+        self.world.barrier()
+        raise Stopped(self.step, code)
+
+    def _diverged(self, bad: int) -> NonFiniteLossError:
+        if self.world.rank == 0:
+            rows = self.task.rows_of(range(self.step - bad + 1, self.step + 1))
+            (self.out / "non_finite.json").write_text(json.dumps(rows) + "\n")
+        return NonFiniteLossError(
+            f"{bad} steps in a row without a finite loss (the last: {self.step}; non_finite.json lists their rows); "
+            f"run the command again with a lower --lr or --dtype fp32: it resumes from the last checkpoint"
+        )
+
+    def train_step(self) -> Tensor | None:
+        """One update; the mean losses, or None where the loss or gradient was not finite (no update)."""
+        self.watchdog.at(self.step, READ)
+        batch = self.task.draw(self.step)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        parts, found = self.world.parts(self.scale.accumulate), list[Losses]()
+        for part in parts:
+            with no_sync(self.losses, last=part is parts[-1]):
+                self.watchdog.at(self.step, FORWARD)
+                losses = self.task.losses(self.losses, batch, part)
+                self.watchdog.at(self.step, BACKWARD)
+                (losses.total / len(parts)).backward()
+            found.append(losses)
+        self.watchdog.at(self.step, UPDATE)
+        means = torch.stack([losses.means / len(parts) for losses in found]).sum(0)
+        norm = torch.nn.utils.clip_grad_norm_(self.task.module.parameters(), GRADIENT_NORM, foreach=True)
+        # One wait for the device. The same numbers, so the same answer, on every rank.
+        *values, total = torch.cat([self.world.mean(means), whole(norm).float().view(1)]).tolist()
+        if not math.isfinite(sum(values) + total):
+            return None
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self.task.rate(self.step)
+            optimizer.step()
+        self.ema.update(self.task.module)
+        return torch.tensor(values + self.task.updated(self.ema.updates, [losses.rest for losses in found]))
+
+    def averaged(self, decay: float | None = None) -> dict[str, Tensor]:
+        """Averaged weights (of the first decay, or another one), whole; every rank has to ask for them."""
+        average = self.ema.weights if decay is None else self.ema.averages[decay]
+        return {name: whole(tensor) for name, tensor in average.items()}
+
+    def _at_intervals(self, saver: Saver, log: RunLog | None) -> None:
+        run, last = self.options, self.step == self.options.max_steps
+        if self.step % run.save_every == 0 or last:
+            self._save(saver, last=last)
+        if run.sample_every and (self.step % run.sample_every == 0 or last):  # after the checkpoint: it may fail
+            weights = self.averaged()
+            if log is not None:
+                with by_the_way("a grid of samples"):
+                    log.image("samples", self.task.picture(weights, self.step), self.step)
+
+    def _save(self, saver: Saver, *, last: bool) -> None:
+        if self.world.rank == 0:
+            self.task.saving(self.step)
+        counts = {"skipped": self.skipped, "seen": self.seen, "ema_updates": self.ema.updates}
+        record = json.loads(json.dumps({**counts, **self.task.record()}))
+        tensors = training_tensors(self.task.module, self.ema, self.saved_optimizers) | self.task.tensors()
+        saver.save(self.step, tensors, record, last=last or bool(self.stop.code))

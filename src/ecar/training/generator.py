@@ -1,0 +1,160 @@
+"""The task of ``ecar train``: velocities of all stages, on latents in memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from ecar.data.latents import LatentTable
+from ecar.data.order import batch_indices
+from ecar.devices import mixed_precision
+from ecar.files.options import flat
+from ecar.network.model import StageModel
+from ecar.pretrained.build import build_model
+from ecar.tokenizers import Tokenizer
+from ecar.training.build import rows_per_stage
+from ecar.training.config import Training
+from ecar.training.curves import LossCurves
+from ecar.training.distill import Teacher
+from ecar.training.draws import BatchesAhead
+from ecar.training.engine.distributed import Part
+from ecar.training.engine.log import by_the_way
+from ecar.training.engine.memory import checkpoint_activations
+from ecar.training.engine.optim import learning_rate, make_optimizers
+from ecar.training.engine.task import Losses
+from ecar.training.finetune import Source
+from ecar.training.loss import Draws, StageLoss
+from ecar.training.run import check_same_data, save_samples
+
+
+class Generator:
+    """Trunk and head, or DiT, trained for a ``Trainer``.
+
+    Args:
+        config: options.
+        model: on its device.
+        table: latents in memory.
+        tokenizer: decodes the sample grids.
+        out: folder of the run.
+        source: the model that the run starts from, already in ``model``.
+        teacher: whose velocities are learned, where it is not the data's.
+    """
+
+    def __init__(
+        self,
+        config: Training,
+        model: StageModel,
+        table: LatentTable,
+        tokenizer: Tokenizer,
+        out: Path,
+        source: Source | None = None,
+        teacher: Teacher | None = None,
+    ) -> None:
+        self.config, self.module, self.table, self.tokenizer, self.out = config, model, table, tokenizer, out
+        self.source, self.loss = source, StageLoss(model, teacher)
+        self.rows, self.names = rows_per_stage(config), tuple(f"loss_{k + 1}" for k in range(len(model.plan)))
+        self.curves = LossCurves(len(model.plan), config.run.device)
+        ahead = config.run.device.startswith("cuda")
+        self.batches = BatchesAhead(config, table, model.plan, model.config.null_class, ahead=ahead)
+
+    def wrapped(self) -> tuple[nn.Module, list[nn.Module], bool]:
+        """A single stage leaves the map's input layer unused."""
+        return self.loss, list(self.module.units), len(self.module.plan) == 1
+
+    def optimizers(self) -> tuple[list[torch.optim.Optimizer], list[torch.optim.Optimizer]]:
+        options = self.config.optimizer
+        return make_optimizers(self.module, options.optimizer, lr=options.lr), []
+
+    def rate(self, step: int) -> float:
+        o = self.config.optimizer
+        return learning_rate(step, peak=o.lr, steps=self.config.run.max_steps, warmup=o.warmup, decay=o.decay)
+
+    def check(self, record: dict[str, Any]) -> str:
+        return check_same_data(record, self.module.config, self.table, self.config.changes.differing)
+
+    def restore(self, tensors: dict[str, Tensor], updates: int) -> None:
+        """Weights are all there is."""
+
+    def ready(self) -> None:
+        if self.config.scale.activation_checkpointing:
+            checkpoint_activations(self.module.blocks)
+        if self.config.run.compile:
+            self.module.compile_blocks()
+
+    def begin(self, first: bool) -> dict[str, Any]:
+        if not first:
+            return {}
+        trained, source = sum(p.numel() for p in self.module.parameters() if p.requires_grad), self.source
+        if source is not None:
+            source.keep(self.config, self.out)
+            source.announce()
+        parameters = self.module.num_parameters()
+        frozen = "" if trained == parameters else f", {trained:,} of them trained"
+        print(f"{parameters:,} parameters{frozen}, {len(self.table):,} images, rows {self.rows}")
+        return {} if source is None else {"init_from": source.record(), "trained_parameters": trained}
+
+    def about(self) -> dict[str, Any]:
+        table = self.table
+        counts = {"images": len(table), "skipped": len(table.skipped), "parameters": self.module.num_parameters()}
+        return {"options": flat(self.config), "data": table.about, **counts}
+
+    def draw(self, step: int) -> tuple[Tensor, Tensor, Draws]:
+        return self.batches(step)
+
+    def losses(self, module: nn.Module, batch: tuple[Tensor, Tensor, Draws], part: Part) -> Losses:
+        z, labels, draws = batch
+        draws, rows = draws.select(part.where), tuple(r // part.count for r in self.rows)
+        with mixed_precision(self.config.run.device, wanted=self.config.scale.dtype == "bf16"):
+            losses = module(part.rows(z), part.rows(labels), draws, rows)
+        means = torch.stack([loss.mean() for loss in losses])
+        weights = torch.tensor(self.config.stages.stage_weight, device=means.device)
+        rest = draws.times, [loss.detach() for loss in losses]
+        return Losses((weights * means).sum(), means.detach(), rest)
+
+    def updated(self, updates: int, rests: list[Any]) -> list[float]:  # noqa: ARG002
+        for times, losses in rests:
+            for k, loss in enumerate(losses):
+                self.curves.add(k, times[k, : len(loss)], loss)
+        return []
+
+    def line(self, means: list[float]) -> dict[str, float]:
+        stage = {name: round(mean, 5) for name, mean in zip(self.names, means, strict=True)}
+        weights = self.config.stages.stage_weight
+        return {"loss": round(sum(w * v for w, v in zip(weights, stage.values(), strict=True)), 5), **stage}
+
+    def rows_of(self, steps: range) -> dict[int, list[int]]:
+        """Rows of the images that are used: without those that were skipped, or left out by ``--max-images``."""
+        run, images = self.config.run, len(self.table)
+        return {step: batch_indices(images, run.batch_size, run.seed, step - 1).tolist() for step in steps}
+
+    def saving(self, step: int) -> None:
+        with by_the_way("loss_vs_t"):
+            self.curves.save(self.out, step)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {}
+
+    def record(self) -> dict[str, Any]:
+        model, table = self.module.config.to_json(), self.table
+        return {"train": flat(self.config), "model": model, "images": len(table), "content": table.content}
+
+    def averaged(self, weights: dict[str, Tensor]) -> StageModel:
+        """A copy of the model with averaged weights, in evaluation mode."""
+        if self.source is not None:
+            return self.source.averaged(self.module, weights).to(self.config.run.device).eval()
+        model = build_model(self.module.config)
+        model.load_state_dict({**self.module.state_dict(), **weights})
+        return model.to(self.config.run.device).eval()
+
+    def picture(self, weights: dict[str, Tensor], step: int) -> Path:
+        return save_samples(self.averaged(weights), self.tokenizer, self.out, step)
+
+    def __enter__(self) -> Self:
+        self.batches.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.batches.__exit__(*error)
