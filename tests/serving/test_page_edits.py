@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from test_page import Page, browser, choose, expect, opened, page, photograph  # noqa: F401
+from test_page import PICTURES, Page, browser, choose, expect, opened, page  # noqa: F401
 
 from conftest import random_model, tiny_config
 from ecar.pretrained.folders import save_model
@@ -76,7 +76,6 @@ def test_a_generated_image_is_edited_and_the_copied_commands_give_the_same(page:
     page.locator("#seed").fill("7")
     page.evaluate("""() => {
         window.seen = [];
-        const watched = {attributes: true, subtree: true, attributeFilter: ["data-state"]};
         new MutationObserver((changes) => changes.forEach((c) => window.seen.push(c.target.dataset.state)))
             .observe(document.getElementById("images"),
                 {attributes: true, subtree: true, attributeFilter: ["data-state"]});
@@ -90,7 +89,8 @@ def test_a_generated_image_is_edited_and_the_copied_commands_give_the_same(page:
     for image in images:
         same = (pixels(image) == pixels(original)).all(-1)
         assert same[~drawn].all() and not same[drawn].all()
-    photograph(page, "edit")
+    if PICTURES:
+        page.screenshot(path=Path(PICTURES) / "page_edit.png", full_page=True)
 
     before = page.get_by_role("button", name="before").first
     before.click()

@@ -180,6 +180,7 @@ async function run(wanted) {
     Array.from({ length: body.n }, (_, i) => card(wanted.names[wanted.classes[index]] ?? "variation", body.seed + i, before)));
   const images = cards.flat();
   $("images").replaceChildren(...images.map((one) => one.figure));
+  $("images").scrollIntoView({ block: "nearest" }); // on a phone it is far below the picture
   const start = performance.now();
   say(wanted.edit ? "Editing" : "Generating");
   try {
