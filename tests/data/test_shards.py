@@ -25,6 +25,7 @@ from ecar.data import encoding
 from ecar.data.latents import MemoryTable, encode_source
 from ecar.data.shards import ShardTable, damaged_shards, image_ids, load_latents
 from ecar.data.source import load_source
+from ecar.files.images import CROP
 from ecar.tokenizers import ConvTokenizer, PixelTokenizer, load_tokenizer
 from ecar.training.build import load_table
 from ecar.training.config import TrainConfig, Training
@@ -300,7 +301,8 @@ def test_shards_are_mapped_not_read(tmp_path: Path) -> None:
             {"file": f"{i}.safetensors", "images": 8192, "bytes": (folder / f"{i}.safetensors").stat().st_size}
         )
     record = {
-        "image_side": [32, 32], "moments": False, "encoder": "", "tokenizer": tokenizer.fingerprint(), "skipped": [],
+        "image_side": [32, 32], "crop": CROP, "moments": False, "encoder": "", "tokenizer": tokenizer.fingerprint(),
+        "skipped": [],
         "shift": [0, 0, 0], "scale": [1, 1, 1], "class_names": [], "label_values": [], "shards": shards,
     }  # fmt: skip
     (folder / "cache.json").write_text(json.dumps(record))

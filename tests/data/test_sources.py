@@ -365,7 +365,7 @@ def test_a_report_is_not_lost_where_the_terminal_has_no_letters_for_a_name(tmp_p
     environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONPATH": os.pathsep.join(sys.path)}
     ran = subprocess.run(command, capture_output=True, cwd=tmp_path, env=environment, check=False)
     assert ran.returncode == 1 and json.loads(ran.stdout.splitlines()[-1])["findings"] == {
-        "broken": 1, "tiny": 2, "duplicate": 1
+        "broken": 1, "tiny": 2, "narrow range": 2, "duplicate": 1
     }  # fmt: skip
     assert json.loads((tmp_path / "r.json").read_text())["findings"]["duplicate"]
 

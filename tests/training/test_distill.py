@@ -15,7 +15,7 @@ from test_training import draws, killed_at_five, lines, weights
 
 from conftest import random_model, tiny_config
 from ecar.config import SamplingConfig
-from ecar.files.options import changed
+from ecar.files.options import changed, flat
 from ecar.pretrained.folders import load_model, save_model
 from ecar.sampling.pipeline import Pipeline
 from ecar.sampling.solvers import uniform_grid
@@ -168,7 +168,7 @@ def test_two_processes_and_micro_batches_are_one_and_a_resumed_run_is_the_whole_
 ) -> None:
     common = {"distill_guidance": (2.0,), "distill_guidance_from": (0.3,), "distill_steps": (2,)}
     loop.train(student(data, tmp_path / "whole", source, **common))
-    open_fields = {k: v for k, v in vars(student(data, tmp_path, source)).items() if k not in ("data", "out")}
+    open_fields = {k: v for k, v in flat(student(data, tmp_path, source)).items() if k not in ("data", "out")}
     two = job(data, tmp_path / "two", **{**open_fields, **common, "device": "cpu", "world": 2, "accumulate": 2})
     worker.start([two], tmp_path)
     a, b = weights(tmp_path / "whole"), weights(tmp_path / "two")

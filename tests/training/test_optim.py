@@ -77,7 +77,7 @@ def same(a: Any, b: Any) -> bool:
 
 def test_batches_drawn_ahead_are_those_of_their_step(digits_folder: Path, tmp_path: Path) -> None:
     """Also where a step is not the next one (a run that resumes), and no thread is left behind."""
-    config = options(digits_folder, tmp_path, device="cpu")
+    config = options(digits_folder, tmp_path, device="cpu").resolve()
     table, _ = build.load_table(config)
     plan, before = random_model(tiny_config()).plan[:2], threading.active_count()
     with BatchesAhead(config, table, plan, 3, ahead=True) as batches:
@@ -89,7 +89,7 @@ def test_batches_drawn_ahead_are_those_of_their_step(digits_folder: Path, tmp_pa
 def test_what_goes_wrong_in_the_thread_ends_the_step(
     digits_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = options(digits_folder, tmp_path, device="cpu")
+    config = options(digits_folder, tmp_path, device="cpu").resolve()
     table, _ = build.load_table(config)
 
     def fails(*_: object) -> None:

@@ -28,7 +28,7 @@ from ecar.training.engine.checkpoint import load_checkpoint, save_checkpoint
 from ecar.training.engine.distributed import World
 from ecar.training.engine.log import RunLog
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
+SCRIPTS = Path(__file__).parents[2] / "benchmarks"
 
 
 class Crash(BaseException):
@@ -325,7 +325,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_data_are_read(tmp_pat
 
 
 def test_random_kills_of_two_processes_change_nothing(digits_folder: Path) -> None:
-    command = [sys.executable, str(SCRIPTS / "kill_training.py"), "--data", str(digits_folder), "--kills", "3"]
+    command = [sys.executable, str(SCRIPTS / "training_kills.py"), "--data", str(digits_folder), "--kills", "3"]
     result = subprocess.run([*command, "--steps", "60"], capture_output=True, text=True, timeout=400)
     assert result.returncode == 0 and '"same": true' in result.stdout, result.stdout + result.stderr
 

@@ -49,7 +49,7 @@ class BadImageError(ValueError):
 
 
 def decode_image(
-    data: bytes | BadImageError, *, most: int = MAX_PIXELS, formats: tuple[str, ...] | None = None
+    data: bytes | BadImageError, *, most: int | None = None, formats: tuple[str, ...] | None = None
 ) -> Image.Image:
     """Bytes of any format that Pillow reads -> RGB image in sRGB, upright (EXIF), 8 bits; or the reason why there are
     none.
@@ -60,7 +60,7 @@ def decode_image(
 
     Args:
         data: of a file.
-        most: pixels that it may have; where it has more, they are not read.
+        most: pixels that it may have, default ``MAX_PIXELS``; where it has more, they are not read.
         formats: as Pillow names them, recognized by the content; None: all.
 
     Raises:
@@ -70,14 +70,14 @@ def decode_image(
     return _decoded(data, most, formats, lambda opened: _to_rgb(_upright(opened)))
 
 
-def load_image(data: bytes, *, most: int = MAX_PIXELS, formats: tuple[str, ...] | None = None) -> Image.Image:
+def load_image(data: bytes, *, most: int | None = None, formats: tuple[str, ...] | None = None) -> Image.Image:
     """As ``decode_image``, but with mode, transparency and turn as they are in the file."""
     return _decoded(data, most, formats, lambda opened: opened)
 
 
 def _decoded(
     data: bytes | BadImageError,
-    most: int,
+    most: int | None,
     formats: tuple[str, ...] | None,
     convert: Callable[[Image.Image], Image.Image],
 ) -> Image.Image:
@@ -85,6 +85,7 @@ def _decoded(
         raise data
     try:
         opened = open_image(data, formats)
+        most = MAX_PIXELS if most is None else most
         if opened.width * opened.height > most:
             raise BadImageError(f"has {opened.width}x{opened.height} pixels, more than {most:,}")
         opened.load()
