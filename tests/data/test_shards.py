@@ -297,9 +297,9 @@ def test_shards_are_mapped_not_read(tmp_path: Path) -> None:
     for i in range(4):
         save_file({"latents": torch.full((1, 8192, 3, 32, 32), i / 4).half(), "labels": torch.zeros(8192).long()},
                   folder / f"{i}.safetensors")  # fmt: skip
-        shards.append(
-            {"file": f"{i}.safetensors", "images": 8192, "bytes": (folder / f"{i}.safetensors").stat().st_size}
-        )
+        content = (folder / f"{i}.safetensors").read_bytes()
+        hashed = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        shards.append({"file": f"{i}.safetensors", "images": 8192, **hashed})
     record = {
         "image_side": [32, 32], "crop": CROP, "moments": False, "encoder": "", "tokenizer": tokenizer.fingerprint(),
         "skipped": [],

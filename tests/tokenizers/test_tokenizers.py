@@ -68,6 +68,23 @@ def test_a_tokenizer_of_patches_keeps_its_shapes_and_comes_back_from_its_folder(
     assert again.fingerprint() == tokenizer.fingerprint() and torch.equal(again.decode(z), tokenizer.decode(z))
 
 
+def test_the_bundled_tokenizer_keeps_real_photographs_and_its_pooled_latents_decode() -> None:
+    """scikit-learn's two photographs, of which it saw none; pooled latents are what coarse stages draw."""
+    sample_images = pytest.importorskip("sklearn.datasets").load_sample_images().images
+    crops = [torch.from_numpy(image[60:316, 200:456].copy()) for image in sample_images]
+    x = torch.stack(crops).permute(0, 3, 1, 2).float() / 127.5 - 1
+    tokenizer = load_tokenizer("photographs").eval()
+    z = tokenizer.encode(x)
+    assert z.shape == (2, 16, 16, 16) and 0.6 < float(z.std()) < 1.6
+    for latents, pictures, least in ((z, x, 19.0), (pooled(z), pooled(x), 16.0)):
+        error = (tokenizer.decode(latents) - pictures).square().mean((1, 2, 3))
+        assert float((10 * torch.log10(4 / error)).min()) > least
+
+
+def pooled(x: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.avg_pool2d(x, 2)
+
+
 def test_measured_latents_have_unit_scale() -> None:
     torch.manual_seed(0)
     tokenizer = ConvTokenizer(widths=(4, 8, 8), depth=1)
