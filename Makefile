@@ -36,7 +36,7 @@ check: $(VENV)/dev
 # The documentation as a site, in site/; a link that leads nowhere is an error.
 docs: $(VENV)/run
 	@$(PIP) --editable ".[docs]"
-	@$(BIN)/mkdocs build --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 # Known vulnerabilities of what is installed; needs the network.
 audit: $(VENV)/dev
