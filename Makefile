@@ -22,8 +22,10 @@ $(VENV)/dev: $(VENV)/run
 
 demo: $(VENV)/run
 	@mkdir -p demo
-	@$(BIN)/ecar sample --classes all --per-class 8 --out demo/samples.png --stages demo/stages.png --gif demo/stages.gif
-	@echo "look at demo/samples.png, demo/stages.png and demo/stages.gif"
+	@$(BIN)/ecar sample --classes all --per-class 8 --out demo/samples.png --stages demo/stages.png --gif demo/stages.gif >/dev/null
+	@$(BIN)/ecar sample --classes Sneaker --per-class 1 --out demo/sneaker.png >/dev/null
+	@$(BIN)/ecar edit fashion demo/sneaker.png --class "Ankle boot" --box 0,0,20,20 --count 4 --out demo/edit.png >/dev/null
+	@echo "look at demo/samples.png, demo/stages.png, demo/stages.gif and demo/edit.png"
 
 test: $(VENV)/dev
 	@$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
