@@ -372,17 +372,22 @@ def test_a_decoder_trained_on_a_frozen_encoder_serves_the_model_and_another_does
         Pipeline.from_pretrained(tmp_path / "model" / "final", decoder=tmp_path / "moved")
 
 
+def cut_at_four(common: dict[str, Any], out: Path, monkeypatch: pytest.MonkeyPatch) -> ConvTokenizer:
+    """A tokenizer whose run broke off at step 4 and was resumed."""
+    config, draw = TokenizerConfig.of(**common, out=str(out)), tokenizer_training._draw
+    with monkeypatch.context() as patch:
+        patch.setattr(tokenizer_training, "_draw", lambda c, i, step: draw(c, i, step) if step < 4 else 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train_tokenizer(config)
+    return train_tokenizer(config)
+
+
 def test_a_tokenizer_run_that_started_from_another_resumes_bit_for_bit(
     tmp_path: Path, trained_tokenizer: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     common = {**trained_tokenizer, "init_from": str(tmp_path / "first")}
     whole = train_tokenizer(TokenizerConfig.of(**common, out=str(tmp_path / "whole")))
-    draw = tokenizer_training._draw
-    with monkeypatch.context() as patch:
-        patch.setattr(tokenizer_training, "_draw", lambda c, i, step: draw(c, i, step) if step < 4 else 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            train_tokenizer(TokenizerConfig.of(**common, out=str(tmp_path / "cut")))
-    assert train_tokenizer(TokenizerConfig.of(**common, out=str(tmp_path / "cut"))).fingerprint() == whole.fingerprint()
+    assert cut_at_four(common, tmp_path / "cut", monkeypatch).fingerprint() == whole.fingerprint()
 
 
 @pytest.mark.parametrize(
@@ -418,12 +423,7 @@ def test_a_tokenizer_of_photographs_learns_on_crops_and_resumes_bit_for_bit(
     assert whole.encode(torch.rand(1, 3, 32, 48)).shape == (1, 3, 4, 6)
     log = lines(tmp_path / "whole")
     assert log[-1]["reconstruction_0"] < log[0]["reconstruction_0"]
-    draw = tokenizer_training._draw
-    with monkeypatch.context() as patch:
-        patch.setattr(tokenizer_training, "_draw", lambda c, i, step: draw(c, i, step) if step < 4 else 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            train_tokenizer(TokenizerConfig.of(**common, out=str(tmp_path / "cut")))
-    assert train_tokenizer(TokenizerConfig.of(**common, out=str(tmp_path / "cut"))).fingerprint() == whole.fingerprint()
+    assert cut_at_four(common, tmp_path / "cut", monkeypatch).fingerprint() == whole.fingerprint()
 
 
 @pytest.mark.parametrize(
