@@ -62,3 +62,9 @@ def matmul_peak(dtype: torch.dtype, device: str, size: int = 4096, repeats: int 
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     times = [seconds_of(lambda: a @ b, a.device) for _ in range(repeats + 1)]
     return 2 * size**3 / min(times[1:]) / 1e12
+
+
+def coarse_guidance(scale: float, stages: int) -> tuple[float, ...]:
+    """Guidance of every stage but the last, whose many tokens a second pass would cost most; a single stage is
+    guided."""
+    return (scale,) * max(1, stages - 1) + (1.0,) * (stages > 1)

@@ -23,6 +23,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from common import coarse_guidance
 from ecar import Pipeline
 from ecar.cli.options import torch_dtype, usable_dtype
 from ecar.config import SamplingConfig, differences
@@ -35,7 +36,6 @@ from ecar.evaluation.reference import read_images, reference_from_images
 from ecar.evaluation.samples import Samples, reconstruct
 from ecar.files.commit import source_commit
 from ecar.pretrained.folders import weights_fingerprint
-from ecar.sampling.guidance import coarse_guidance
 from ecar.sampling.known import Known
 from ecar.sampling.loop import sample_latents
 from ecar.sampling.noise import draw_noise

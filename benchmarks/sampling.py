@@ -18,13 +18,12 @@ from typing import Any
 
 import tyro
 
-from common import machine, matmul_peak, write_result
+from common import coarse_guidance, machine, matmul_peak, write_result
 from ecar.cli.options import check_dtype, output_file, torch_dtype, usable_dtype
 from ecar.config import ModelConfig, SamplingConfig
 from ecar.cost.memory import sampling_memory
 from ecar.devices import resolve_device
 from ecar.network.presets import default_steps, preset_config
-from ecar.sampling.guidance import coarse_guidance
 from ecar.sampling.loop import check_settings
 from published import published
 from resolutions import cost_by_resolution, draw_costs

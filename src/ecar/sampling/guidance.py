@@ -10,12 +10,6 @@ def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
     return unconditional + scale * (conditional - unconditional)
 
 
-def coarse_guidance(scale: float, stages: int) -> tuple[float, ...]:
-    """Guidance of every stage but the last, whose many tokens a second pass would cost most; a single stage is
-    guided."""
-    return (scale,) * max(1, stages - 1) + (1.0,) * (stages > 1)
-
-
 def guide_halves(both: Tensor, scale: float) -> Tensor:
     """The same for a batch whose first half is conditional and whose second half is not: (2 B, ...) -> (B, ...)."""
     conditional, unconditional = both.chunk(2)
