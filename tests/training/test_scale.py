@@ -12,8 +12,8 @@ from test_training import killed_at_five, lines, options, weights
 
 from conftest import random_model, tiny_config
 from ecar.cli.main import main
+from ecar.processes.world import World
 from ecar.training import loop
-from ecar.training.engine.distributed import World
 from ecar.training.engine.memory import checkpoint_activations
 from ecar.training.loss import Draws, stage_losses
 
