@@ -79,9 +79,15 @@ def run(job: dict[str, Any]) -> list[int]:
     store = dist.TCPStore(
         "localhost", port, is_master=True, wait_for_workers=False, master_listen_fd=listening.detach()
     )
-    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    codes: dict[int, int] = {}
+    while len(codes) < size:
+        child, status = os.wait()
+        codes[child] = os.waitstatus_to_exitcode(status)
+        if codes[child]:  # what torchrun does
+            for left in set(children) - set(codes):
+                os.kill(left, signal.SIGTERM)
     del store
-    return codes
+    return [codes[child] for child in children]
 
 
 if __name__ == "__main__":

@@ -73,7 +73,7 @@ def test_two_and_four_processes_write_what_one_does_killed_or_not(
     codes, said = several.start(jobs, tmp_path)
     for job, found in zip(jobs, codes, strict=True):
         if "kill" in job:
-            assert found.pop(int(str(job["kill"]))) == -signal.SIGKILL and set(found) == {1}, (job, said)
+            assert found.pop(int(str(job["kill"]))) == -signal.SIGKILL and set(found) == {75}, (job, said)
         else:
             assert set(found) == {0}, (job, said)
     whole = (tmp_path / "1.npz").read_bytes()
@@ -88,7 +88,8 @@ def test_two_and_four_processes_write_what_one_does_killed_or_not(
     records = [json.loads(line) for line in said.splitlines() if line.startswith('{"model"')]
     assert [record["processes"] for record in records] == [1, 2, 4, 4, 1]  # of each command one record
     assert [record["resumed"] > 0 for record in records] == [False] * 3 + [True] * 2
-    assert "closed by peer" in said.lower() or "connection" in said.lower()
+    for doing in ("while sampling, finished batches stay", "while encoding, finished shards stay"):
+        assert said.count(f"ecar: stopped {doing}; the same command goes on") == 4
 
 
 def test_an_evaluation_in_two_processes_is_that_of_one_and_says_once_what_is_wrong(
@@ -105,13 +106,14 @@ def test_an_evaluation_in_two_processes_is_that_of_one_and_says_once_what_is_wro
         {"world": 2, "words": ["sample", str(model_folder), "--out", str(tmp_path / "x.png")]},
     ]
     codes, said = several.start(jobs, tmp_path)
-    assert codes == [[0], [0, 0], [2, 2], [2, 2], [2, 2]], said
+    assert codes[:2] == [[0], [0, 0]] and all(2 in some and {*some} <= {2, 75} for some in codes[2:]), said
     one, two = (json.loads((tmp_path / f"{size}.json").read_text()) for size in (1, 2))
     assert one["metrics"] == two["metrics"] and one["samples"] == two["samples"]
     files = [(tmp_path / f"{size}.samples" / "samples.npz").read_bytes() for size in (1, 2)]
     assert files[0] == files[1]
     assert said.count("none: no such file or folder") == 1
-    assert said.count("several processes write one array") == 2  # before they know of each other
+    assert said.count("only parquet, tars and Hub ids are streamed") == 1
+    assert "several processes write one array" in said
 
 
 def test_when_one_process_of_torchrun_is_killed_all_end_and_one_process_goes_on(

@@ -106,7 +106,7 @@ def encode_shards(
         with Watchdog(world) as watchdog:
             _encode_missing(feed, tokenizer.to(device), out, plan, done, bad, world, watchdog)
             watchdog.at(sys.maxsize, WAIT)
-            world.barrier()
+            world.meet("shards")
         tokenizer.to("cpu")
         world.from_first(lambda: _finish(out, record, tokenizer, feed, bad if world.size > 1 else None))
     return dict(json.loads((out / CACHE).read_text()))

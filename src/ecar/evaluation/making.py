@@ -100,7 +100,7 @@ def draw_samples(
             }
             write_part(folder / f"ids_{ids[0]:08d}.npz", arrays)
         watchdog.at(sys.maxsize, WAIT)
-        world.barrier()
+        world.meet("samples")
     return sum(map(len, cut))
 
 
