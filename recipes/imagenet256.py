@@ -56,6 +56,7 @@ def options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--stages", type=int, default=3)
     add("--patch", type=int, help="latent positions on a side of a token; default 2 for factor 8, else 1")
     add("--batch-size", type=int, default=1024, help="images of an update, over all processes")
+    add("--accumulate", type=int, default=4, help="passes of a process that make an update: less memory, same step")
     add("--epochs", type=float, default=80)
     add("--max-images", type=int, help="use only so many images")
     add("--lr", type=float, default=2e-4)
@@ -75,13 +76,23 @@ def options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--autoencoder-tflops", type=float, default=50.0, help="of --dry-run: the same for autoencoder and extractor")
     add("--price", type=float, default=0.0, help="of --dry-run: price of a device for an hour")
     found = parser.parse_args(arguments)
-    for name in ("processes", "resolution", "stages", "batch_size", "epochs", "num", "sample_batch", "images"):
+    for name in (
+        "processes",
+        "resolution",
+        "stages",
+        "batch_size",
+        "accumulate",
+        "epochs",
+        "num",
+        "sample_batch",
+        "images",
+    ):
         if not 0 < getattr(found, name) < math.inf:
             parser.error(f"--{name.replace('_', '-')} must be a positive number")
     if not all(0 < rate < math.inf for rate in (found.tflops, found.autoencoder_tflops)) or found.price < 0:
         parser.error("--tflops and --autoencoder-tflops must be positive numbers, --price at least 0")
-    if found.batch_size % found.processes:
-        parser.error(f"--batch-size {found.batch_size} must divide by --processes {found.processes}")
+    if found.batch_size % (found.processes * found.accumulate):
+        parser.error(f"--batch-size {found.batch_size} must divide by --processes times --accumulate")
     found.steps = found.steps or list(default_steps(found.stages))
     found.guidance = found.guidance or [1.5] * (found.stages - 1) + [1.0]
     for name in ("steps", "guidance"):
@@ -110,7 +121,7 @@ def parts(args: argparse.Namespace, images: int, patch: int) -> dict[str, list[s
             "train", "--data", str(out / "latents"), "--flip", "--resolution", str(args.resolution),
             "--preset", args.preset, "--stages", str(args.stages), "--patch", str(patch), "--lr", str(args.lr),
             "--batch-size", str(args.batch_size), "--max-steps", str(steps), "--ema", "0.999", "0.9999",
-            "--out", str(out / "model"), *device, *shlex.split(args.train),
+            "--accumulate", str(args.accumulate), "--out", str(out / "model"), *device, *shlex.split(args.train),
         ],
         "evaluate": [
             "evaluate", "--model", str(out / "model" / "final"), "--data", args.reference,
@@ -179,12 +190,12 @@ def plan(args: argparse.Namespace) -> dict[str, Any]:
         classes=args.classes, image=side, patch=patch,
     )  # fmt: skip
     settings = SamplingConfig(steps=tuple(args.steps), guidance=tuple(args.guidance), solver="ab2")
-    share, local = shares((), args.stages), args.batch_size // args.processes
+    share, local = shares((), args.stages), args.batch_size // args.processes // args.accumulate
     cost = autoencoder_cost(tokenizer, side, args.sample_batch)
     model = estimate(config, settings, batch=local, share=share, bf16=True)
     numbers: Any = model  # a record of numbers, by name
     where = ClusterPlan(
-        devices=args.processes, tflops=args.tflops, parallel="ddp", batch=local, accumulate=1, images=images,
+        devices=args.processes, tflops=args.tflops, parallel="ddp", batch=local, accumulate=args.accumulate, images=images,
         epochs=args.epochs, storage_gbs=2.0, save_minutes=30.0, restart_minutes=10.0,
     )  # fmt: skip
     training: Any = cluster(
