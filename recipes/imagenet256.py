@@ -195,8 +195,8 @@ def plan(args: argparse.Namespace) -> dict[str, Any]:
     model = estimate(config, settings, batch=local, share=share, bf16=True)
     numbers: Any = model  # a record of numbers, by name
     where = ClusterPlan(
-        devices=args.processes, tflops=args.tflops, parallel="ddp", batch=local, accumulate=args.accumulate, images=images,
-        epochs=args.epochs, storage_gbs=2.0, save_minutes=30.0, restart_minutes=10.0,
+        devices=args.processes, tflops=args.tflops, parallel="ddp", batch=local, accumulate=args.accumulate,
+        images=images, epochs=args.epochs, storage_gbs=2.0, save_minutes=30.0, restart_minutes=10.0,
     )  # fmt: skip
     training: Any = cluster(
         config, where, parameters=numbers["parameters"]["total"],

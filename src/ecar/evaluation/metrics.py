@@ -52,7 +52,8 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
 def kernel_distance(real: Tensor, fake: Tensor, *, subsets: int = 100, subset_size: int = 1000) -> tuple[float, float]:
     """KID (1801.01401): mean and standard deviation over subsets of the unbiased MMD with a cubic kernel.
 
-    torchmetrics draws the subsets from the global generator: it is forked and seeded here.
+    torchmetrics draws the subsets from the global generator: it is forked and seeded here. It would also gather
+    features from all processes, which may have left.
     """
     from torchmetrics.image.kid import KernelInceptionDistance
 
@@ -60,7 +61,9 @@ def kernel_distance(real: Tensor, fake: Tensor, *, subsets: int = 100, subset_si
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.manual_seed(0)
-        metric = KernelInceptionDistance(feature=nn.Identity(), subsets=subsets, subset_size=size)
+        metric = KernelInceptionDistance(
+            feature=nn.Identity(), subsets=subsets, subset_size=size, sync_on_compute=False
+        )
         metric.update(real.double(), real=True)
         metric.update(fake.double(), real=False)
         mean, std = metric.compute()
