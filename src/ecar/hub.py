@@ -21,7 +21,7 @@ from ecar.sampling.pictures import grid
 if TYPE_CHECKING:
     from ecar.sampling.pipeline import Pipeline
 
-_PRIVATE = ("out", "config", "device", "trackers")  # of training.json: where it ran, not how
+_PRIVATE = ("out", "config", "device")  # of training.json: where it ran, not how
 _NOT_METRICS = {"num", "against", "biased_small_sample"}
 
 

@@ -41,15 +41,14 @@ def train(config: TrainConfig) -> Path:
         source = Source.find(config, out)
         asked = source.with_defaults(config) if source else config.resolve()
         options = changed(asked, device=world.local_device(device))
-        allowed = asked.changes.allow_change
-        differs = check_options(out, TrainConfig, asked, allowed) if world.rank == 0 else ""
+        if world.rank == 0:
+            check_options(out, TrainConfig, asked)
         check_divides(options.run.batch_size, rows_per_stage(options), world.size, options.scale.accumulate)
         world.barrier()
         task = _make(options, out, world, source)
         trainer = Trainer(
-            task, options.run, out, ema=options.optimizer.ema, scale=options.scale, world=world, stop=stop,
-            changed=differs,
-        )  # fmt: skip
+            task, options.run, out, ema=options.optimizer.ema, scale=options.scale, world=world, stop=stop
+        )
         if world.rank == 0:  # now that the data are accepted too
             keep_options(out, asked)
         try:
@@ -74,7 +73,7 @@ def _make(config: Training, out: Path, world: World, source: Source | None) -> G
     wanted = with_data(build_config(config, tokenizer), table)
     model = source.build(config, wanted) if source else build_model(wanted)
     teacher = None
-    if config.distill.distill and source is not None:
+    if config.distill.distill is not None and source is not None:
         teacher = Teacher.load(config, source.fingerprint, source.config, model.config)
         model.config = model.config.replace(sampling=teacher.sampling())
     if config.scale.parallel == "ddp" or world.size == 1:  # slices go to the device block by block

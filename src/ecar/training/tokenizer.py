@@ -156,12 +156,11 @@ class Autoencoder:
     def rate(self, step: int) -> float:
         return self.config.optimizer.lr * _cosine(step, self.config.run.max_steps)
 
-    def check(self, record: dict[str, Any]) -> str:
+    def check(self, record: dict[str, Any]) -> None:
         if different := differences(record, self.data):
             raise ValueError(
                 f"the data changed since the checkpoint ({different}); restore them, or choose another --out"
             )
-        return ""
 
     def restore(self, tensors: dict[str, Tensor], updates: int) -> None:
         if self.loss.adversary is not None:
