@@ -79,8 +79,8 @@ def contents(folder: Path) -> dict[str, str]:
 def test_shards_hold_latents_of_both_flips_labels_and_stable_names(photos: Path, tmp_path: Path) -> None:
     encode.run(arguments(photos, tmp_path / "cache", flip=True))
     record = json.loads((tmp_path / "cache" / "cache.json").read_text())
-    assert [s["images"] for s in record["shards"]] == [3, 3, 3, 1] and record["images"] == 10
-    assert [s["rows"] for s in record["shards"]] == [[0, 3], [3, 7], [7, 10], [10, 11]]
+    assert [s["images"] for s in record["shards"]] == [3, 2, 3, 2] and record["images"] == 10
+    assert [s["rows"] for s in record["shards"]] == [[0, 3], [3, 6], [6, 9], [9, 11]]
     assert len(record["skipped"]) == 1 and "04.png" in record["skipped"][0]
     assert image_ids(tmp_path / "cache")[2:6] == ["cat/02.png", "cat/03.png", "cat/05.png", "dog/06.png"]
     table, tokenizer = load_latents(str(tmp_path / "cache"))

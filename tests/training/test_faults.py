@@ -28,6 +28,7 @@ from ecar.data.shards import load_latents
 from ecar.files import tensors
 from ecar.pretrained.build import build_model
 from ecar.pretrained.folders import save_model
+from ecar.processes.signals import Stopped
 from ecar.tokenizers import PixelTokenizer
 from ecar.training import build, generator, loop
 from ecar.training import tokenizer as tokenizer_module
@@ -36,7 +37,6 @@ from ecar.training.curves import LossCurves
 from ecar.training.engine import checkpoint
 from ecar.training.engine import log as log_module
 from ecar.training.engine.checkpoint import load_checkpoint
-from ecar.training.engine.signals import Stopped
 
 SECOND = """
 import os, signal, sys

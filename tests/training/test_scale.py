@@ -11,8 +11,8 @@ import torch
 from test_training import killed_at_five, lines, options, weights
 
 from ecar.cli.main import main
+from ecar.processes.world import World
 from ecar.training import loop
-from ecar.training.engine.distributed import World
 
 
 def same_run(a: Path, b: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ecar.training.engine.distributed import Part
+from ecar.processes.world import Part
 from ecar.training.engine.log import read_log
 from ecar.training.engine.options import RunOptions, ScaleOptions
 from ecar.training.engine.task import Losses

@@ -24,11 +24,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from ecar.processes.signals import Stopped
+from ecar.processes.world import World
 from ecar.training import loop, loss
 from ecar.training.config import TrainConfig
 from ecar.training.engine import trainer
-from ecar.training.engine.distributed import World
-from ecar.training.engine.signals import Stopped
 
 TORCHRUN = ["-m", "torch.distributed.run", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
 

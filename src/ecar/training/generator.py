@@ -14,13 +14,13 @@ from ecar.devices import mixed_precision
 from ecar.files.options import flat
 from ecar.network.model import StageModel
 from ecar.pretrained.build import build_model
+from ecar.processes.world import Part
 from ecar.tokenizers import Tokenizer
 from ecar.training.build import rows_per_stage
 from ecar.training.config import Training
 from ecar.training.curves import LossCurves
 from ecar.training.distill import Teacher
 from ecar.training.draws import BatchesAhead
-from ecar.training.engine.distributed import Part
 from ecar.training.engine.log import by_the_way
 from ecar.training.engine.optim import learning_rate, make_optimizers
 from ecar.training.engine.task import Losses

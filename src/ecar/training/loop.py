@@ -11,13 +11,14 @@ from ecar.devices import resolve_device
 from ecar.files.lock import run_lock
 from ecar.files.options import changed
 from ecar.pretrained.build import build_model
+from ecar.processes.signals import Stopped, StopRequest
+from ecar.processes.world import World
 from ecar.training.build import build_config, check_model, load_table, rows_per_stage, with_data
 from ecar.training.config import TrainConfig, Training
 from ecar.training.distill import Teacher
-from ecar.training.engine.distributed import World, check_divides
+from ecar.training.engine.distributed import check_divides
 from ecar.training.engine.memory import memory_advice
 from ecar.training.engine.resume import check_options, keep_options, make_out
-from ecar.training.engine.signals import Stopped, StopRequest
 from ecar.training.engine.trainer import NonFiniteLossError as NonFiniteLossError
 from ecar.training.engine.trainer import Trainer
 from ecar.training.finetune import Source

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ecar.training.engine.distributed import Part
+from ecar.processes.world import Part
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,9 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ecar.processes.signals import Stopped, StopRequest
+from ecar.processes.watchdog import BACKWARD, FORWARD, READ, SAVE, UPDATE, WAIT, Watchdog
+from ecar.processes.world import World
 from ecar.training.engine.about import run_record
 from ecar.training.engine.checkpoint import (
     find_checkpoint,
@@ -21,7 +24,7 @@ from ecar.training.engine.checkpoint import (
     restore_training,
     training_tensors,
 )
-from ecar.training.engine.distributed import World, no_sync, parallel
+from ecar.training.engine.distributed import no_sync, parallel
 from ecar.training.engine.ema import EMA
 from ecar.training.engine.log import RunLog, by_the_way
 from ecar.training.engine.options import RunOptions, ScaleOptions
@@ -30,9 +33,7 @@ from ecar.training.engine.resume import check_max_steps
 from ecar.training.engine.saving import Saver, in_background
 from ecar.training.engine.sharded import restore_sharded
 from ecar.training.engine.sharding import shard, whole
-from ecar.training.engine.signals import Stopped, StopRequest
 from ecar.training.engine.task import Losses, Task
-from ecar.training.engine.watchdog import BACKWARD, FORWARD, READ, SAVE, UPDATE, WAIT, Watchdog
 
 MAX_BAD_STEPS = 5
 GRADIENT_NORM = 1.0  # at most, of an update
