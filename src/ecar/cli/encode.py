@@ -76,6 +76,7 @@ def run(arguments: Sequence[str]) -> None:
         summary = _encode(options, command, world.local_device(device), world)
         if world.rank == 0:
             print(json.dumps({**summary, "seconds": round(time.perf_counter() - start, 2)}))
+        world.meet("end")
         world.stop()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -121,7 +122,7 @@ class World:
         return cast(T, answer[0])
 
     def first_then_others(self, work: Callable[[], T]) -> T:
-        """``work`` on rank 0, whose download or index the others find when they do the same; errors as ``from_first``."""
+        """``work`` on rank 0, whose download or index the others find when they do it too; errors as ``from_first``."""
         done: list[T] = []
         self.from_first(lambda: done.append(work()))
         return done[0] if self.rank == 0 else work()
@@ -130,6 +131,18 @@ class World:
         """Wait for all ranks."""
         if self.size > 1:
             dist.barrier()
+
+    def meet(self, where: str) -> None:
+        """Wait for all ranks at a place of this name, once, where they do not work together any more. Not by a
+        collective: whoever leaves first closes its connections, and may do so while another is still in the collective.
+        Signals are heard meanwhile; of a rank that dies, torchrun tells the others by one.
+        """
+        if self.size == 1:
+            return
+        store = dist.distributed_c10d._get_default_store()
+        store.set(f"{where}/{self.rank}", "there")
+        while not store.check([f"{where}/{rank}" for rank in range(self.size)]):
+            time.sleep(0.05)
 
     def stop(self) -> None:
         """Leave the process group."""
