@@ -56,11 +56,11 @@ class Adversary:
 
     def __init__(self, weight: float, device: str, seed: int) -> None:
         self.weight, self.updates = weight, 0
-        self.features = EfficientNetLite(2).to(device, memory_format=torch.channels_last)
+        self.features = EfficientNetLite(2).to(device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.network = Verdicts()
-        self.network.to(device, memory_format=torch.channels_last)
+        self.network.to(device)
         parameters = self.network.parameters()
         self.optimizer = torch.optim.AdamW(parameters, lr=_LEARNING_RATE, betas=(0.5, 0.95), weight_decay=0.0)
 
