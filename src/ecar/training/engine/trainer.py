@@ -33,7 +33,7 @@ from ecar.training.engine.resume import check_max_steps
 from ecar.training.engine.saving import Saver, in_background
 from ecar.training.engine.sharded import restore_sharded
 from ecar.training.engine.sharding import shard, whole
-from ecar.training.engine.task import Losses, Task
+from ecar.training.engine.task import Losses, Task, Watch
 
 MAX_BAD_STEPS = 5
 GRADIENT_NORM = 1.0  # at most, of an update
@@ -55,6 +55,7 @@ class Trainer:
         scale: how a step is computed.
         world: this process among those of the run.
         stop: says when to stop early.
+        watch: looks at the averaged weights now and then.
     """
 
     def __init__(
@@ -67,10 +68,11 @@ class Trainer:
         scale: ScaleOptions = _WHOLE,
         world: World = _ALONE,
         stop: StopRequest | None = None,
+        watch: Watch | None = None,
     ) -> None:
         self.task, self.options, self.out, self.scale = task, run, out, scale
         self.world, self.stop = world, stop or StopRequest()
-        self.watchdog = Watchdog(world)
+        self.watch, self.watchdog = watch, Watchdog(world)
         self.losses, units, self.unused = task.wrapped()
         self.sharded = scale.parallel == "fsdp" and world.size > 1
         if self.sharded:  # before anything holds on to parameters
@@ -225,6 +227,10 @@ class Trainer:
 
     def _at_intervals(self, saver: Saver, log: RunLog | None) -> None:
         run, last = self.options, self.step == self.options.max_steps
+        if self.watch is not None and (self.step % self.watch.every == 0 or last):
+            weights = self.averaged()
+            if log is not None:
+                log.write(step=self.step, **self.watch(weights))
         if self.step % run.save_every and not last:
             return
         self._save(saver, last=last)
