@@ -112,3 +112,27 @@ def test_held_out_data_of_another_kind_are_refused_before_anything_is_encoded(
     for name, message in (("unknown", "the classes"), ("other", "another tokenizer"), ("larger", "images of")):
         with pytest.raises(ValueError, match=f"--val-data .*{name} .*{message}"):
             loop.train(options(digits_folder, tmp_path / "run", val_data=str(tmp_path / name)))
+
+
+@pytest.mark.usefixtures("often")
+def test_patience_ends_a_run_once_and_final_is_the_best_average(digits_folder: Path, tmp_path: Path) -> None:
+    """The same command again must not train on from where the loss turned."""
+    held, few = tmp_path / "held", tmp_path / "few"
+    for name in ("zero", "one", "seven"):  # few images, learnt by heart at a large rate
+        (few / name).mkdir(parents=True)
+        shutil.copy(digits_folder / name / "0.png", few / name)
+    shutil.copytree(digits_folder, held)
+    run = options(few, tmp_path / "run", val_data=str(held), patience=2, max_steps=400, lr=3e-2)
+    final = loop.train(run)
+    found = of_steps(tmp_path / "run", "val_loss")
+    last = max(found)
+    assert last < 400 and min(found.values()) < found[last]
+    best, kept = load_file(tmp_path / "run" / "best.safetensors"), load_file(final / "model.safetensors")
+    assert all(torch.equal(best[name], kept[name]) for name in best)
+    loop.train(run)
+    assert max(of_steps(tmp_path / "run", "val_loss")) == last
+
+
+def test_patience_needs_held_out_data(digits_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"--patience .* needs --val-data"):
+        options(digits_folder, tmp_path, patience=3)

@@ -37,7 +37,8 @@ def draw_batch(
     latents = table.batch(side, rows, derive_seed(config.run.seed, 3, step))
     dropped = torch.rand(config.run.batch_size, generator=generator) < config.data.label_dropout
     labels = torch.where(dropped, null_class, table.labels[rows])
-    draws, to = draw_noise(config, plan, *latents.shape[:2], generator), config.run.device
+    batch, channels = latents.shape[:2]
+    draws, to = draw_noise(config, plan, batch, channels, generator), config.run.device
     return latents.to(to), labels.to(to), draws.to(to)
 
 

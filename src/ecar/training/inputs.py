@@ -26,6 +26,9 @@ class DataOptions(ReadOptions):
     val_data: str | None = option(None, free=True)
     """Held-out data, whose loss is logged too: images or a latent cache of the classes and tokenizer of --data, or a
     share of --data such as 0.05, which is then not trained on. At most 256 images are used."""
+    patience: int = option(0, free=True)
+    """End where the held-out loss has not fallen for so many looks in a row; final is then the average with the lowest
+    one, its decay the first of --ema. 0: never."""
     flip: bool = False
     """Mirror half of the images. Off by default: letters and shoes have a direction."""
     label_dropout: float = 0.1
@@ -40,6 +43,8 @@ class DataOptions(ReadOptions):
             )
         if self.own_samples and (self.tokenizer or self.flip):
             raise ValueError(f"--data {self.data} goes without --tokenizer and --flip")
+        if self.patience < 0 or (self.patience and self.val_data is None):
+            raise ValueError(f"--patience must be 0 or more, and needs --val-data; got {self.patience}")
         if self.val_data == "":
             raise ValueError("--val-data takes a name or a share, and it is empty")
 

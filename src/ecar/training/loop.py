@@ -60,7 +60,7 @@ def train(config: TrainConfig) -> Path:
         except Stopped:  # by all ranks, after the same step
             world.stop()
             raise
-        _finish(trainer, task)
+        _finish(trainer, task, watch)
     world.stop()
     return out / "final"
 
@@ -89,12 +89,14 @@ def _make(config: Training, out: Path, world: World, source: Source | None) -> t
     return task, None if kept is None else HeldOutLoss(task, kept)
 
 
-def _finish(trainer: Trainer, task: Generator) -> None:
+def _finish(trainer: Trainer, task: Generator, watch: HeldOutLoss | None) -> None:
     """Write the final models; every rank has slices of them."""
     config, out, source = task.config, task.out, task.source
     for decay in config.optimizer.ema:
         weights = trainer.averaged(decay)
         if trainer.world.rank == 0:
+            if watch is not None and decay == config.optimizer.ema[0]:
+                weights = watch.best() or weights
             save_final(task.averaged(weights), task.tokenizer, config, out, decay, source)
     if source is not None and trainer.world.rank == 0:
         source.save_adapter(out, task.module.config, trainer.ema.weights)

@@ -4,20 +4,25 @@ time, so that its curve is smooth."""
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ecar.data.latents import LatentTable
 from ecar.data.order import derive_seed
 from ecar.devices import mixed_precision
+from ecar.files.tensors import write_tensors
 from ecar.training.draws import draw_noise
+from ecar.training.engine.log import read_log
 from ecar.training.generator import Generator
 from ecar.training.loss import stage_losses
 
 _COST = 0.05  # of the time of training, at most, about
 _FORWARD = 1 / 3  # of a training step's time, per image
 _PART = 64  # images in one pass, at most
+_BEST = "best.safetensors"  # averaged weights, where there is patience
 
 
 class HeldOutLoss:
@@ -41,9 +46,32 @@ class HeldOutLoss:
         least = factor * len(table) * _FORWARD / (_COST * task.rows[-1])
         self.every = config.run.log_every * math.ceil(least / config.run.log_every)
 
-    @torch.no_grad()
+    @property
+    def turned(self) -> bool:
+        """Whether the log shows that the loss has not fallen for as many looks as the run has patience."""
+        patience, found = self.task.config.data.patience, self._losses()
+        return 0 < patience < len(found) and min(found[-patience:]) >= min(found[:-patience])
+
+    def best(self) -> dict[str, Tensor] | None:
+        """The averaged weights with the lowest loss, where there is patience."""
+        path = self._best_file()
+        return load_file(path) if self.task.config.data.patience and path.exists() else None
+
+    def _best_file(self) -> Path:
+        return self.task.out / _BEST
+
+    def _losses(self) -> list[float]:
+        return [line["val_loss"] for line in read_log(self.task.out) if "val_loss" in line]
+
     def __call__(self, weights: dict[str, Tensor]) -> dict[str, float]:
         """``val_loss`` and ``val_loss_K`` of each stage for averaged weights, in the units of the training loss."""
+        found = self._look(weights)
+        if self.task.config.data.patience and found["val_loss"] <= min(self._losses(), default=math.inf):
+            write_tensors(self._best_file(), {name: tensor.cpu().contiguous() for name, tensor in weights.items()})
+        return found
+
+    @torch.no_grad()
+    def _look(self, weights: dict[str, Tensor]) -> dict[str, float]:
         config, teacher = self.task.config, self.task.loss.teacher
         model, device = self.task.averaged(weights), config.run.device
         sums = torch.zeros(len(model.plan), dtype=torch.float64)

@@ -81,6 +81,7 @@ class Trainer:
         self.optimizers, others = task.optimizers()
         self.saved_optimizers = self.optimizers + others
         self.step = self.skipped = self.seen = 0
+        self.turned = False
         folder = world.from_first(lambda: find_checkpoint(out))
         if folder is not None:
             self._restore(folder)
@@ -110,6 +111,7 @@ class Trainer:
             stack.enter_context(self.task)
             if not self.sharded:
                 stack.enter_context(self._parallel())
+            self._look_back(log)
             self._steps(log, saver)
 
     @contextmanager
@@ -138,7 +140,7 @@ class Trainer:
         run, first, pace = self.options, log is not None, Pace(self.options.device, log)
         sums, steps, bad, start = torch.zeros(len(self.task.names)), 0, 0, time.perf_counter()
         bar = tqdm(total=run.max_steps, initial=self.step, desc="training", disable=None if first else True)
-        while self.step < run.max_steps:
+        while self.step < run.max_steps and not self.turned:
             self.step, self.seen = self.step + 1, self.seen + run.batch_size
             with pace.step(self.step):
                 means = self.train_step()
@@ -231,6 +233,8 @@ class Trainer:
             weights = self.averaged()
             if log is not None:
                 log.write(step=self.step, **self.watch(weights))
+            self._look_back(log)
+            last = last or self.turned
         if self.step % run.save_every and not last:
             return
         self._save(saver, last=last)
@@ -239,6 +243,11 @@ class Trainer:
             if log is not None:
                 with by_the_way("a grid of samples"):
                     log.image("samples", self.task.picture(weights, self.step), self.step)
+
+    def _look_back(self, log: RunLog | None) -> None:
+        """Whether to end by what the watch says; all ranks agree."""
+        turned = self.watch is not None and log is not None and self.watch.turned
+        self.turned = bool(self.world.largest(int(turned)))
 
     def _save(self, saver: Saver, *, last: bool) -> None:
         if self.world.rank == 0:
