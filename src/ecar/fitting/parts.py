@@ -20,7 +20,7 @@ from ecar.evaluation.reference import read_images
 from ecar.files.options import flag
 from ecar.fitting.measure import EXTRACTOR, reconstruct
 from ecar.fitting.options import NEW, Choices, FitConfig
-from ecar.fitting.plan import SCALES
+from ecar.fitting.plan import JUDGED, SCALES
 from ecar.fitting.split import Split
 from ecar.fitting.tokens import new_sizes
 from ecar.pretrained.folders import load_model, save_model, weights_fingerprint
@@ -35,7 +35,6 @@ from ecar.training.tokenizer import train_tokenizer
 TOKENIZER_BATCH = 16
 _SAVE_SECONDS = 60.0  # between checkpoints: what a kill costs at most
 _LOOKS = 6  # the held-out loss may stay above its lowest for a sixth of the looks
-_JUDGED = 128  # samples that guidance is chosen by, at most
 _CROP = 128  # pixels, of tokenizer training
 
 
@@ -177,7 +176,7 @@ def distil(work: Work) -> dict[str, Any]:
     """Choose a scale of guidance by its samples, and distil it; the student is kept where it is no worse than the
     teacher without guidance."""
     teacher, student, steps = work.folder / "train" / "final", work.folder / "student", work.choices.student_steps or 0
-    judge = _Judge(work, min(work.choices.samples or _JUDGED, _JUDGED))
+    judge = _Judge(work, min(work.choices.samples or JUDGED, JUDGED))
     found = judge.scales(teacher)
     scale = min(found, key=lambda one: found[one])
     record: dict[str, Any] = {"kid_by_scale": {str(one): round(kid, 3) for one, kid in found.items()}, "scale": scale}

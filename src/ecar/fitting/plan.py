@@ -23,12 +23,15 @@ _SIDES = (256, 128, 64, 32)
 _ENLARGED = 1.15  # times at most, of half of the pictures
 _LOOKED_AT = 48  # held-out pictures that tokenizers are measured on
 _PASSES, _OF = 20, 2000  # over so many pictures at most: what a training should see at least
+_FASTER = 1.5  # times, that smaller pictures have to be
 _LARGER = {"s": (3e17, 5_000), "b": (3e19, 100_000)}  # training FLOPs and pictures from which a larger size pays
 _COMPILED = 1800.0  # seconds for everything from which compiling on a CPU pays
 _LEAST_STEPS, _LEAST_STUDENT = 20, 10
 _WATCH, _DISTIL = 1.06, 1.8  # a step with its share of looks, saves and grids; a step of a student
 _STUDENT = 0.1  # of the steps of the training
-_TOKENIZER, _JUDGED, _CRITIC = 0.25, 0.12, 0.08  # shares of the time
+JUDGED = 128  # samples that guidance is chosen by, at most
+_TOKENIZER, _JUDGED, _CRITIC, _GUIDANCE = 0.25, 0.12, 0.08, 0.15  # shares of the time
+_JUDGED_AT_MOST = 0.3  # else nothing is judged
 _REPORT = 10.0  # seconds
 
 
@@ -70,14 +73,19 @@ def make_plan(config: FitConfig, split: Split, spent: float) -> Plan:
     """
     device = resolve_device(config.allowance.device)
     sides = [config.choices.resolution] if config.choices.resolution else _sides(split)
+    best: tuple[Tokens, _Measured, Tensor] | None = None
     for side in sides:
         images = read_images(str(split.held_out), "train", side, side, _LOOKED_AT).images
         tokens = choose_tokenizer(config.choices.tokenizer, images, config.allowance.seconds, device)
         measured = _Measured.of(config, split, tokens, side, device)
+        if best is not None and measured.speed.step > best[1].speed.step / _FASTER:
+            break  # smaller pictures would win nothing
+        best = tokens, measured, images
         seen = config.allowance.seconds / 2 / measured.speed.step * measured.batch
         if seen >= _PASSES * min(split.images, _OF):
             break  # else smaller pictures, of which more are seen
-    return _plan(config, split, tokens, measured, images, spent)
+    assert best is not None
+    return _plan(config, split, *best, spent)
 
 
 @dataclass(frozen=True)
@@ -133,9 +141,10 @@ def _plan(config: FitConfig, split: Split, tokens: Tokens, measured: _Measured, 
     if tokenizer_steps:
         seconds["tokenizer"] = tokenizer_steps * tokenizer_step
     seconds["encode"] = copies * tokens.measured.encode
-    guided = split.classes > 1 and extractor is not None
     samples, judged = _samples(choices, split, speed.sample, look, total if extractor else 0.0)
-    scales = len(SCALES) * min(samples, 128) * (2 * speed.sample + look) if guided and samples else 0.0
+    scales = len(SCALES) * min(samples, JUDGED) * (2 * speed.sample + look)
+    guided = split.classes > 1 and samples > 0 and (bool(choices.student_steps) or scales <= _GUIDANCE * total)
+    scales = scales if guided else 0.0
     critic = choices.critic_images
     if critic is None:
         critic = min(1000, split.images)
@@ -146,7 +155,7 @@ def _plan(config: FitConfig, split: Split, tokens: Tokens, measured: _Measured, 
     steps = choices.max_steps or max(_LEAST_STEPS, int(rest / (speed.step * share)))
     student = choices.student_steps
     if student is None:
-        student = max(_LEAST_STUDENT, round(_STUDENT * steps)) if guided and samples else 0
+        student = max(_LEAST_STUDENT, round(_STUDENT * steps)) if guided else 0
     seconds["train"] = speed.start + steps * speed.step * _WATCH
     seconds |= {"guidance": scales + student * speed.step * _DISTIL} if student else {}
     seconds |= {"evaluate": judged} if samples else {}
@@ -185,7 +194,8 @@ def _samples(choices: Choices, split: Split, sample: float, look: float, total: 
     if not total:
         return 0, 0.0
     count = max(32, min(2000, int((_JUDGED * total - fixed) / each)))
-    return count, count * each + fixed
+    seconds = count * each + fixed
+    return (count, seconds) if seconds <= _JUDGED_AT_MOST * total else (0, 0.0)
 
 
 def _why(
@@ -204,6 +214,8 @@ def _why(
     notes = []
     if split.images < FEW:
         notes.append(f"{split.images} pictures are few: the training stops where it begins to learn them by heart")
+    if not choices.samples and not missing:
+        notes.append("there is too little time to judge samples")
     if missing:
         notes.append(f"nothing is judged, and guidance stays as it is: {missing}")
     if needed > 1.2 * total:

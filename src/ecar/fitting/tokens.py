@@ -39,8 +39,9 @@ class Tokens:
 
 
 def choose_tokenizer(name: str | None, images: Tensor, seconds: float, device: str) -> Tokens:
-    """The bundled tokenizer that gives ``images`` (N, 3, H, W) uint8 back best; trained further where that is not good
-    and there is time, or the pixels themselves where it is poor and there is none.
+    """Of the bundled tokenizers that give ``images`` (N, 3, H, W) uint8 back well, the one with the fewest tokens.
+
+    Where none does: the best one, trained further if there is time, or pixels if it is poor and there is none.
 
     Args:
         name: the user's choice, if any.
@@ -59,9 +60,12 @@ def choose_tokenizer(name: str | None, images: Tensor, seconds: float, device: s
         return Tokens(name, tokenizer, False, measured, f"as asked; {_decibels(measured, len(images))}")
     found = {name: one for name in _candidates() if (one := _try(name, images, device)) is not None}
     if found:
+        good = [name for name in found if found[name][1].psnr >= GOOD]
         best = max(found, key=lambda name: found[name][1].psnr)
+        best = min(good, key=lambda name: (_tokens(found[name][0], side), -found[name][1].psnr)) if good else best
         tokenizer, measured = found[best]
-        words = f"{_decibels(measured, len(images))}, the best of {', '.join(map(short, found))}"
+        others = [f"{short(name)} {one[1].psnr:.1f} dB" for name, one in found.items() if name != best]
+        words = "; ".join([_decibels(measured, len(images)), *others])
         if measured.psnr >= GOOD:
             return Tokens(best, tokenizer, False, measured, words)
         if seconds >= _TIME:
@@ -91,6 +95,12 @@ def token_patch(side: int) -> int:
     return 1
 
 
+def _tokens(tokenizer: Tokenizer, side: int) -> int:
+    """Of the last stage."""
+    latent = side // tokenizer.factor
+    return (latent // token_patch(latent)) ** 2
+
+
 def short(name: str) -> str:
     """A bundled model's tokenizer by the model's name."""
     return next((f"{model}'s" for model in bundled_models() if name == _of_model(model)), name)
@@ -107,8 +117,11 @@ def _candidates() -> list[str]:
 def _try(name: str, images: Tensor, device: str) -> tuple[Tokenizer, Reconstruction] | None:
     """None where it does not fit: the side does not divide, the latent is tiny, or it knows no colours."""
     tokenizer, side = load_tokenizer(name), images.shape[-1]
-    latent = side // tokenizer.factor
-    if side % (2 * tokenizer.factor) or latent < _LEAST_SIDE or (latent // token_patch(latent)) ** 2 > _MOST_TOKENS:
+    if (
+        side % (2 * tokenizer.factor)
+        or side // tokenizer.factor < _LEAST_SIDE
+        or _tokens(tokenizer, side) > _MOST_TOKENS
+    ):
         return None
     try:
         return tokenizer, reconstruct(tokenizer, images, device)
