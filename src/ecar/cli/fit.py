@@ -18,7 +18,7 @@ def run(arguments: Sequence[str]) -> None:
         words.insert(0, "--data")
     config = parse(FitConfig, words, "fit")
     from ecar.fitting.run import fit
-    from ecar.training.engine.signals import exit_when_stopped
+    from ecar.processes.signals import exit_when_stopped
 
     with exit_when_stopped():
         summary = fit(config)

@@ -35,7 +35,7 @@ class Allowance:
 
     out: str
     """Folder of the model. The same command again goes on."""
-    config: str | None = option(None, resume="free")
+    config: str | None = option(None, free=True)
     """Recipe with all that was chosen (TOML): the recipe.toml of another model. Flags win over it."""
     minutes: float | None = None
     """Time for everything; default: that of --effort."""
@@ -73,7 +73,7 @@ class Choices:
     tokenizer_steps: int | None = None
     """Steps to train the tokenizer on these pictures; 0: take it as it is."""
     preset: str | None = None
-    """Size of the model: nano, ti, s, b, l or xl."""
+    """Size of the model: nano, ti, s, b, l or xl, or sizes such as 192x6x1+6."""
     stages: int | None = None
     """Number of stages."""
     patch: int | None = None

@@ -101,7 +101,7 @@ def fit_tokenizer(work: Work) -> dict[str, Any]:
     values: dict[str, Any] = {
         "data": (str(work.split.train),), "resolution": work.side, "max_steps": choices.tokenizer_steps,
         "batch_size": TOKENIZER_BATCH, "seed": work.config.allowance.seed, "device": work.device, "perceptual": 0.0,
-        "save_every": max(20, int(choices.tokenizer_steps or 0) // 10), "sample_every": 0, "trackers": (),
+        "save_every": max(20, int(choices.tokenizer_steps or 0) // 10),
         "out": str(out),
     }  # fmt: skip
     if work.side > _CROP:
@@ -149,7 +149,7 @@ def fit_model(work: Work) -> dict[str, Any]:
         "stages": choices.stages, "patch": choices.patch, "batch_size": choices.batch_size, "max_steps": steps,
         **_rates(steps), **_ways(work, steps), "out": str(work.folder / "train"),
     }  # fmt: skip
-    train(TrainConfig.of(**values))
+    train(TrainConfig.of(**values), pictures=False)
     losses = {line["step"]: line["val_loss"] for line in read_log(work.folder / "train") if "val_loss" in line}
     last, best = max(losses), min(losses, key=lambda step: losses[step])
     return {
@@ -164,11 +164,10 @@ def _rates(steps: int) -> dict[str, Any]:
 
 
 def _ways(work: Work, steps: int) -> dict[str, Any]:
-    """How a training of so many steps runs and what it writes."""
-    seed, every = work.config.allowance.seed, max(1, min(50, steps // 20))
+    """How a training of so many steps runs."""
     return {
-        "compile": bool(work.choices.compile), "device": work.device, "seed": seed, "log_every": every,
-        "save_every": work.every(steps), "sample_every": 0, "trackers": (),
+        "compile": bool(work.choices.compile), "device": work.device, "seed": work.config.allowance.seed,
+        "save_every": work.every(steps),
     }  # fmt: skip
 
 
@@ -183,12 +182,12 @@ def distil(work: Work) -> dict[str, Any]:
     if scale == 1:
         return {**record, "distilled": False}
     values: dict[str, Any] = {
-        "init_from": str(teacher), "distill": True, "distill_guidance": (scale,),
+        "init_from": str(teacher), "distill": (f"{scale:g}",),
         "data": str(work.folder / "latents"), "flip": work.config.photographs.flip,
         "batch_size": work.choices.batch_size, "max_steps": steps, **_rates(steps), "lr": 1e-3, **_ways(work, steps),
         "out": str(student),
     }  # fmt: skip
-    train(TrainConfig.of(**values))
+    train(TrainConfig.of(**values), pictures=False)
     kid = judge.kid(Pipeline.from_pretrained(student / "final", device=work.device), 1.0)
     kept = kid <= found[1.0]
     return {**record, "distilled": kept, "kid_of_student": round(kid, 3), "command": command("train", values)}

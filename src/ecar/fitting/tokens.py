@@ -12,7 +12,7 @@ from ecar.fitting.options import NEW
 from ecar.pretrained.folders import BUNDLED, bundled_models
 from ecar.tokenizers import ConvTokenizer, PixelTokenizer, Tokenizer, bundled_tokenizers, load_tokenizer
 
-GOOD = 22.0  # dB: below, a tokenizer is trained where there is time
+GOOD = 21.0  # dB: below, a tokenizer is trained where there is time
 POOR = 17.0  # dB: below, pixels themselves are better latents
 _LEAST_SIDE = 8  # of a latent
 _MOST_TOKENS = 256
@@ -39,7 +39,7 @@ class Tokens:
 
 
 def choose_tokenizer(name: str | None, images: Tensor, seconds: float, device: str) -> Tokens:
-    """Of the bundled tokenizers that give ``images`` (N, 3, H, W) uint8 back well, the one with the fewest tokens.
+    """Of the bundled tokenizers that give ``images`` (N, 3, H, W) uint8 back well, the one with the smallest latent.
 
     Where none does: the best one, trained further if there is time, or pixels if it is poor and there is none.
 
@@ -62,7 +62,7 @@ def choose_tokenizer(name: str | None, images: Tensor, seconds: float, device: s
     if found:
         good = [name for name in found if found[name][1].psnr >= GOOD]
         best = max(found, key=lambda name: found[name][1].psnr)
-        best = min(good, key=lambda name: (_tokens(found[name][0], side), -found[name][1].psnr)) if good else best
+        best = min(good, key=lambda name: (_numbers(found[name][0], side), -found[name][1].psnr)) if good else best
         tokenizer, measured = found[best]
         others = [f"{short(name)} {one[1].psnr:.1f} dB" for name, one in found.items() if name != best]
         words = "; ".join([_decibels(measured, len(images)), *others])
@@ -93,6 +93,11 @@ def token_patch(side: int) -> int:
         if side % (2 * patch) == 0 and (side // patch) ** 2 <= _MOST_TOKENS:
             return patch
     return 1
+
+
+def _numbers(tokenizer: Tokenizer, side: int) -> int:
+    """Of a latent."""
+    return tokenizer.channels * (side // tokenizer.factor) ** 2
 
 
 def _tokens(tokenizer: Tokenizer, side: int) -> int:

@@ -29,8 +29,12 @@ from ecar.training.run import save_final
 from ecar.training.watch import HeldOutLoss
 
 
-def train(config: TrainConfig) -> Path:
+def train(config: TrainConfig, *, pictures: bool = True) -> Path:
     """Train, or resume the run in ``config.run.out``; returns the folder of the final model.
+
+    Args:
+        config: options.
+        pictures: whether every checkpoint comes with a grid of samples.
 
     Raises:
         ValueError: bad options or data, or a run folder that holds a run with other options.
@@ -50,7 +54,15 @@ def train(config: TrainConfig) -> Path:
         world.barrier()
         task, watch = _make(options, out, world, source)
         trainer = Trainer(
-            task, options.run, out, ema=options.optimizer.ema, scale=options.scale, world=world, stop=stop, watch=watch
+            task,
+            options.run,
+            out,
+            ema=options.optimizer.ema,
+            scale=options.scale,
+            world=world,
+            stop=stop,
+            watch=watch,
+            pictures=pictures,
         )
         if world.rank == 0:  # now that the data are accepted too
             keep_options(out, asked)

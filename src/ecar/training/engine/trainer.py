@@ -56,6 +56,7 @@ class Trainer:
         world: this process among those of the run.
         stop: says when to stop early.
         watch: looks at the averaged weights now and then.
+        pictures: whether checkpoints come with a picture.
     """
 
     def __init__(
@@ -69,10 +70,11 @@ class Trainer:
         world: World = _ALONE,
         stop: StopRequest | None = None,
         watch: Watch | None = None,
+        pictures: bool = True,
     ) -> None:
         self.task, self.options, self.out, self.scale = task, run, out, scale
         self.world, self.stop = world, stop or StopRequest()
-        self.watch, self.watchdog = watch, Watchdog(world)
+        self.watch, self.pictures, self.watchdog = watch, pictures, Watchdog(world)
         self.losses, units, self.unused = task.wrapped()
         self.sharded = scale.parallel == "fsdp" and world.size > 1
         if self.sharded:  # before anything holds on to parameters
@@ -238,7 +240,9 @@ class Trainer:
         if self.step % run.save_every and not last:
             return
         self._save(saver, last=last)
-        if self.step >= run.save_every:  # after the checkpoint: it may fail; a short run has no pictures
+        if (
+            self.pictures and self.step >= run.save_every
+        ):  # after the checkpoint: it may fail; a short run has no pictures
             weights = self.averaged()
             if log is not None:
                 with by_the_way("a grid of samples"):
