@@ -304,7 +304,7 @@ def _write_shard(
 
 
 def _finish(out: Path, plan: dict[str, Any], tokenizer: Tokenizer, feed: Feed, bad: BadImages | None) -> None:
-    """Statistics, tokenizer, and ``cache.json`` as the last file. ``bad`` is asked of what several processes skipped."""
+    """Statistics, tokenizer, and ``cache.json`` as the last file. ``bad`` is asked of what all processes skipped."""
     notes = list(shard_notes(out).values())
     skipped, shards = [line for note in notes for line in note["skipped"]], [note for note in notes if note["images"]]
     for line in skipped:

@@ -121,7 +121,7 @@ class World:
         return cast(T, answer[0])
 
     def first_then_others(self, work: Callable[[], T]) -> T:
-        """``work`` on rank 0, whose download or index the others find when they do the same; errors as ``from_first``."""
+        """``work`` on rank 0, whose download or index others find when they do the same. Errors as ``from_first``."""
         done: list[T] = []
         self.from_first(lambda: done.append(work()))
         return done[0] if self.rank == 0 else work()
