@@ -10,6 +10,7 @@ import torch
 from ecar.devices import resolve_device
 from ecar.files.lock import run_lock
 from ecar.files.options import changed
+from ecar.files.records import make_out
 from ecar.pretrained.build import build_model
 from ecar.processes.signals import Stopped, StopRequest
 from ecar.processes.world import World
@@ -18,7 +19,7 @@ from ecar.training.config import TrainConfig, Training
 from ecar.training.distill import Teacher
 from ecar.training.engine.distributed import check_divides
 from ecar.training.engine.memory import memory_advice
-from ecar.training.engine.resume import check_options, keep_options, make_out
+from ecar.training.engine.resume import check_options, keep_options
 from ecar.training.engine.trainer import NonFiniteLossError as NonFiniteLossError
 from ecar.training.engine.trainer import Trainer
 from ecar.training.finetune import Source

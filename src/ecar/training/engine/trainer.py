@@ -28,7 +28,6 @@ from ecar.training.engine.distributed import no_sync, parallel
 from ecar.training.engine.ema import EMA
 from ecar.training.engine.log import RunLog, by_the_way
 from ecar.training.engine.options import RunOptions, ScaleOptions
-from ecar.training.engine.pace import Pace
 from ecar.training.engine.resume import check_max_steps
 from ecar.training.engine.saving import Saver, in_background
 from ecar.training.engine.sharded import restore_sharded
@@ -139,13 +138,12 @@ class Trainer:
         return log
 
     def _steps(self, log: RunLog | None, saver: Saver) -> None:
-        run, first, pace = self.options, log is not None, Pace(self.options.device, log)
+        run, first = self.options, log is not None
         sums, steps, bad, start = torch.zeros(len(self.task.names)), 0, 0, time.perf_counter()
         bar = tqdm(total=run.max_steps, initial=self.step, desc="training", disable=None if first else True)
         while self.step < run.max_steps and not self.turned:
             self.step, self.seen = self.step + 1, self.seen + run.batch_size
-            with pace.step(self.step):
-                means = self.train_step()
+            means = self.train_step()
             bar.update()
             if means is None:
                 bad, self.skipped = bad + 1, self.skipped + 1
