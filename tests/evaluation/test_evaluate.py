@@ -45,7 +45,7 @@ from ecar.training.config import TrainConfig
 def trained(digits_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = TrainConfig.of(
         data=str(digits_folder), out=str(tmp_path_factory.mktemp("run")), tokenizer="pixels:2", resolution=(8,),
-        width=16, heads=2, trunk_depth=1, head_depth=1, max_steps=2, batch_size=8, sample_every=0, trackers=(),
+        preset="16x2x1+1", max_steps=2, batch_size=8,
         dtype="fp32", device="cpu",
     )  # fmt: skip
     return loop.train(config)

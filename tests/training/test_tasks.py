@@ -94,8 +94,7 @@ class Line:
 def run(out: Path, steps: int, bad: tuple[int, ...] = (), accumulate: int = 1) -> Line:
     out.mkdir(exist_ok=True)
     options = RunOptions(
-        out=str(out), max_steps=steps, batch_size=4, device="cpu", save_every=3, sample_every=0, log_every=1,
-        trackers=(),
+        out=str(out), max_steps=steps, batch_size=4, device="cpu", save_every=3,
     )  # fmt: skip
     task = Line(bad)
     Trainer(task, options, out, ema=(0.5,), scale=ScaleOptions(accumulate=accumulate)).run()

@@ -68,7 +68,7 @@ def command(data: Path, out: Path, **changes: Any) -> list[str]:
     values = {k: v for k, v in job(data, out, **changes).items() if v not in (None, ()) and not isinstance(v, bool)}
     joined = {k: ",".join(map(str, v)) if isinstance(v, tuple) else v for k, v in values.items()}
     flags = [f"--{k.replace('_', '-')}={v}" for k, v in joined.items()]
-    return ["train", *flags, "--trackers"]
+    return ["train", *flags]
 
 
 @pytest.mark.parametrize("stopped", [False, True])

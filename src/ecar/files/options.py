@@ -18,16 +18,9 @@ from ecar.files.records import write_atomically
 T = TypeVar("T")
 
 
-def option(default: Any = dataclasses.MISSING, *, resume: str = "fixed", moves: tuple[str, ...] = ()) -> Any:
-    """A field of a group that says what it means for a run that is resumed.
-
-    Args:
-        default: of the field.
-        resume: "free" (may differ), "allowed" (may, where it is named by --allow-change) or "fixed", which fields that
-            say nothing are.
-        moves: properties of model and data that may differ with it.
-    """
-    return dataclasses.field(default=default, metadata={"resume": resume, "moves": moves})
+def option(default: Any = dataclasses.MISSING, *, free: bool) -> Any:
+    """A field of a group that may differ (``free``) from that of the run that is resumed; other fields may not."""
+    return dataclasses.field(default=default, metadata={"free": free})
 
 
 def flag(name: str) -> str:
@@ -90,15 +83,25 @@ def changed(options: T, **values: Any) -> T:
 
 def write_recipe(path: Path, options: Any, leave_out: tuple[str, ...] = ()) -> None:
     """Options as TOML, a table per group; what is None has no line."""
-    lines: list[str] = []
+    values: dict[str, Any] = {}
     for field in dataclasses.fields(options):
         group = getattr(options, field.name)
         if dataclasses.is_dataclass(group):
-            lines += ["", f"[{field.name}]"]
-            lines += [_line(n, v) for n, v in flat(group).items() if v is not None and n not in leave_out]
-        elif group is not None and field.name not in leave_out:
-            lines.insert(0, _line(field.name, group))  # before all tables
-    write_atomically(path, ("\n".join(lines).strip() + "\n").encode())
+            values[field.name] = {n: v for n, v in flat(group).items() if n not in leave_out}
+        elif field.name not in leave_out:
+            values[field.name] = group
+    write_atomically(path, recipe_text(values).encode())
+
+
+def recipe_text(values: dict[str, Any]) -> str:
+    """TOML of options and tables of options; what is None has no line."""
+    lines: list[str] = []
+    for name, value in values.items():
+        if isinstance(value, dict):
+            lines += ["", f"[{name}]", *(_line(n, v) for n, v in value.items() if v is not None)]
+        elif value is not None:
+            lines.insert(0, _line(name, value))  # before all tables
+    return "\n".join(lines).strip() + "\n"
 
 
 def read_recipe(path: Path, remedy: str) -> dict[str, Any]:
@@ -107,14 +110,18 @@ def read_recipe(path: Path, remedy: str) -> dict[str, Any]:
     Raises:
         ValueError: not to be read as TOML; it says so with the ``remedy``.
     """
-    try:
-        record = tomllib.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: cannot be read ({error}); {remedy}") from None
     values: dict[str, Any] = {}
-    for name, value in record.items():
+    for name, value in read_tables(path, remedy).items():
         values |= value if isinstance(value, dict) else {name: value}
     return {name.replace("-", "_"): value for name, value in values.items()}
+
+
+def read_tables(path: Path, remedy: str) -> dict[str, Any]:
+    """A file of TOML as it is; ValueError with the ``remedy`` where it is none."""
+    try:
+        return tomllib.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be read ({error}); {remedy}") from None
 
 
 def recipe_flags(path: Path, kind: type) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 
@@ -11,7 +10,15 @@ import torch
 from ecar.config import ModelConfig
 from ecar.files.access import check_readable
 from ecar.files.remote import check_repo_id, hub_reason
-from ecar.files.tensors import CONVERT, PICKLES, load_weights, write_tensors
+from ecar.files.tensors import (
+    CONVERT,
+    PICKLES,
+    UNKNOWN,
+    about,
+    load_weights,
+    tensors_fingerprint,
+    write_tensors,
+)
 from ecar.network.model import StageModel
 from ecar.pretrained.build import build_model
 from ecar.tokenizers import Tokenizer, load_tokenizer
@@ -86,9 +93,20 @@ def critic_file(folder: Path) -> Path | None:
 def save_model(folder: Path, model: StageModel, tokenizer: Tokenizer, dtype: torch.dtype = torch.float32) -> None:
     """Write a model folder; ``dtype`` is that of the stored weights."""
     tokenizer.save(folder / "tokenizer", dtype)  # first: it may refuse
-    write_tensors(folder / "model.safetensors", {name: t.detach().to(dtype) for name, t in model.state_dict().items()})
+    weights = {name: t.detach().to(dtype) for name, t in model.state_dict().items()}
+    write_tensors(folder / "model.safetensors", weights, about_model(model, tokenizer))
     record = {"format": _FORMAT, "library": "ecar", "model": model.config.to_json()}
     (folder / "config.json").write_text(json.dumps(record, indent=2) + "\n")
+
+
+def about_model(model: StageModel, tokenizer: Tokenizer, name: str = "", license: str | None = None) -> dict[str, str]:
+    """Metadata of a model's weights file: the model's name (default: its kind and sizes), tokenizer and licence."""
+    config, (height, width) = model.config, model.config.image_side or (0, 0)
+    sizes = (
+        f"{config.kind}, {height}x{width} pixels, {config.num_classes} classes, {model.num_parameters():,} parameters"
+    )
+    its = f"{tokenizer.kind} {tokenizer.fingerprint()}"
+    return about(model=name or sizes, tokenizer=its, license=license or UNKNOWN)
 
 
 def load_config(folder: Path) -> ModelConfig:
@@ -112,12 +130,12 @@ def load_config(folder: Path) -> ModelConfig:
 
 
 def weights_fingerprint(name: str | Path) -> str:
-    """SHA-256 (16 hex digits) of the weights file of a model: says which model drew an image."""
+    """SHA-256 (16 hex digits) of the weights file of a model, without its metadata: says which model drew an image."""
     path = resolve_model(name) / "model.safetensors"
     check_readable(path)
     if not path.is_file():
         raise ValueError(f"{path.parent}: no model.safetensors there; a run's model is in its folder final")
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    return tensors_fingerprint(path)
 
 
 def load_model(name: str | Path) -> tuple[StageModel, Tokenizer]:

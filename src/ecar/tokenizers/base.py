@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ecar.devices import images_at_once
-from ecar.files.tensors import write_tensors
+from ecar.files.tensors import UNKNOWN, about, write_tensors
 
 
 class Tokenizer(nn.Module):
@@ -28,10 +28,12 @@ class Tokenizer(nn.Module):
         channels: C, channels of a latent map.
         factor: image pixels per latent position, along each side.
         measured: whether ``mean`` and ``std`` were measured on data; ``encode_source`` does it where they were not.
+        license: of the published weights of its kind, as the Hub spells it; empty where they are the user's own.
         has_moments: whether the encoder gives a distribution: ``encode_moments`` then has a variance.
     """
 
     kind: str = ""
+    license: str = ""
     measured: bool = False
     has_moments: bool = False
     mean: Tensor
@@ -112,6 +114,10 @@ class Tokenizer(nn.Module):
             digest.update(tensor.detach().float().contiguous().cpu().numpy().tobytes())
         return digest.hexdigest()[:16]
 
+    def about(self) -> dict[str, str]:
+        """Metadata of its weights file."""
+        return about(tokenizer=f"{self.kind} {self.fingerprint()}", license=self.license or UNKNOWN)
+
     @torch.no_grad()
     def measure(self, raw_batches: Iterable[Tensor]) -> None:
         """Set ``mean`` and ``std`` from raw latents (each (B, C, h, w)), so that ``encode`` returns unit scale. Batches
@@ -140,6 +146,6 @@ class Tokenizer(nn.Module):
         if any(not torch.equal(stored[name].to(t.dtype), t) for name, t in weights.items()):
             raise ValueError(f"the weights are not exact in {dtype}; round them before (module.to({dtype}).float())")
         folder.mkdir(parents=True, exist_ok=True)
-        write_tensors(folder / "tokenizer.safetensors", stored)
+        write_tensors(folder / "tokenizer.safetensors", stored, self.about())
         record = {"kind": self.kind, **self.config(), "fingerprint": self.fingerprint()}
         (folder / "config.json").write_text(json.dumps(record, indent=2) + "\n")

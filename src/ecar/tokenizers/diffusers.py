@@ -112,7 +112,7 @@ class DiffusersTokenizer(Tokenizer):
         folder.mkdir(parents=True, exist_ok=True)
         self.autoencoder.save_pretrained(folder / "autoencoder")
         usual_mode(*(folder / "autoencoder").glob("*.safetensors"))
-        write_tensors(folder / "tokenizer.safetensors", self.statistics().state_dict())
+        write_tensors(folder / "tokenizer.safetensors", self.statistics().state_dict(), self.about())
         record = {"kind": self.kind, **self.config(), "fingerprint": self.fingerprint()}
         (folder / "config.json").write_text(json.dumps(record, indent=2) + "\n")
 

@@ -69,6 +69,7 @@ class Taef2Tokenizer(Tokenizer):
     measure them."""
 
     kind = "taef2"
+    license = "mit"
 
     def __init__(self) -> None:
         super().__init__(channels=4 * _CHANNELS, factor=16)

@@ -12,28 +12,33 @@ import torch
 from PIL import Image
 
 from ecar.config import PATHS, CardOptions
+from ecar.files.options import read_tables, recipe_text
 from ecar.files.records import read_json
 from ecar.files.remote import check_repo_id, hub_reason
+from ecar.files.tensors import copy_tensors
+from ecar.hub.card import card_text
 from ecar.pretrained.build import build_model
-from ecar.pretrained.folders import critic_file, save_model, weights_fingerprint
+from ecar.pretrained.folders import about_model, critic_file, save_model, weights_fingerprint
 from ecar.sampling.pictures import grid
 
 if TYPE_CHECKING:
     from ecar.sampling.pipeline import Pipeline
 
-_PRIVATE = ("out", "config", "device", "trackers")  # of training.json: where it ran, not how
-_NOT_METRICS = {"num", "against", "biased_small_sample"}
+_PUBLISHED = Path(__file__).parent / "published"  # model_index.json and the code that diffusers runs
+_PRIVATE = ("out", "config", "device")  # of training.json and recipe.toml: where it ran, not how
 
 
 def write_folder(pipe: Pipeline, folder: Path, repo_id: str, card: CardOptions, source: Path | None = None) -> None:
-    """Write what would be uploaded: weights and configuration, tokenizer, ``README.md``, ``samples.png``.
+    """Write what would be uploaded: weights and configuration, tokenizer, ``README.md``, ``samples.png``, the code with
+    which diffusers loads it, and the run's ``recipe.toml`` and ``report.html`` where there are any.
 
     Args:
         pipe: the model, not optimised.
         folder: empty or new.
         repo_id: OWNER/NAME that the card names.
         card: what the card should say besides.
-        source: the folder that the model was loaded from: its weights are copied as they are, with ``training.json``.
+        source: the folder that the model was loaded from: its weights are copied as they are, but for their metadata,
+            with ``training.json``.
 
     Raises:
         ValueError: a folder with other files, an optimised model, a decoder that is not the model's, a record or
@@ -46,27 +51,55 @@ def write_folder(pipe: Pipeline, folder: Path, repo_id: str, card: CardOptions, 
     record = _evaluation(card.evaluation)
     if record is not None and source is not None:
         _check_judged(card, record, weights_fingerprint(source))
-    picture = _picture(pipe, card.picture, source)
+    picture, training = _picture(pipe, card.picture, source), training_record(source)
+    recipe = _recipe(path, training) if (path := _of_run(source, "recipe.toml")) else None
     folder.mkdir(parents=True, exist_ok=True)
+    _write_weights(pipe, folder, about_model(pipe.model, pipe.tokenizer, repo_id, card.license), source)
+    if record is not None:
+        _check_judged(card, record, weights_fingerprint(folder))
+    if training:
+        (folder / "training.json").write_text(json.dumps(training, indent=2) + "\n")
+    if recipe:
+        (folder / "recipe.toml").write_text(recipe)
+    if report := _of_run(source, "report.html"):
+        shutil.copyfile(report, folder / report.name)
+    picture.save(folder / "samples.png")
+    shutil.copytree(_PUBLISHED, folder, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
+    (folder / "README.md").write_text(card_text(pipe, repo_id, card, record, training))
+
+
+def _write_weights(pipe: Pipeline, folder: Path, about: dict[str, str], source: Path | None) -> None:
     if source is None:
         with torch.device("meta"):
             expected = set(build_model(pipe.model.config).state_dict())
         if set(pipe.model.state_dict()) != expected:
             raise ValueError("an optimised (packed) model cannot be saved: load it again without compile")
         save_model(folder, pipe.model, pipe.tokenizer)
-    else:
-        for name in ("config.json", "model.safetensors"):
-            shutil.copyfile(source / name, folder / name)
-        if critic := critic_file(source):
-            shutil.copyfile(critic, folder / critic.name)
-        shutil.copytree(source / "tokenizer", folder / "tokenizer", copy_function=shutil.copyfile)
-    if record is not None:
-        _check_judged(card, record, weights_fingerprint(folder))
-    training = training_record(source)
-    if training:
-        (folder / "training.json").write_text(json.dumps(training, indent=2) + "\n")
-    picture.save(folder / "samples.png")
-    (folder / "README.md").write_text(_card(pipe, repo_id, card, record, training, folder))
+        copy_tensors(folder / "model.safetensors", folder / "model.safetensors", about)
+        return
+    shutil.copyfile(source / "config.json", folder / "config.json")
+    copy_tensors(source / "model.safetensors", folder / "model.safetensors", about)
+    if critic := critic_file(source):
+        shutil.copyfile(critic, folder / critic.name)
+    shutil.copytree(source / "tokenizer", folder / "tokenizer", copy_function=shutil.copyfile)
+
+
+def _of_run(source: Path | None, name: str) -> Path | None:
+    """A file of the run, which lies in the model's folder, or above ``final``."""
+    places = [] if source is None else [source, *([source.parent] if source.name.startswith("final") else [])]
+    return next((place / name for place in places if (place / name).is_file()), None)
+
+
+def _recipe(path: Path, training: dict[str, Any]) -> str:
+    """A recipe without places on the machine where it ran."""
+    values = read_tables(path, "delete it, and the recipe is left out")
+    for part in (values, *(part for part in values.values() if isinstance(part, dict))):
+        for name in [name for name in part if name in _PRIVATE]:
+            del part[name]
+        for name in PATHS:
+            if isinstance(part.get(name), str):  # a table may be called so too
+                part[name] = training.get(name, _last_name(part[name]))
+    return recipe_text(values)
 
 
 def push_folder(folder: Path, repo_id: str, *, private: bool = False, api: Any = None) -> str:
@@ -154,10 +187,15 @@ def training_record(source: Path | None) -> dict[str, Any]:
     local = record.pop("local_paths", [])
     places = [(record, name, name) for name in PATHS] + [(record.get("source", {}), "name", "init_from")]
     for part, key, option in places:
-        value = part.get(key)
-        if isinstance(value, str) and (option in local or value.startswith(("/", ".", "~")) or Path(value).exists()):
-            part[key] = Path(value).name
+        if key in part:
+            part[key] = _last_name(part[key], option in local)
     return record
+
+
+def _last_name(value: Any, local: bool = False) -> Any:
+    """Of a place on this machine its last name, of a Hub id all of it."""
+    place = isinstance(value, str) and (local or value.startswith(("/", ".", "~")) or Path(value).exists())
+    return Path(value).name if place else value
 
 
 def _picture(pipe: Pipeline, path: str | None, source: Path | None) -> Image.Image:
@@ -173,85 +211,3 @@ def _picture(pipe: Pipeline, path: str | None, source: Path | None) -> Image.Ima
         return Image.open(file).convert("RGB")
     except OSError as error:
         raise ValueError(f"{file}: cannot be read ({error}); give another --picture") from None
-
-
-def _results(record: dict[str, Any], task: str) -> list[Any]:
-    from huggingface_hub import EvalResult
-
-    settings, metrics = record["settings"], record["metrics"]
-    arguments = {
-        "extractor": record["extractor"]["name"],
-        "num": metrics["num"],
-        "guidance": settings["guidance"],
-        "steps": settings["steps"],
-        "seed": record.get("seed"),
-        "commit": record.get("commit"),
-        "command": _command(record),
-    }
-    name = Path(record["reference"]["name"]).name
-    return [
-        EvalResult(
-            task_type=task, dataset_type=name, dataset_name=name, metric_type=metric.split(" ")[0].lower(),
-            metric_name=f"{metric}, N = {metrics['num']}", metric_value=value, metric_args=arguments,
-        )
-        for metric, value in metrics.items()
-        if metric not in _NOT_METRICS and isinstance(value, int | float)
-    ]  # fmt: skip
-
-
-def _command(record: dict[str, Any]) -> str:
-    words = ["ecar evaluate"]
-    for name, value in record.get("command", {}).items():
-        if value is None or value is False:
-            continue
-        values = [] if value is True else value if isinstance(value, list) else [value]
-        words += [f"--{name.replace('_', '-')}", *(Path(v).name if str(v).startswith("/") else str(v) for v in values)]
-    return " ".join(words)
-
-
-def _card(
-    pipe: Pipeline,
-    repo_id: str,
-    card: CardOptions,
-    record: dict[str, Any] | None,
-    training: dict[str, Any],
-    folder: Path,
-) -> str:
-    from huggingface_hub import ModelCardData
-
-    title = repo_id.split("/")[-1]
-    config, tokenizer = pipe.model.config, json.loads((folder / "tokenizer" / "config.json").read_text())
-    kind = "class-conditional" if config.num_classes else "unlabelled"
-    task = "unconditional-image-generation"  # the Hub has no task for classes; its nearest
-    data = ModelCardData(
-        library_name="ecar", pipeline_tag=task, license=card.license, datasets=list(card.datasets) or None,
-        tags=["image-generation", "flow-matching", "e-car", kind],
-        model_name=title, eval_results=_results(record, task) if record else None,
-    )  # fmt: skip
-    names = ", ".join(config.class_names[:20]) + (", ..." if len(config.class_names) > 20 else "")
-    classes = f" in {config.num_classes} classes: {names}" if config.num_classes else ""
-    height, width = config.image_side or (0, 0)
-    licence = tokenizer.get("license") or "not stated in it"
-    lines = [
-        "---", data.to_yaml(), "---", "", f"# {title}", "", "![Samples](samples.png)", "",
-        f"Images of {height}x{width} pixels{classes}. "
-        f"{pipe.model.num_parameters():,} parameters, {len(pipe.model.plan)} stages.", "",
-        "```python", "from ecar import Pipeline", "", f'pipe = Pipeline.from_pretrained("{repo_id}")',
-        "pipe(seeds=[0, 1]).images[0].save('image.png')", "```", "",
-        f"Tokenizer: {tokenizer['kind']}, fingerprint {pipe.tokenizer.fingerprint()}; its licence: {licence}. "
-        f"Licence of the weights: {card.license or 'not stated'}.", "",
-    ]  # fmt: skip
-    if record is not None:
-        metrics = record["metrics"]
-        lines += ["## Metrics", "", "| figure | value |", "|---|---|"]
-        lines += [f"| {k} | {v} |" for k, v in metrics.items() if k not in _NOT_METRICS]
-        lines += ["", f"N = {metrics['num']}, extractor {record['extractor']['name']}, guidance "
-                  f"{record['settings']['guidance']}, steps {record['settings']['steps']}, against "
-                  f"{metrics['against']} images of {Path(record['reference']['name']).name}; "
-                  f"ecar {record.get('ecar')}, commit {record.get('commit')}:",
-                  "", f"    {_command(record)}", ""]  # fmt: skip
-        if metrics.get("biased_small_sample"):
-            lines += ["N is no larger than the number of features: the Frechet distance is mostly bias.", ""]
-    if training:
-        lines += ["## Training", "", "```json", json.dumps(training, indent=1), "```", ""]
-    return "\n".join(lines)
