@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 TOKENIZER = ("--factor", "8", "--channels", "4", "--widths", "16", "16", "16", "16", "--depth", "1")
-MODEL = ("--width", "16", "--heads", "2", "--trunk-depth", "1", "--head-depth", "1", "--stages", "2")
+MODEL = ("--preset", "16x2x1+1", "--stages", "2")
 GIB = 2**30
 
 
@@ -47,7 +47,7 @@ def commands(data: Path, work: Path, side: int, images: int) -> dict[str, list[s
         ],
         "encode": ["encode", "--data", str(data), *size, "--tokenizer", tokenizer, "--out", str(work / "latents")],
         "train": [
-            "train", "--data", str(data), *size, *few, *MODEL, "--tokenizer", tokenizer, "--trackers", "--out", run,
+            "train", "--data", str(data), *size, *few, *MODEL, "--tokenizer", tokenizer, "--out", run,
         ],
         "evaluate": [
             "evaluate", "--model", f"{run}/final", "--data", str(data), *judged, "--device", "cpu",

@@ -28,14 +28,14 @@ from common import write_result
 def command(data: str, out: Path, steps: int, processes: int) -> list[str]:
     """A small training under torchrun."""
     flags = {
-        "data": data, "out": out, "tokenizer": "pixels:2", "resolution": 8, "width": 16, "heads": 2, "trunk-depth": 1,
-        "head-depth": 1, "max-steps": steps, "batch-size": 8, "save-every": 5, "sample-every": 0, "log-every": 1,
+        "data": data, "out": out, "tokenizer": "pixels:2", "resolution": 8, "preset": "16x2x1+1",
+        "max-steps": steps, "batch-size": 8, "save-every": 5,
         "dtype": "fp32", "device": "cpu",
     }  # fmt: skip
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
     launcher += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
     pairs = (str(x) for k, v in flags.items() for x in (f"--{k}", v))
-    return [*launcher, "-m", "ecar", "train", *pairs, "--trackers"]
+    return [*launcher, "-m", "ecar", "train", *pairs]
 
 
 def start(arguments: list[str], output: Path) -> subprocess.Popen[bytes]:

@@ -39,7 +39,7 @@ def make_trainer(args: argparse.Namespace, out: Path) -> Trainer:
     side, tokenizer = args.resolution, PixelTokenizer(factor=2)
     config = TrainConfig.of(
         data="random", out=str(out), preset=args.preset, resolution=(side,), batch_size=args.batch_size,
-        trackers=(), device="cpu",
+        device="cpu",
     ).resolve()  # fmt: skip
     torch.manual_seed(0)
     latents = torch.randn(1, args.images, tokenizer.channels, side // 2, side // 2).half()
@@ -83,7 +83,7 @@ def make_whole(trainer: Trainer, log: RunLog, saver: Saver) -> Callable[[int], N
     trainer._at_intervals = lambda *_: None  # type: ignore[method-assign]
 
     def whole(steps: int) -> None:
-        trainer.options = dataclasses.replace(trainer.options, max_steps=trainer.step + steps, log_every=steps)
+        trainer.options = dataclasses.replace(trainer.options, max_steps=trainer.step + steps)
         trainer._steps(log, saver)
 
     return whole
@@ -110,7 +110,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         trainer = make_trainer(args, out)
-        interval = trainer.options.save_every, trainer.options.sample_every
+        interval = trainer.options.save_every
         bare, task = make_bare(trainer), task_of(trainer)
         with RunLog(out) as log:
             log.begin(0)
@@ -127,7 +127,7 @@ def main() -> None:
         sample = timed(lambda: task.picture(average, 1))
     base = statistics.median(b for b, _ in rounds)
     ratios = [whole / bare for bare, whole in rounds]
-    spread = save / interval[0] + sample / interval[1]
+    spread = (save + sample) / interval
     record = {
         "machine": machine(), "preset": args.preset,
         "parameters": task.module.num_parameters(), "batch_size": args.batch_size,
@@ -138,7 +138,7 @@ def main() -> None:
         "whole_to_bare": {"median": round(statistics.median(ratios), 4), "min": round(min(ratios), 4),
                           "max": round(max(ratios), 4), "each": [round(r, 4) for r in ratios]},
         "checkpoint_cpu_seconds": round(save, 3), "sample_grid_cpu_seconds": round(sample, 3),
-        "intervals": {"save_every": interval[0], "sample_every": interval[1]},
+        "save_every": interval,
         "intervals_share": round(spread / base, 5),
         "overhead": round(statistics.median(ratios) - 1 + spread / base, 4),
         "note": "CPU time of one thread on a shared machine: ratios of neighbouring blocks count",

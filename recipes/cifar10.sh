@@ -17,7 +17,7 @@ ecar encode --data "$train" --tokenizer "$runs/tokenizer" --flip --out "$runs/la
 # Model: 49.6 epochs, six minutes of an H100 beside seven other trainings.
 # (That run began for 4,200 steps and was resumed at 746 for 4,846; the learning rate was flat there.)
 ecar train --data "$runs/latents" --flip --out "$runs/model" --preset nano --compile --optimizer muon --lr 2e-3 \
-    --seed 2 --trunk-depth 1 --head-depth 6 --ends 0.7 1 --batch-size 512 --stage-share 1 1 --max-steps 4846 \
+    --seed 2 --ends 0.7 1 --batch-size 512 --stage-share 1 1 --max-steps 4846 \
     --warmup 300 --decay 0.4 --ema 0.99 0.999
 
 # The same latents, a better decoder: 53 minutes, then 9 with an adversary, of a CPU core.
@@ -30,22 +30,22 @@ ecar tokenizer --data "$train" --init-from "$runs/decoder" --freeze-encoder --ou
 # hour of a CPU core.
 self_train() {
     out=$1 seed=$2 samples=$3 fine=$4; shift 4
-    ecar train --init-from "$runs/model/final" --data "self:$samples" --own-steps 8 "$fine" --seed "$seed" \
+    ecar train --init-from "$runs/model/final" --data "self:$samples:8+$fine" --seed "$seed" \
         --out "$runs/$out" --optimizer muon --lr 3e-4 --max-steps 400 --batch-size 256 --warmup 20 --decay 0.8 \
         --ema 0.97 "$@"
 }
 self_train both13 13 24576 16
 self_train both20 20 16384 12
 self_train both21 21 16384 12
-self_train last10 10 24576 16 --stage-weight 0 1
-self_train last11 11 24576 16 --stage-weight 0 1
+self_train last10 10 24576 16 --stage-share 0 1
+self_train last11 11 24576 16 --stage-share 0 1
 [ -d "$runs/half" ] || ecar neon "$runs/model/final" --scale 0.99 --out "$runs/half" \
     --trained "$runs/both13/final" "$runs/both20/final" "$runs/both21/final"
 [ -d "$runs/away" ] || ecar neon "$runs/half" --base "$runs/model/final" --scale 1.6 --out "$runs/away" \
     --trained "$runs/last10/final" "$runs/last11/final"
 
 # Guidance distilled: one pass a step. 24 minutes of a CPU core.
-ecar train --init-from "$runs/away" --distill --distill-guidance 1.3 2 --distill-guidance-from 0.5 0.25 \
+ecar train --init-from "$runs/away" --distill 1.3@0.5 2@0.25 \
     --data "$runs/latents" --flip --out "$runs/student" --compile --optimizer muon --lr 1e-3 --warmup 40 --decay 0.6 \
     --batch-size 64 --stage-share 1 1 --max-steps 1200 --ema 0.98 --label-dropout 0.05
 

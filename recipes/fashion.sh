@@ -20,7 +20,7 @@ ecar encode --data "$data/train.parquet" --tokenizer "$runs/tokenizer" --out "$r
 # Model: 42.9 epochs, six minutes of an H100 beside three other trainings.
 # (That run began for 3,600 steps and was resumed at 811 for 5,025; the learning rate was flat there.)
 ecar train --data "$runs/latents" --out "$runs/model" --preset nano --compile --optimizer muon --lr 2e-3 --seed 2 \
-    --trunk-depth 1 --head-depth 6 --ends 0.75 1 --batch-size 512 --stage-share 1 1 --max-steps 5025 --warmup 300 \
+    --ends 0.75 1 --batch-size 512 --stage-share 1 1 --max-steps 5025 --warmup 300 \
     --decay 0.4 --ema 0.99 0.999
 
 # The same latents, a better decoder: 40 minutes, then 34 with an adversary, of a CPU core.
@@ -31,7 +31,7 @@ ecar tokenizer --data "$data/train.parquet" --init-from "$runs/decoder" --freeze
 
 # Neon: two trainings of the last stage on own samples, a minute of an H200 each.
 for seed in 10 11; do
-    ecar train --init-from "$runs/model/final" --data self:24576 --own-steps 8 16 --seed $seed --stage-weight 0 1 \
+    ecar train --init-from "$runs/model/final" --data self:24576:8+16 --seed $seed --stage-share 0 1 \
         --out "$runs/last$seed" --optimizer muon --lr 3e-4 --max-steps 400 --batch-size 256 --warmup 20 --decay 0.8 \
         --ema 0.97
 done

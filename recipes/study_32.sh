@@ -28,7 +28,7 @@ fashion)
 esac
 
 # DiT: as many steps as cost ECAR's training FLOPs.
-ecar train --model dit --data "$runs/latents" $flip --out "$runs/dit" --preset nano --head-depth 7 --compile \
+ecar train --model dit --data "$runs/latents" $flip --out "$runs/dit" --preset nano --compile \
     --optimizer muon --lr 2e-3 --batch-size 512 --stage-share 1 --max-steps $steps --warmup 300 --decay 0.4 --seed 2 \
     --ema 0.99 0.999
 

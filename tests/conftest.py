@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -15,6 +16,7 @@ from PIL import Image
 from ecar.config import ModelConfig, SamplingConfig, StageConfig
 from ecar.network.model import ECAR
 
+sys.modules["torch.utils.tensorboard"] = None  # type: ignore[assignment]  # runs need seconds for it
 # Threads beyond the cores wait for each other by spinning: minutes instead of seconds.
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
 if "PYTEST_XDIST_WORKER" in os.environ:

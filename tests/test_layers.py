@@ -14,8 +14,8 @@ SOURCE = Path(__file__).parent.parent / "src" / "ecar"
 FILES = sorted(SOURCE.rglob("*.py"))
 PUBLIC = {"ecar.Pipeline": "ecar.sampling.pipeline", "ecar.__version__": "ecar"}
 LAYERS = (
-    "files", "config", "devices", "stages", "network", "tokenizers", "baselines", "pretrained", "sampling", "data",
-    "evaluation", "training", "refine", "cost", "serving", "hub", "cli",
+    "files", "config", "devices", "processes", "stages", "network", "tokenizers", "baselines", "pretrained", "sampling",
+    "data", "evaluation", "training", "refine", "cost", "serving", "hub", "cli",
 )  # fmt: skip
 
 
@@ -76,7 +76,7 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
 
 def test_the_engine_of_training_knows_no_stages() -> None:
     for file in (SOURCE / "training" / "engine").glob("*.py"):
-        allowed = {"files", "devices", "config"}
+        allowed = {"files", "devices", "config", "processes"}
         others = {m for m in imports(file) if not m.startswith("ecar.training.engine") and m != "ecar"}
         assert {layer(m) for m in others} <= allowed, file
 

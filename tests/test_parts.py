@@ -17,8 +17,8 @@ from ecar.data.source import BadImages, load_source
 from ecar.devices import images_at_once
 from ecar.evaluation.classifier import predict, train_classifier
 from ecar.evaluation.features import EfficientNetLite
+from ecar.evaluation.making import collect, write_part
 from ecar.evaluation.reference import read_images
-from ecar.evaluation.samples import _write_npz, collect
 from ecar.tokenizers import ConvTokenizer, PixelTokenizer, load_tokenizer
 from ecar.training import tokenizer as tokenizer_training
 from ecar.training.config import TokenizerConfig
@@ -141,7 +141,10 @@ def test_samples_are_collected_by_their_ids_whatever_the_files_hold(tmp_path: Pa
     for number, ids in enumerate([[7, 2, 0], [1, 8, 3, 5], [4, 6]]):
         rows = np.array(ids)
         file = tmp_path / f"ids_{number:08d}.npz"
-        _write_npz(file, images=images[rows], labels=rows % 3, ids=rows, drawn=rows + 1, seconds=12.0)
+        seconds = np.asarray(12.0)
+        write_part(
+            file, {"images": images[rows], "labels": rows % 3, "ids": rows, "drawn": rows + 1, "seconds": seconds}
+        )
     samples = collect(tmp_path, 6)
     assert torch.equal(samples.images, torch.from_numpy(images[:6]).permute(0, 3, 1, 2))
     assert samples.labels is not None and samples.labels.tolist() == [0, 1, 2, 0, 1, 2]

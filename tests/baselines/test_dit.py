@@ -117,9 +117,9 @@ def test_what_dit_cannot_do_is_refused(changes: dict[str, object], word: str) ->
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_trains_saves_loads_and_samples(digits_folder: Path, tmp_path: Path, optimizer: str) -> None:
     config = TrainConfig.of(
-        data=str(digits_folder), out=str(tmp_path), model="dit", tokenizer="pixels:2", resolution=(8,), width=16,
-        heads=2, head_depth=1, max_steps=4, batch_size=8, save_every=2, sample_every=0, log_every=1, warmup=2,
-        trackers=(), dtype="fp32", optimizer=optimizer, device="cpu",
+        data=str(digits_folder), out=str(tmp_path), model="dit", tokenizer="pixels:2", resolution=(8,),
+        preset="16x2x0+1", max_steps=4, batch_size=8, save_every=2, warmup=2,
+        dtype="fp32", optimizer=optimizer, device="cpu",
     )  # fmt: skip
     pipe = Pipeline.from_pretrained(loop.train(config), device="cpu")
     assert isinstance(pipe.model, DiT)

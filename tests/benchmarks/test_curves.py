@@ -173,8 +173,8 @@ def test_times_of_a_quiet_machine_replace_those_of_the_curves(
     runs = {kind: str(tmp_path / kind / "final") for kind in files}
     for kind, more in (("ecar", []), ("dit", ["--model", "dit"])):
         command = ["train", "--data", str(digits_folder), "--resolution", "8", "--device", "cpu", "--max-steps", "1"]
-        command += ["--batch-size", "6", "--sample-every", "0", "--trackers", "--width", "16", "--heads", "2", *more]
-        assert main([*command, "--head-depth", "1", "--out", str(tmp_path / kind)]) == 0
+        command += ["--batch-size", "6", "--preset", "16x2x1+1", *more]
+        assert main([*command, "--out", str(tmp_path / kind)]) == 0
     out = tmp_path / "seconds.json"
     arguments = [x for k in files for x in (f"--{k}", str(tmp_path / f"{k}.jsonl"), f"--{k}-model", runs[k])]
     monkeypatch.setattr("sys.argv", ["seconds.py", *arguments, "--images", "3", "--repeats", "1", "--out", str(out)])

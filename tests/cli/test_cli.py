@@ -158,9 +158,9 @@ def test_wrong_input_as_a_process(model_folder: Path, tmp_path: Path) -> None:
 def test_a_killed_trainer_resumes_and_ends_as_if_nothing_happened(digits_folder: Path, tmp_path: Path) -> None:
     """SIGKILL at a random moment of a real process, then the same command again."""
     common = [
-        "train", "--data", digits_folder, "--tokenizer", "pixels:2", "--resolution", "8", "--width", "16",
-        "--heads", "2", "--trunk-depth", "1", "--head-depth", "1", "--batch-size", "8", "--save-every", "30",
-        "--sample-every", "0", "--log-every", "30", "--max-steps", "120", "--trackers",
+        "train", "--data", digits_folder, "--tokenizer", "pixels:2", "--resolution", "8", "--preset", "16x2x1+1",
+        "--batch-size", "8", "--save-every", "30",
+        "--max-steps", "120",
     ]  # fmt: skip
     whole = ecar(*common, "--out", tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr
@@ -202,8 +202,8 @@ def test_new_users_folder_trains_resumes_and_samples_by_name(tmp_path: Path) -> 
     Image.fromarray(np.full((30, 30), 40_000, np.uint16)).save(tmp_path / "data" / "Green" / "deep.png")
     Image.new("CMYK", (30, 30), (200, 0, 0, 0)).save(tmp_path / "data" / "Blue" / "ink.jpg")
     common = [
-        "train", "--data", tmp_path / "data", "--out", tmp_path / "run", "--resolution", "16", "--preset", "ti",
-        "--batch-size", "16", "--sample-every", "0", "--width", "32", "--heads", "4", "--log-every", "5",
+        "train", "--data", tmp_path / "data", "--out", tmp_path / "run", "--resolution", "16", "--preset", "32x4x4+4",
+        "--batch-size", "16",
     ]  # fmt: skip
     first = ecar(*common, "--max-steps", "10")
     assert first.returncode == 0, first.stderr
@@ -211,7 +211,7 @@ def test_new_users_folder_trains_resumes_and_samples_by_name(tmp_path: Path) -> 
     second = ecar(*common, "--max-steps", "15")
     assert second.returncode == 0, second.stderr
     log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in log if "start" not in line] == [5, 10, 15]
+    assert [line["step"] for line in log if "start" not in line] == [*range(1, 16)]
     assert [line["step"] for line in log if "start" in line] == [0, 10]
     sampled = ecar("sample", tmp_path / "run" / "final", "--classes", "blue,red", "--out", tmp_path / "x.png")
     assert sampled.returncode == 0, sampled.stderr

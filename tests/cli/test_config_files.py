@@ -9,8 +9,9 @@ import pytest
 from ecar.cli.options import parse
 from ecar.files.options import changed, flat, options_of, write_recipe
 from ecar.training.config import TokenizerConfig, TrainConfig
+from ecar.training.inputs import DistillOptions
 
-TRAIN = ["--data", "d", "--out", "o", "--ends", "0.6", "1", "--flip", "--lr", "0.002", "--trackers"]
+TRAIN = ["--data", "d", "--out", "o", "--ends", "0.6", "1", "--flip", "--lr", "0.002"]
 
 
 def test_a_recipe_is_the_flags_that_it_came_from_and_flags_win(tmp_path: Path) -> None:
@@ -27,7 +28,7 @@ def test_the_resolved_options_of_a_run_are_a_recipe_of_the_same_run(tmp_path: Pa
     path, resolved = tmp_path / "recipe.toml", parse(TrainConfig, TRAIN, "train").resolve()
     write_recipe(path, resolved)
     assert changed(parse(TrainConfig, ["--config", str(path)], "train").resolve(), config=None) == resolved
-    assert None not in (getattr(resolved.model, name) for name in ("width", "heads", "trunk_depth", "patch"))
+    assert resolved.model.preset == "192x6x4+4" and resolved.model.patch == 1
 
 
 def test_recipes_by_hand_need_no_tables_and_wrong_ones_are_one_sentence(tmp_path: Path) -> None:
@@ -42,11 +43,10 @@ def test_recipes_by_hand_need_no_tables_and_wrong_ones_are_one_sentence(tmp_path
 
 
 @pytest.mark.parametrize("kind", [TrainConfig, TokenizerConfig])
-def test_no_two_groups_share_a_name_and_every_option_says_what_a_resume_may_do(kind: type) -> None:
+def test_no_two_groups_share_a_name_and_some_options_are_free(kind: type) -> None:
     names = [name for group in options_of_groups(kind) for name in group]
     assert len(names) == len(set(names)) == len(options_of(kind))
-    rules = {field.metadata.get("resume", "fixed") for field in options_of(kind).values()}
-    assert rules <= {"free", "allowed", "fixed"} and len(rules) > 1
+    assert {bool(field.metadata.get("free")) for field in options_of(kind).values()} == {True, False}
 
 
 def options_of_groups(kind: type) -> list[list[str]]:
@@ -60,4 +60,6 @@ def test_wrong_options_of_a_group_are_one_line_that_names_the_flag() -> None:
         parse(TrainConfig, [*TRAIN, "--stage-share", "0.5", "1"], "train")
     with pytest.raises(ValueError, match=r"^--lora-rank needs --init-from"):
         parse(TrainConfig, [*TRAIN, "--lora-rank", "2"], "train")
-    assert flat(parse(TrainConfig, TRAIN, "train"))["trackers"] == ()
+    assert flat(parse(TrainConfig, TRAIN, "train"))["distill"] is None
+    assert parse(DistillOptions, ["--distill"], "train").distill == ()
+    assert parse(DistillOptions, ["--distill", "1.3@0.5", "2"], "train").guidance == ((1.3, 2.0), (0.5, 0.0))

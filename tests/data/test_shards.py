@@ -79,8 +79,8 @@ def contents(folder: Path) -> dict[str, str]:
 def test_shards_hold_latents_of_both_flips_labels_and_stable_names(photos: Path, tmp_path: Path) -> None:
     encode.run(arguments(photos, tmp_path / "cache", flip=True))
     record = json.loads((tmp_path / "cache" / "cache.json").read_text())
-    assert [s["images"] for s in record["shards"]] == [3, 3, 3, 1] and record["images"] == 10
-    assert [s["rows"] for s in record["shards"]] == [[0, 3], [3, 7], [7, 10], [10, 11]]
+    assert [s["images"] for s in record["shards"]] == [3, 2, 3, 2] and record["images"] == 10
+    assert [s["rows"] for s in record["shards"]] == [[0, 3], [3, 6], [6, 9], [9, 11]]
     assert len(record["skipped"]) == 1 and "04.png" in record["skipped"][0]
     assert image_ids(tmp_path / "cache")[2:6] == ["cat/02.png", "cat/03.png", "cat/05.png", "dog/06.png"]
     table, tokenizer = load_latents(str(tmp_path / "cache"))
@@ -378,9 +378,9 @@ def test_photographs_go_from_a_folder_through_an_autoencoder_to_samples(autoenco
     words = arguments(tmp_path / "photos", tmp_path / "cache", autoencoder, resolution=32, flip=True, shard_size=5)
     encode.run(words)
     config = TrainConfig.of(
-        data=str(tmp_path / "cache"), out=str(tmp_path / "run"), resolution=(32,), flip=True, preset="nano", width=32,
-        heads=2, trunk_depth=1, head_depth=1, max_steps=40, batch_size=8, lr=3e-3, warmup=5, log_every=10,
-        device="cpu", sample_every=0, trackers=(), dtype="fp32",
+        data=str(tmp_path / "cache"), out=str(tmp_path / "run"), resolution=(32,), flip=True, preset="32x2x1+1",
+        max_steps=40, batch_size=8, lr=3e-3, warmup=5,
+        device="cpu", dtype="fp32",
     )  # fmt: skip
     final = train(config)
     records = map(json.loads, (tmp_path / "run" / "log.jsonl").read_text().splitlines())

@@ -397,10 +397,9 @@ def test_training_takes_a_split_and_its_log_says_what_was_read(tmp_path: Path) -
     options = {
         "data": tmp_path / "data", "out": tmp_path / "run", "split": "validation", "tokenizer": "pixels:2",
         "resolution": 8, "preset": "nano", "max-steps": 1, "batch-size": 4, "device": "cpu", "dtype": "fp32",
-        "sample-every": 0,
     }  # fmt: skip
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    assert main(["train", *words, "--trackers"]) == 0
+    assert main(["train", *words]) == 0
     start = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[0])["start"]
     assert start["data"]["left_out"] == {"not of the split validation": 1}
     assert start["data"]["classes"] == {"a": 2, "b": 2} and start["options"]["split"] == "validation"

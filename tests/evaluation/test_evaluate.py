@@ -29,9 +29,10 @@ from ecar.evaluation.classifier import (
 )
 from ecar.evaluation.extractors import Dinov2Extractor, EfficientNetExtractor, get_extractor
 from ecar.evaluation.judge import check_classes, check_count, check_labels, measure
+from ecar.evaluation.making import collect, make_samples
 from ecar.evaluation.metrics import Gaussian, frechet_distance
-from ecar.evaluation.reference import read_images, reference_from_images, reference_from_statistics
-from ecar.evaluation.samples import Samples, collect, make_samples, read_samples, write_samples
+from ecar.evaluation.reference import read_images, read_statistics, reference_from_images
+from ecar.evaluation.samples import Samples, read_samples, write_samples
 from ecar.files import commit
 from ecar.files.lock import run_lock
 from ecar.pretrained.folders import weights_fingerprint
@@ -44,7 +45,7 @@ from ecar.training.config import TrainConfig
 def trained(digits_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = TrainConfig.of(
         data=str(digits_folder), out=str(tmp_path_factory.mktemp("run")), tokenizer="pixels:2", resolution=(8,),
-        width=16, heads=2, trunk_depth=1, head_depth=1, max_steps=2, batch_size=8, sample_every=0, trackers=(),
+        preset="16x2x1+1", max_steps=2, batch_size=8,
         dtype="fp32", device="cpu",
     )  # fmt: skip
     return loop.train(config)
@@ -292,14 +293,14 @@ def test_statistics_file_is_read_and_checked(tmp_path: Path) -> None:
     x = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
     exact = Gaussian.of(x)
     np.savez(tmp_path / "ref.npz", mu=exact.mean.numpy(), sigma=exact.covariance.numpy())
-    reference = reference_from_statistics(tmp_path / "ref.npz", Small())  # type: ignore[arg-type]
+    reference = read_statistics(tmp_path / "ref.npz", Small())  # type: ignore[arg-type]
     assert frechet_distance(reference.gaussian, exact) == pytest.approx(0, abs=1e-8)
     np.savez(tmp_path / "ref.npz", mu=np.zeros(4), sigma=np.eye(4))
     with pytest.raises(ValueError, match="4 features, but inception has 3"):
-        reference_from_statistics(tmp_path / "ref.npz", Small())  # type: ignore[arg-type]
+        read_statistics(tmp_path / "ref.npz", Small())  # type: ignore[arg-type]
     np.savez(tmp_path / "ref.npz", mu=np.zeros(3), sigma=np.eye(4))
     with pytest.raises(ValueError, match="sigma"):
-        reference_from_statistics(tmp_path / "ref.npz", Small())  # type: ignore[arg-type]
+        read_statistics(tmp_path / "ref.npz", Small())  # type: ignore[arg-type]
 
 
 def test_too_few_images_need_saying_so() -> None:
@@ -470,7 +471,7 @@ def test_statistics_that_no_images_have_are_refused(
 
     np.savez(tmp_path / "ref.npz", mu=np.asarray(mu), sigma=sigma)
     with pytest.raises(ValueError, match=word):
-        reference_from_statistics(tmp_path / "ref.npz", Small())  # type: ignore[arg-type]
+        read_statistics(tmp_path / "ref.npz", Small())  # type: ignore[arg-type]
 
 
 def test_statistics_as_the_reference_of_a_command(trained: Path, digits_folder: Path, tmp_path: Path) -> None:

@@ -231,8 +231,8 @@ def test_the_command_makes_a_critic_that_sample_and_evaluate_use(
     digits_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = TrainConfig.of(
-        data=str(digits_folder), out=str(tmp_path / "run"), tokenizer="pixels:2", resolution=(8,), width=16, heads=2,
-        trunk_depth=1, head_depth=1, max_steps=2, batch_size=8, sample_every=0, trackers=(), dtype="fp32", device="cpu",
+        data=str(digits_folder), out=str(tmp_path / "run"), tokenizer="pixels:2", resolution=(8,),
+        preset="16x2x1+1", max_steps=2, batch_size=8, dtype="fp32", device="cpu",
     )  # fmt: skip
     model, file = str(loop.train(config)), tmp_path / "critic.safetensors"
     make = ["critic", model, "--data", str(digits_folder), "--num", "120", "--device", "cpu", "--out", str(file)]

@@ -19,8 +19,7 @@ def gradient(adversary: Adversary, images: torch.Tensor) -> torch.Tensor:
     return decoded.grad
 
 
-def test_what_is_added_is_as_long_as_asked_for_and_only_after_the_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_MOST", 1e9)
+def test_what_is_added_is_as_long_as_asked_for_and_only_after_the_warm_up() -> None:
     images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     adversary = Adversary(0.2, "cpu", 0)
     alone = 2e-3 * images
@@ -29,17 +28,6 @@ def test_what_is_added_is_as_long_as_asked_for_and_only_after_the_warm_up(monkey
     added = gradient(adversary, images) - alone
     assert float(added.norm() / alone.norm()) == pytest.approx(0.2, rel=1e-4)
     assert all(p.grad is None for p in adversary.network.parameters())  # the decoder's step teaches it nothing
-
-
-def test_an_adversary_that_is_beaten_does_not_take_over() -> None:
-    """Its gradient vanishes, and a factor that makes up for it led decoders astray."""
-    adversary = Adversary(0.2, "cpu", 0)
-    adversary.updates = module._WARM_UP
-    for parameter in adversary.network.parameters():
-        parameter.data *= 1e-3
-    images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    added = gradient(adversary, images) - 2e-3 * images
-    assert float(added.norm()) < 1e-6
 
 
 def test_it_learns_to_tell_smooth_images_from_real_ones_and_points_away_from_them() -> None:
@@ -51,7 +39,11 @@ def test_it_learns_to_tell_smooth_images_from_real_ones_and_points_away_from_the
     assert float(hinge) < 0.5
     smooth = F.avg_pool2d(real, 3, 1, 1)
     seen = smooth.clone().requires_grad_()
-    adversary.network(seen).mean().backward()
+    verdict(adversary, seen).backward()
     assert seen.grad is not None
-    sharper = adversary.network(smooth + 1e-2 * seen.grad / seen.grad.abs().mean()).mean()
-    assert float(sharper.detach()) > float(adversary.network(smooth).mean().detach())
+    sharper = smooth + 1e-2 * seen.grad / seen.grad.abs().mean()
+    assert float(verdict(adversary, sharper).detach()) > float(verdict(adversary, smooth).detach())
+
+
+def verdict(adversary: Adversary, images: torch.Tensor) -> torch.Tensor:
+    return torch.stack([v.mean() for v in adversary.judge(images)]).sum()

@@ -45,7 +45,7 @@ def source(tmp_path: Path) -> Path:
 
 
 def student(data: Path, out: Path, source: Path, **changes: Any) -> TrainConfig:
-    return tuned(data, out, source, **{"distill": True, "sample_every": 0, "warmup": 0, **changes})
+    return tuned(data, out, source, **{"distill": (), "warmup": 0, **changes})
 
 
 @pytest.mark.parametrize("steps", [(), (4, 2, 3)])
@@ -150,7 +150,7 @@ def test_a_students_few_euler_steps_come_near_its_teachers_many(data: Path, tmp_
         batch_size=32,
         ema=(0.9,),
         distill_steps=(2, 1),
-        distill_guidance=(1.0,),
+        distill=("1",),
     )
     final = loop.train(steps)
     made = Pipeline.from_pretrained(final).model.config.sampling
@@ -166,7 +166,7 @@ def test_a_students_few_euler_steps_come_near_its_teachers_many(data: Path, tmp_
 def test_two_processes_and_micro_batches_are_one_and_a_resumed_run_is_the_whole_one(
     data: Path, tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    common = {"distill_guidance": (2.0,), "distill_guidance_from": (0.3,), "distill_steps": (2,)}
+    common = {"distill": ("2@0.3",), "distill_steps": (2,)}
     loop.train(student(data, tmp_path / "whole", source, **common))
     open_fields = {k: v for k, v in flat(student(data, tmp_path, source)).items() if k not in ("data", "out")}
     two = job(data, tmp_path / "two", **{**open_fields, **common, "device": "cpu", "world": 2, "accumulate": 2})
@@ -193,10 +193,10 @@ def test_a_teacher_that_changed_since_the_run_began_is_refused(
 
 def test_a_student_of_fewer_blocks_follows_the_whole_teacher(data: Path, tmp_path: Path, source: Path) -> None:
     """The teacher was built with the student's depth, and silently lost the blocks that the student does not have."""
-    run = loop.train(student(data, tmp_path / "run", source, max_steps=1, trunk_depth=1, head_depth=1))
+    run = loop.train(student(data, tmp_path / "run", source, max_steps=1, preset="16x2x1+1"))
     small, whole = (load_model(folder)[0].config for folder in (run, source))
     assert (small.trunk_depth, small.head_depth) == (1, 1) and whole.head_depth == 2
-    config = student(data, tmp_path / "run", source, trunk_depth=1, head_depth=1, device="cpu")
+    config = student(data, tmp_path / "run", source, preset="16x2x1+1", device="cpu")
     found = Source.find(config, tmp_path / "new")
     assert found is not None
     theirs = Teacher.load(found.with_defaults(config), found.fingerprint, found.config, small).model
@@ -206,12 +206,12 @@ def test_a_student_of_fewer_blocks_follows_the_whole_teacher(data: Path, tmp_pat
 
 
 def test_one_number_guides_every_stage_as_everywhere() -> None:
-    config = TrainConfig.of(data="d", out="o", init_from="m", distill=True, distill_guidance=(2.0,))
+    config = TrainConfig.of(data="d", out="o", init_from="m", distill=("2",))
     assert check_distill(config.distill, tiny_config(), tiny_config())[0] == (2.0, 2.0, 2.0)
     with pytest.raises(ValueError, match="needs classes"):
         check_distill(config.distill, tiny_config(num_classes=0, class_names=()), tiny_config())
     fixed = tiny_config(sampling=SamplingConfig(steps=(4, 4, 2), guidance=(1.0,) * 3, fixed_steps=True))
-    half = TrainConfig.of(data="d", out="o", init_from="m", distill=True, distill_steps=(2, 2, 1))
+    half = TrainConfig.of(data="d", out="o", init_from="m", distill=(), distill_steps=(2, 2, 1))
     assert check_distill(half.distill, fixed, fixed)[2] == (2, 2, 1)
     for more in (config, changed(half, distill_steps=(2, 1, 1))):
         with pytest.raises(ValueError, match="only teach half as many"):
@@ -223,12 +223,12 @@ def test_one_number_guides_every_stage_as_everywhere() -> None:
     [
         ({"ends": (0.6, 1.0)}, "own stages and"),
         ({"context_noise": 0.0}, "and --context-noise"),
-        ({"distill_guidance": (1.0,)}, "nothing to do"),
-        ({"distill_guidance": (1.0, 2.0, 3.0)}, "guidance needs"),
-        ({"distill_guidance": (2.0,), "distill_guidance_from": (1.0,)}, "guidance_from needs"),
-        ({"distill_guidance": (1.0,), "distill_steps": (2,), "distill_guidance_from": (0.5,)}, "the teacher's is 1"),
+        ({"distill": ("1",)}, "nothing to do"),
+        ({"distill": ("1", "2", "3")}, "guidance needs"),
+        ({"distill": ("2@1",)}, "guidance_from needs"),
+        ({"distill": ("2@half",)}, "--distill takes SCALE"),
         ({"distill_steps": (2, 0)}, "steps needs"),
-        ({"distill": False, "distill_steps": (2,)}, "need --distill"),
+        ({"distill": None, "distill_steps": (2,)}, "needs --distill"),
         ({"init_from": None, "resolution": (8,), "tokenizer": "pixels:2"}, "--init-from"),
     ],
 )
@@ -246,8 +246,7 @@ def test_classes_and_latents_that_the_teacher_does_not_know_are_refused(
         with pytest.raises(ValueError, match=r"does not have all classes of the data \(1 of 3: 'seven'\)"):
             loop.train(student(digits_folder, tmp_path / "run", source))
     with pytest.raises(ValueError, match="no labels"):
-        guided = {"distill_guidance": (2.0,), "distill_guidance_from": (0.0,)}
-        loop.train(student(data / "one", tmp_path / "flat", source, **guided))
+        loop.train(student(data / "one", tmp_path / "flat", source, distill=("2",)))
     with pytest.raises(ValueError, match="not those that"):
         loop.train(student(data, tmp_path / "other", source, tokenizer="pixels:2"))
     shutil.rmtree(data / "ZERO")  # some of its classes are enough

@@ -24,7 +24,7 @@ from ecar.training import loop
 from ecar.training.config import TrainConfig
 
 FREE: dict[str, Any] = {
-    "tokenizer": None, "resolution": (), "width": None, "heads": None, "trunk_depth": None, "head_depth": None,
+    "tokenizer": None, "resolution": (), "preset": None,
 }  # fmt: skip
 
 
@@ -35,7 +35,7 @@ def tuned(data: Path, out: Path, source: Path, **changes: Any) -> TrainConfig:
 
 def small(**changes: Any) -> ModelConfig:
     base = tiny_config(
-        stages=StageConfig(sides=((2, 2), (4, 4)), ends=(0.7, 1.0), rho=0.6), channels=12, image_side=(8, 8),
+        stages=StageConfig(sides=((2, 2), (4, 4)), ends=(0.7, 1.0)), channels=12, image_side=(8, 8),
         class_names=("ZERO", "cat", "one"), velocity_std=(1.1, 0.9), context_noise=0.2,
         sampling=SamplingConfig(steps=(3, 2), guidance=(1.0, 1.0)),
     )  # fmt: skip
@@ -81,7 +81,7 @@ def test_names_that_become_the_same_without_case_match_only_exactly() -> None:
 
 
 def test_another_resolution_and_class_table_of_the_same_names_loads_everything() -> None:
-    config = small(stages=StageConfig(sides=((4, 6), (8, 12)), ends=(0.7, 1.0), rho=0.6))
+    config = small(stages=StageConfig(sides=((4, 6), (8, 12)), ends=(0.7, 1.0)))
     ours, theirs, report = moved(config)
     assert report.fresh == () and report.notes == ()
     assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
@@ -118,12 +118,12 @@ def test_other_channels_leave_out_the_layers_at_the_maps_only() -> None:
     assert torch.equal(ours.head.map_in.bias, theirs.head.map_in.bias)
 
 
-@pytest.mark.parametrize(("changes", "word"), [({"width": 32}, "width 16"), ({"heads": 4}, "heads 2")])
+@pytest.mark.parametrize(("preset", "word"), [("32x2x2+2", "width 16"), ("16x4x2+2", "heads 2")])
 def test_a_model_of_which_nothing_fits_is_refused_before_images_are_read(
-    source: Path, tmp_path: Path, changes: dict[str, int], word: str
+    source: Path, tmp_path: Path, preset: str, word: str
 ) -> None:
     with pytest.raises(ValueError, match=word):
-        loop.train(tuned(tmp_path / "no data here", tmp_path / "run", source, **changes))
+        loop.train(tuned(tmp_path / "no data here", tmp_path / "run", source, preset=preset))
     with pytest.raises(ValueError, match="of kind ecar, not dit"):
         loop.train(tuned(tmp_path / "no data here", tmp_path / "run", source, model="dit", stages=1))
 
@@ -153,8 +153,8 @@ def test_what_the_user_leaves_open_is_the_sources_and_what_he_says_wins(
     assert record["init_from"] == str(source) and record["resolution"] == [8] and record["source"]["notes"]
     assert lines(tmp_path / "run")[0]["init_from"] == record["source"]
     said = tuned(
-        digits_folder, tmp_path / "b", source, max_steps=1, resolution=(16,), stages=3, head_depth=1,
-        tokenizer="pixels:4", context_noise=0.0, ends=(0.5, 0.6, 1.0), rho=0.5,
+        digits_folder, tmp_path / "b", source, max_steps=1, resolution=(16,), stages=3, preset="16x2x2+1",
+        tokenizer="pixels:4", context_noise=0.0, ends=(0.5, 0.6, 1.0),
     )  # fmt: skip
     other = load_model(loop.train(said))[0].config
     assert other.image_side == (16, 16) and other.stages.sides == ((1, 1), (2, 2), (4, 4)) and other.channels == 48
@@ -165,7 +165,7 @@ def test_a_guided_source_on_images_without_labels_draws_its_sample_grids(digits_
     """The guidance that it took over was refused at the first grid, and at every start after that."""
     guided = SamplingConfig(steps=(3, 2), guidance=(1.5, 2.0), guidance_from=(0.5, 0.0))
     source = saved(tmp_path / "source", sampling=guided)
-    final = loop.train(tuned(digits_folder / "one", tmp_path / "run", source, max_steps=1, sample_every=1))
+    final = loop.train(tuned(digits_folder / "one", tmp_path / "run", source, max_steps=1))
     assert load_model(final)[0].config.sampling == SamplingConfig(steps=(3, 2), guidance=(1.0, 1.0))
 
 
@@ -218,12 +218,10 @@ def test_killed_before_its_first_checkpoint_the_source_is_read_again_not_forgott
 
 
 def test_a_dit_starts_from_a_dit(digits_folder: Path, tmp_path: Path) -> None:
-    first = loop.train(
-        options(digits_folder, tmp_path / "a", model="dit", trunk_depth=None, max_steps=2, sample_every=0)
-    )
+    first = loop.train(options(digits_folder, tmp_path / "a", model="dit", max_steps=2))
     shutil.copytree(digits_folder / "one", tmp_path / "data" / "one")
     shutil.copytree(digits_folder / "zero", tmp_path / "data" / "null")
-    final = loop.train(tuned(tmp_path / "data", tmp_path / "b", first, max_steps=1, lr=1e-12, sample_every=0))
+    final = loop.train(tuned(tmp_path / "data", tmp_path / "b", first, max_steps=1, lr=1e-12))
     a, b = load_file(first / "model.safetensors"), load_file(final / "model.safetensors")
     table = next(k for k in a if k.endswith("embedding_table.weight"))
     assert torch.allclose(a[table][[0, 3]], b[table][[1, 2]], atol=1e-6)  # one, and the null class
@@ -232,7 +230,7 @@ def test_a_dit_starts_from_a_dit(digits_folder: Path, tmp_path: Path) -> None:
 
 
 def test_the_bundled_model_starts_a_run_of_own_images_in_one_call(digits_folder: Path, tmp_path: Path) -> None:
-    config = tuned(digits_folder, tmp_path, Path("fashion"), max_steps=1, sample_every=0)
+    config = tuned(digits_folder, tmp_path, Path("fashion"), max_steps=1)
     made, bundled = load_model(loop.train(config))[0].config, load_model("fashion")[0].config
     assert (made.image_side, made.stages) == (bundled.image_side, bundled.stages)
     assert made.class_names == ("one", "seven", "zero")

@@ -22,10 +22,10 @@ from test_training import lines, options, weights
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 
 from ecar.files.lock import run_lock
+from ecar.processes.world import World
 from ecar.training import loop
 from ecar.training.engine import checkpoint, saving, trainer
 from ecar.training.engine.checkpoint import load_checkpoint, save_checkpoint
-from ecar.training.engine.distributed import World
 from ecar.training.engine.log import RunLog
 
 SCRIPTS = Path(__file__).parents[2] / "benchmarks"
@@ -236,7 +236,7 @@ def test_a_full_disk_stops_training_only_after_three_saves_in_a_row(
 
     monkeypatch.setattr(saving, "save_checkpoint", full)
     monkeypatch.setattr(trainer, "in_background", lambda _: background)
-    config = options(digits_folder, tmp_path, save_every=1, max_steps=6, sample_every=0)
+    config = options(digits_folder, tmp_path, save_every=1, max_steps=6)
     if ends:
         with pytest.raises(OSError, match="No space left"):
             loop.train(config)
@@ -260,12 +260,12 @@ def test_a_full_disk_at_the_last_save_is_an_error(
 
 def arguments(data: Path, out: Path, steps: int) -> list[str]:
     flags = {
-        "data": data, "out": out, "tokenizer": "pixels:2", "resolution": 8, "width": 16, "heads": 2, "trunk-depth": 1,
-        "head-depth": 1, "max-steps": steps, "batch-size": 8, "save-every": 1000, "sample-every": 0, "log-every": 1,
+        "data": data, "out": out, "tokenizer": "pixels:2", "resolution": 8, "preset": "16x2x1+1",
+        "max-steps": steps, "batch-size": 8, "save-every": 1000,
         "warmup": 0, "decay": 0.0, "dtype": "fp32", "device": "cpu",
     }  # fmt: skip
     pairs = [str(x) for k, v in flags.items() for x in (f"--{k}", v)]
-    return [sys.executable, "-m", "ecar", "train", *pairs, "--trackers"]
+    return [sys.executable, "-m", "ecar", "train", *pairs]
 
 
 def started(command: list[str], out: Path) -> subprocess.Popen[str]:

@@ -1,4 +1,4 @@
-"""The same step in less memory: micro-batches, activation checkpointing, shards over processes."""
+"""The same step in less memory: micro-batches, shards over processes."""
 
 from __future__ import annotations
 
@@ -10,12 +10,9 @@ import pytest
 import torch
 from test_training import killed_at_five, lines, options, weights
 
-from conftest import random_model, tiny_config
 from ecar.cli.main import main
+from ecar.processes.world import World
 from ecar.training import loop
-from ecar.training.engine.distributed import World
-from ecar.training.engine.memory import checkpoint_activations
-from ecar.training.loss import Draws, stage_losses
 
 
 def same_run(a: Path, b: Path) -> None:
@@ -27,12 +24,11 @@ def same_run(a: Path, b: Path) -> None:
 
 
 @pytest.mark.parametrize("model", ["ecar", "dit"])
-@pytest.mark.parametrize("changes", [{"accumulate": 2}, {"accumulate": 4}, {"activation_checkpointing": True}])
+@pytest.mark.parametrize("changes", [{"accumulate": 2}, {"accumulate": 4}])
 def test_a_step_in_less_memory_is_the_same_step(
     digits_folder: Path, tmp_path: Path, changes: dict[str, Any], model: str
 ) -> None:
-    kind: dict[str, Any] = {"sample_every": 0, "model": model}
-    kind |= {"trunk_depth": None, "head_depth": 2} if model == "dit" else {}
+    kind: dict[str, Any] = {"model": model}
     loop.train(options(digits_folder, tmp_path / "whole", **kind))
     loop.train(options(digits_folder, tmp_path / "parts", **kind, **changes))
     same_run(tmp_path / "whole", tmp_path / "parts")
@@ -42,11 +38,11 @@ def test_compiled_blocks_take_the_same_steps_and_their_checkpoints_have_the_same
     digits_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A compiled run that is killed goes on without the compiler."""
-    loop.train(options(digits_folder, tmp_path / "whole", sample_every=0))
+    loop.train(options(digits_folder, tmp_path / "whole"))
     with killed_at_five(monkeypatch):
-        loop.train(options(digits_folder, tmp_path / "parts", sample_every=0, compile=True))
+        loop.train(options(digits_folder, tmp_path / "parts", compile=True))
     assert torch._dynamo.utils.counters["frames"]["ok"] > 0
-    loop.train(options(digits_folder, tmp_path / "parts", sample_every=0))
+    loop.train(options(digits_folder, tmp_path / "parts"))
     same_run(tmp_path / "whole", tmp_path / "parts")
 
 
@@ -54,34 +50,8 @@ def test_a_run_goes_on_with_other_micro_batches(digits_folder: Path, tmp_path: P
     loop.train(options(digits_folder, tmp_path / "whole"))
     shutil.copytree(tmp_path / "whole", tmp_path / "parts")
     shutil.rmtree(tmp_path / "parts" / "checkpoints" / "step_00000006")
-    loop.train(options(digits_folder, tmp_path / "parts", accumulate=2, activation_checkpointing=True))
+    loop.train(options(digits_folder, tmp_path / "parts", accumulate=2))
     same_run(tmp_path / "whole", tmp_path / "parts")
-
-
-def test_activation_checkpointing_keeps_less_and_gives_the_same_gradients() -> None:
-    """Counted: what autograd keeps for the backward pass."""
-    model = random_model(tiny_config())
-    generator = torch.Generator().manual_seed(0)
-    z, labels = torch.randn(4, 3, 8, 12, generator=generator), torch.tensor([0, 1, 2, 3])
-    noise = [torch.randn(4, 3, *s.side, generator=generator) for s in model.plan]
-    draws = Draws(noise, [n.roll(1, 0) for n in noise[:-1]], torch.rand(3, 4, generator=generator))
-    kept, gradients = [], []
-    for _ in range(2):
-        numbers = []
-
-        def count(x: torch.Tensor, numbers: list[int] = numbers) -> torch.Tensor:
-            numbers.append(x.numel())
-            return x
-
-        model.zero_grad()
-        with torch.autograd.graph.saved_tensors_hooks(count, lambda x: x):
-            losses = stage_losses(model, z, labels, draws, (4, 4, 2))
-        kept.append(sum(numbers))
-        sum(loss.mean() for loss in losses).backward()  # type: ignore[union-attr]
-        gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
-        checkpoint_activations(model.blocks)
-    assert kept[1] < 0.5 * kept[0]
-    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
 def test_a_batch_that_cannot_be_cut_is_refused(digits_folder: Path, tmp_path: Path) -> None:
@@ -106,9 +76,19 @@ def test_out_of_memory_is_one_line_of_advice(
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has a total capacity")
 
     monkeypatch.setattr(loop.Trainer, "train_step", full)
-    command = ["train", "--data", str(digits_folder), "--out", str(tmp_path), "--resolution", "8", "--width", "16"]
-    command += ["--heads", "2", "--batch-size", "8", "--accumulate", "2", "--device", "cpu", "--trackers"]
+    command = [
+        "train",
+        "--data",
+        str(digits_folder),
+        "--out",
+        str(tmp_path),
+        "--resolution",
+        "8",
+        "--preset",
+        "16x2x1+1",
+    ]
+    command += ["--batch-size", "8", "--accumulate", "2", "--device", "cpu"]
     assert main(command) == 1
     message = capsys.readouterr().err.strip().splitlines()[-1]
     assert message.startswith("ecar: CUDA out of memory; ")
-    assert all(word in message for word in ("--accumulate 4", "--activation-checkpointing", "--batch-size"))
+    assert all(word in message for word in ("--accumulate 4", "--parallel fsdp", "--batch-size"))

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ecar.training.engine.distributed import Part
+from ecar.processes.world import Part
 from ecar.training.engine.log import read_log
 from ecar.training.engine.options import RunOptions, ScaleOptions
 from ecar.training.engine.task import Losses
@@ -94,8 +94,7 @@ class Line:
 def run(out: Path, steps: int, bad: tuple[int, ...] = (), accumulate: int = 1) -> Line:
     out.mkdir(exist_ok=True)
     options = RunOptions(
-        out=str(out), max_steps=steps, batch_size=4, device="cpu", save_every=3, sample_every=0, log_every=1,
-        trackers=(),
+        out=str(out), max_steps=steps, batch_size=4, device="cpu", save_every=3,
     )  # fmt: skip
     task = Line(bad)
     Trainer(task, options, out, ema=(0.5,), scale=ScaleOptions(accumulate=accumulate)).run()

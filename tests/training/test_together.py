@@ -43,7 +43,7 @@ def known(digits_folder: Path, tmp_path: Path) -> Path:
 def several(data: Path, out: Path, source: Path, **changes: Any) -> dict[str, Any]:
     """A job of ``worker.py`` that leaves to the source what ``tuned`` does."""
     own = {k: changes.pop(k) for k in ("world", "stop_at", "stop_rank", "copy") if k in changes}
-    config = tuned(data, out, source, **{"device": "cpu", "sample_every": 0, **changes})
+    config = tuned(data, out, source, **{"device": "cpu", **changes})
     return {**flat(config), **own}
 
 
@@ -68,7 +68,7 @@ def test_two_processes_of_torchrun_fine_tune_as_one_and_resume_bit_for_bit(
         again.append(several(digits_folder, parts, source, **common))
     worker.start(first, tmp_path, torchrun=2)
     for kind, changes in KINDS.items():
-        one = tuned(digits_folder, tmp_path / kind / "one", source, device="cpu", sample_every=0, **changes, **STEPS)
+        one = tuned(digits_folder, tmp_path / kind / "one", source, device="cpu", **changes, **STEPS)
         loop.train(one)
         assert [x["step"] for x in step_lines(tmp_path / kind / "two")] == [1, 2, 3, 4]
         same_steps(tmp_path / kind / "one", tmp_path / kind / "two")
@@ -105,8 +105,8 @@ def test_shards_fine_tune_and_distil_as_one_process_does(
     """FSDP cuts the model that is trained; the teacher stays whole."""
     runs: dict[str, tuple[Path, dict[str, Any]]] = {
         "tuned": (digits_folder, {}),
-        "guidance": (known, {"distill": True}),
-        "steps": (known, {"distill": True, "distill_steps": (2, 1), "accumulate": 2}),
+        "guidance": (known, {"distill": ()}),
+        "steps": (known, {"distill": (), "distill_steps": (2, 1), "accumulate": 2}),
     }
     jobs = []
     for name, (data, changes) in runs.items():
@@ -117,7 +117,7 @@ def test_shards_fine_tune_and_distil_as_one_process_does(
             jobs.append(several(data, tmp_path / "parts", source, **common))
     worker.start(jobs, tmp_path)
     for name, (data, changes) in runs.items():
-        loop.train(tuned(data, tmp_path / name, source, device="cpu", sample_every=0, **STEPS, **changes))
+        loop.train(tuned(data, tmp_path / name, source, device="cpu", **STEPS, **changes))
         same_steps(tmp_path / name, tmp_path / f"{name}_2")
     a, b = weights(tmp_path / "guidance_2"), weights(tmp_path / "parts")
     assert all(torch.equal(a[k], b[k]) for k in a)
@@ -130,24 +130,24 @@ def test_an_adapter_learns_the_teachers_guidance_in_one_process_and_in_two(
 ) -> None:
     """LoRA changes the student in place; the teacher is the source as it is on disk."""
     pytest.importorskip("peft")
-    common = {**STEPS, "distill": True, "lora_rank": 2, "lr": 1e-2}
+    common = {**STEPS, "distill": (), "lora_rank": 2, "lr": 1e-2}
     worker.start([several(known, tmp_path / "two", source, world=2, **common)], tmp_path)
-    final = loop.train(tuned(known, tmp_path / "one", source, device="cpu", sample_every=0, **common))
+    final = loop.train(tuned(known, tmp_path / "one", source, device="cpu", **common))
     same_steps(tmp_path / "one", tmp_path / "two")
     before, after = load_file(source / "model.safetensors"), load_file(final / "model.safetensors")
     changed = {k.split(".")[-2] for k in before if not torch.equal(before[k], after[k])}
     assert changed == {"to_qkv", "to_out"}
     pipe = Pipeline.from_pretrained(source, device="cpu", adapter=tmp_path / "one" / "adapter")
     assert pipe.model.config.sampling == SamplingConfig(steps=(3, 2), guidance=(1.0, 1.0), solver="ab2")
-    longer = {**common, "max_steps": 80, "save_every": 80, "batch_size": 32, "log_every": 20}
-    loop.train(tuned(known, tmp_path / "long", source, device="cpu", sample_every=0, **longer))
+    longer = {**common, "max_steps": 80, "save_every": 80, "batch_size": 32}
+    loop.train(tuned(known, tmp_path / "long", source, device="cpu", **longer))
     losses = [line["loss"] for line in step_lines(tmp_path / "long")]
     assert losses[-1] < 0.7 * losses[0]
 
 
 def test_four_processes_that_hold_the_whole_model_take_the_steps_of_one(digits_folder: Path, tmp_path: Path) -> None:
     worker.start([job(digits_folder, tmp_path / "four", world=4, **STEPS)], tmp_path)
-    loop.train(options(digits_folder, tmp_path / "one", sample_every=0, **STEPS))
+    loop.train(options(digits_folder, tmp_path / "one", **STEPS))
     same_run(tmp_path / "one", tmp_path / "four")
 
 

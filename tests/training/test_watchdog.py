@@ -14,7 +14,7 @@ import pytest
 from test_processes import job
 from worker import TORCHRUN
 
-from ecar.training.engine.watchdog import BACKWARD, FORWARD, READ, WAIT, Seen
+from ecar.processes.watchdog import BACKWARD, FORWARD, READ, WAIT, Seen
 
 
 def test_who_is_least_far_is_named_and_only_after_the_limit() -> None:
@@ -58,7 +58,7 @@ draws.draw_batch = stalls
 RUNS = """
 import sys
 from ecar.cli.main import main
-from ecar.training.engine import watchdog
+from ecar.processes import watchdog
 watchdog.STALL_SECONDS = 3.0
 sys.exit(main(sys.argv[1:]))
 """
@@ -68,7 +68,7 @@ def command(data: Path, out: Path, **changes: Any) -> list[str]:
     values = {k: v for k, v in job(data, out, **changes).items() if v not in (None, ()) and not isinstance(v, bool)}
     joined = {k: ",".join(map(str, v)) if isinstance(v, tuple) else v for k, v in values.items()}
     flags = [f"--{k.replace('_', '-')}={v}" for k, v in joined.items()]
-    return ["train", *flags, "--trackers"]
+    return ["train", *flags]
 
 
 @pytest.mark.parametrize("stopped", [False, True])

@@ -24,11 +24,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from ecar.processes.signals import Stopped
+from ecar.processes.world import World
 from ecar.training import loop, loss
 from ecar.training.config import TrainConfig
 from ecar.training.engine import trainer
-from ecar.training.engine.distributed import World
-from ecar.training.engine.signals import Stopped
 
 TORCHRUN = ["-m", "torch.distributed.run", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
 
@@ -127,6 +127,7 @@ def ends(children: list[int], patience: float = 10.0) -> list[int]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    sys.modules["torch.utils.tensorboard"] = None  # type: ignore[assignment]  # a second to import, in every fork
     jobs = json.loads(Path(sys.argv[1]).read_text())
     import matplotlib.figure  # noqa: F401  (once, instead of in every fork)
     import torch._dynamo  # (the first step of an optimizer does)

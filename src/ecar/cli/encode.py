@@ -6,10 +6,15 @@ import json
 import shlex
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from ecar.cli.options import parse
 from ecar.data.reading import ReadOptions
+
+if TYPE_CHECKING:
+    from ecar.processes.world import World
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +35,7 @@ class EncodeOptions(ReadOptions):
     """Of tokenizers that give a distribution (AutoencoderKL, AutoencoderKLFlux2): sample (keep mean and variance;
     every training step draws its own sample) or mode (keep the mean only; half the size)."""
     shard_size: int = 2048
-    """Images per shard."""
+    """Images per shard: what one process of several does at a time."""
     batch_size: int = 32
     """Images encoded at a time."""
     max_images: int | None = None
@@ -58,12 +63,27 @@ OPTIONS = EncodeOptions
 
 
 def run(arguments: Sequence[str]) -> None:
-    """Parse, encode or go on encoding, print a summary as JSON."""
+    """Parse, encode or go on encoding, print a summary as JSON; under torchrun each process takes some shards."""
     options = parse(EncodeOptions, arguments, "encode")
+    from ecar.devices import resolve_device
+    from ecar.processes.signals import StopRequest, exit_when_stopped
+    from ecar.processes.world import World
+
+    device = resolve_device(options.device)
+    with exit_when_stopped(), StopRequest("while encoding, finished shards stay"):
+        world = World.start(device, tensors=False)
+        command, start = shlex.join(["ecar", "encode", *arguments]), time.perf_counter()
+        summary = _encode(options, command, world.local_device(device), world)
+        if world.rank == 0:
+            print(json.dumps({**summary, "seconds": round(time.perf_counter() - start, 2)}))
+        world.meet("end")
+        world.stop()
+
+
+def _encode(options: EncodeOptions, command: str, device: str, world: World) -> dict[str, Any]:
     from ecar.data.encoding import EncodePlan, encode_shards
     from ecar.data.feed import Feed, open_source, open_stream
     from ecar.data.source import BadImages
-    from ecar.devices import resolve_device
     from ecar.files.lock import run_lock
     from ecar.tokenizers import load_tokenizer
     from ecar.training.engine.resume import make_out
@@ -76,15 +96,16 @@ def run(arguments: Sequence[str]) -> None:
         batch_size=options.batch_size,
     )
     bad = BadImages(stop=options.bad_images == "stop", max_share=options.max_bad_share)
-    out, device = make_out(options.out, options.data, pictures=False), resolve_device(options.device)
-    tokenizer = load_tokenizer(options.tokenizer)
+    out = make_out(options.out, options.data, pictures=False)
+    tokenizer = world.first_then_others(lambda: load_tokenizer(options.tokenizer))
     tokenizer.latent_side(*plan.side)
     opened = open_stream if options.streaming else open_source
-    feed: Feed = opened(options.data, options.reading(), max_images=options.max_images)
-    command, start = shlex.join(["ecar", "encode", *arguments]), time.perf_counter()
-    with run_lock(out):
-        record = encode_shards(feed, tokenizer, out, plan, bad=bad, command=command, device=device)
-    summary = {
+    feed: Feed = world.first_then_others(lambda: opened(options.data, options.reading(), max_images=options.max_images))
+    with ExitStack() as lock:
+        if world.rank == 0:
+            lock.enter_context(run_lock(out))
+        record = encode_shards(feed, tokenizer, out, plan, bad=bad, command=command, device=device, world=world)
+    return {
         "cache": str(out),
         "images": record["images"],
         "skipped": len(record["skipped"]),
@@ -92,6 +113,4 @@ def run(arguments: Sequence[str]) -> None:
         "latent": [tokenizer.channels, *tokenizer.latent_side(*plan.side)],
         "classes": len(record["class_names"] or record["label_values"]),
         "shards": len(record["shards"]),
-        "seconds": round(time.perf_counter() - start, 2),
     }
-    print(json.dumps(summary))

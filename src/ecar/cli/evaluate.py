@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ecar.cli.flags import AdaptedModelFlags, CandidateFlags, SamplingFlags
 from ecar.cli.options import changed, flat, output_file, parse
 from ecar.evaluation.config import EvaluationConfig
+
+if TYPE_CHECKING:
+    from ecar import Pipeline
+    from ecar.processes.world import World
+    from ecar.refine import BestOf
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,37 +51,73 @@ OPTIONS = EvaluateOptions
 
 
 def run(arguments: Sequence[str]) -> None:
-    """Parse, check, sample or read, measure, write; prints one JSON object as the last line."""
+    """Parse, check, sample or read, measure, write; prints one JSON object as the last line. Under torchrun the
+    processes sample together, and the first one does the rest."""
     options = parse(EvaluateOptions, arguments, "evaluate")
     out = output_file(options.out, (".json",))
-    if options.samples is None:
-        record = _model_record(options, out)
+    if options.samples is not None:
+        record = _samples_record(options, options.samples, out)
     else:
-        from ecar.evaluation import evaluate
-        from ecar.evaluation.samples import read_samples
+        from ecar.devices import resolve_device
+        from ecar.processes.signals import StopRequest, exit_when_stopped
+        from ecar.processes.world import World
 
-        samples = read_samples(Path(options.samples).expanduser())
-        record = evaluate(
-            samples, options.comparison, picture=out.with_suffix(".closest.png"), device=options.compute.device
-        )
-        record["samples"]["file"] = options.samples
+        device = resolve_device(options.compute.device)
+        with exit_when_stopped(), StopRequest("while evaluating, finished batches stay"):
+            world = World.start(device, tensors=False)
+            compute = replace(options.compute, device=world.local_device(device)).usable()
+            record = _model_record(options, compute, str(options.model), out, world)
+            world.stop()
+        if world.rank:
+            return
     record = {"command": flat(options), **record}
     out.write_text(json.dumps(record, indent=2) + "\n")
     print(json.dumps(record))
 
 
-def _model_record(options: EvaluateOptions, out: Path) -> dict[str, Any]:
+def _samples_record(options: EvaluateOptions, file: str, out: Path) -> dict[str, Any]:
+    from ecar.evaluation import evaluate
+    from ecar.evaluation.samples import read_samples
+
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("--samples are judged by one process: leave torchrun out")
+    samples = read_samples(Path(file).expanduser())
+    record = evaluate(
+        samples, options.comparison, picture=out.with_suffix(".closest.png"), device=options.compute.device
+    )
+    record["samples"]["file"] = file
+    return record
+
+
+def _model_record(
+    options: EvaluateOptions, compute: AdaptedModelFlags, model: str, out: Path, world: World
+) -> dict[str, Any]:
     from ecar.cost.flops import sampling_flops
     from ecar.evaluation import evaluate
     from ecar.hub import training_record
-    from ecar.pretrained.adapters import adapter_fingerprint
-    from ecar.pretrained.folders import resolve_model, weights_fingerprint
+    from ecar.pretrained.folders import resolve_model
 
-    model, compute = str(options.model), options.compute.usable()
-    pipe = compute.load(model)
+    pipe = world.first_then_others(lambda: compute.load(model))
     settings, best = options.sampling.settings(pipe), options.selection.best_of(pipe)
-    plain = compute.load_plain(model) if compute.compile or compute.cuda_graphs else pipe
-    about = {
+    plain = compute.load_plain(model) if (compute.compile or compute.cuda_graphs) and not world.rank else pipe
+    record = evaluate(
+        pipe, options.comparison, settings=settings, sampler=best, folder=out.with_suffix(".samples"),
+        about={} if world.rank else _about(model, compute, plain, best), picture=out.with_suffix(".closest.png"),
+        device=compute.device, world=world,
+    )  # fmt: skip
+    if world.rank:
+        return {}
+    critic = None if best is None else best.critic
+    flops = sampling_flops(plain, settings, record["candidates_drawn"], critic)
+    ema = training_record(resolve_model(model)).get("ema")  # whose decay the averaged weights have
+    return record | {"flops_per_image": flops, "ema": ema}
+
+
+def _about(model: str, compute: AdaptedModelFlags, plain: Pipeline, best: BestOf | None) -> dict[str, object]:
+    from ecar.pretrained.adapters import adapter_fingerprint
+    from ecar.pretrained.folders import weights_fingerprint
+
+    return {
         "model": model,
         "weights": weights_fingerprint(model),
         "parameters": plain.model.num_parameters(),
@@ -88,11 +130,3 @@ def _model_record(options: EvaluateOptions, out: Path) -> dict[str, Any]:
         "acceptance": None if best is None else best.acceptance,
         "critic": None if best is None else best.critic.fingerprint,
     }
-    record = evaluate(
-        pipe, options.comparison, settings=settings, sampler=best, about=about, folder=out.with_suffix(".samples"),
-        picture=out.with_suffix(".closest.png"), device=compute.device,
-    )  # fmt: skip
-    critic = None if best is None else best.critic
-    flops = sampling_flops(plain, settings, record["candidates_drawn"], critic)
-    ema = training_record(resolve_model(model)).get("ema")  # whose decay the averaged weights have
-    return record | {"flops_per_image": flops, "ema": ema}

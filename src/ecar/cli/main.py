@@ -65,6 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         if os.environ.get("ECAR_TRACEBACK"):
             raise
+        if getattr(error, "said", False):  # by process 0 of those that torchrun started
+            return WRONG_INPUT
         from ecar.cli.options import name_flags
 
         return _refuse(name_flags(str(error), module.OPTIONS))

@@ -33,6 +33,11 @@ class PictureFlags:
         """Whether --out is a file of arrays."""
         return Path(self.out).suffix.lower() == ".npz"
 
+    @property
+    def one_array(self) -> bool:
+        """Whether there is nothing else to write, so that images may come from several processes."""
+        return self.arrays and not self.stages and not self.gif
+
     def check(self) -> None:
         """ValueError unless each file can be written, and none over another."""
         out = output_file(self.out, (".png", ".npz"))

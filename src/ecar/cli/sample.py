@@ -1,11 +1,15 @@
-"""``ecar sample``: images from a model, as a grid (.png) or an array (.npz)."""
+"""``ecar sample``: images from a model, as a grid (.png) or, from any number of processes, an array (.npz)."""
 
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
@@ -13,9 +17,12 @@ import tyro
 from ecar.cli.flags import AdaptedModelFlags, CandidateFlags, SamplingFlags
 from ecar.cli.options import parse
 from ecar.cli.pictures import PictureFlags
+from ecar.files.lock import run_lock
 
 if TYPE_CHECKING:
     from ecar import Pipeline
+    from ecar.config import SamplingConfig
+    from ecar.processes.world import World
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,11 +55,13 @@ OPTIONS = SampleOptions
 def run(arguments: Sequence[str]) -> None:
     """Parse, check, sample, write; prints one JSON object as the last line."""
     options = parse(SampleOptions, arguments, "sample")
-    if options.per_class < 1:
-        raise ValueError("--per-class must be at least 1")
-    from ecar import __version__
-    from ecar.pretrained.folders import weights_fingerprint
-
+    if options.per_class < 1 or options.batch_size < 1:
+        raise ValueError("--per-class and --batch-size must be at least 1")
+    if options.files.one_array:
+        _one_array(options)
+        return
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("several processes write one array: give --out FILE.npz without --stages and --gif")
     files, compute = options.files, options.compute.usable()
     pipe = compute.load(options.model)
     settings, draw = options.sampling.settings(pipe), options.selection.best_of(pipe) or pipe
@@ -63,16 +72,81 @@ def run(arguments: Sequence[str]) -> None:
         labels, seeds=seeds, settings=settings, batch_size=options.batch_size,
         return_stages=bool(files.stages or files.gif), progress=True,
     )  # fmt: skip
-    seconds = time.perf_counter() - start
-    record = {
-        "model": options.model, "weights": weights_fingerprint(options.model), "ecar": __version__,
-        "images": len(labels), "seconds": round(seconds, 3), "images_per_second": round(len(labels) / seconds, 2),
-        "seed": options.seed, "classes": options.classes, "per_class": options.per_class,
-        "settings": settings.to_json(), **asdict(options.selection), **asdict(compute), "drawn": sum(output.drawn),
-        "out": files.out,
-    }  # fmt: skip
+    record = _record(options, compute, settings, len(labels), time.perf_counter() - start, sum(output.drawn))
     files.write(output, options.per_class, json.dumps(record), labelled=pipe.model.config.num_classes > 0)
     print(json.dumps(record))
+
+
+def _one_array(options: SampleOptions) -> None:
+    """Write an .npz by way of a folder beside it, into which every process writes its batches; the same command goes on
+    with what is there."""
+    from ecar.devices import resolve_device
+    from ecar.processes.signals import StopRequest, exit_when_stopped
+    from ecar.processes.world import World
+
+    device = resolve_device(options.compute.device)
+    with exit_when_stopped(), StopRequest("while sampling, finished batches stay"), ExitStack() as lock:
+        world = World.start(device, tensors=False)
+        compute = replace(options.compute, device=world.local_device(device)).usable()
+        pipe = world.first_then_others(lambda: compute.load(options.model))
+        out = Path(options.files.out).expanduser()
+        folder = out.with_name(f"{out.name}.parts")
+        if world.rank == 0:
+            folder.mkdir(exist_ok=True)
+            lock.enter_context(run_lock(folder))
+        record = _draw(options, compute, pipe, folder, world)
+        if world.rank == 0:
+            print(json.dumps(record))
+        world.stop()
+
+
+def _draw(
+    options: SampleOptions, compute: AdaptedModelFlags, pipe: Pipeline, folder: Path, world: World
+) -> dict[str, object]:
+    """Draw what is missing and, on rank 0, put it together; the record."""
+    from ecar.evaluation.making import configuration, draw_samples, merge
+    from ecar.pretrained.adapters import adapter_fingerprint
+    from ecar.pretrained.folders import weights_fingerprint
+
+    settings, best = options.sampling.settings(pipe), options.selection.best_of(pipe)
+    labels = [label for label in _classes(options.classes, pipe) for _ in range(options.per_class)]
+    whose: dict[str, object] = {}
+    if world.rank == 0:
+        whose = {"weights": weights_fingerprint(options.model), "classes": options.classes,
+                 "per_class": options.per_class, **asdict(options.selection), **asdict(compute)}  # fmt: skip
+        whose |= {"device": pipe.model.device.type, "critic": None if best is None else best.critic.fingerprint}
+        whose |= {"configuration": configuration(pipe)}
+        whose |= {"adapter": None if compute.adapter is None else adapter_fingerprint(compute.adapter)}
+    start = time.perf_counter()
+    missing = draw_samples(
+        pipe, labels, seed=options.seed, settings=settings, folder=folder, record=whose, batch=options.batch_size,
+        sampler=best, world=world,
+    )  # fmt: skip
+    if world.rank:
+        return {}
+    seconds = time.perf_counter() - start
+    out = Path(options.files.out).expanduser()
+    made = merge(folder, len(labels), out, labelled=pipe.model.config.num_classes > 0)
+    shutil.rmtree(folder)
+    record = _record(options, compute, settings, missing, seconds, round(made.drawn * len(labels)))
+    return record | {"images": len(labels), "resumed": len(labels) - missing, "processes": world.size}
+
+
+def _record(
+    options: SampleOptions, compute: AdaptedModelFlags, settings: SamplingConfig, count: int, seconds: float,
+    drawn: int,
+) -> dict[str, object]:  # fmt: skip
+    """What was made, how, and how fast."""
+    from ecar import __version__
+    from ecar.pretrained.folders import weights_fingerprint
+
+    return {
+        "model": options.model, "weights": weights_fingerprint(options.model), "ecar": __version__,
+        "images": count, "seconds": round(seconds, 3), "images_per_second": round(count / seconds, 2),
+        "seed": options.seed, "classes": options.classes, "per_class": options.per_class,
+        "settings": settings.to_json(), **asdict(options.selection), **asdict(compute),
+        "device": options.compute.device, "drawn": drawn, "out": options.files.out,
+    }  # fmt: skip
 
 
 def _classes(text: str, pipe: Pipeline) -> list[int | str | None]:

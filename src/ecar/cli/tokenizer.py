@@ -14,7 +14,7 @@ OPTIONS = TokenizerConfig
 def run(arguments: Sequence[str]) -> None:
     """Parse, train, print what was written as JSON. Stopped by a signal, it exits as ``ecar train`` does."""
     config = parse(TokenizerConfig, arguments, "tokenizer")
-    from ecar.training.engine.signals import exit_when_stopped
+    from ecar.processes.signals import exit_when_stopped
     from ecar.training.tokenizer import train_tokenizer
 
     with exit_when_stopped():

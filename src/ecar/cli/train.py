@@ -17,8 +17,8 @@ def run(arguments: Sequence[str]) -> None:
     Stopped by a signal, it exits with 75 (SIGTERM, SIGUSR1) or 130 (Ctrl-C) after a checkpoint.
     """
     config = parse(TrainConfig, arguments, "train")
+    from ecar.processes.signals import exit_when_stopped
     from ecar.training.engine.log import read_log
-    from ecar.training.engine.signals import exit_when_stopped
     from ecar.training.loop import train
 
     with exit_when_stopped():

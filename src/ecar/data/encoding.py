@@ -1,13 +1,13 @@
-"""Encode a data set to the shards of a cache folder; killed anywhere, the same call goes on behind the last shard."""
+"""Encode a data set to the shards of a cache folder; killed anywhere, the same call writes those that are missing."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,16 @@ from tqdm.auto import tqdm
 from ecar.config import Side, differences
 from ecar.data.ahead import in_order
 from ecar.data.feed import Feed, Sample
-from ecar.data.shards import CACHE, PROGRESS, damaged_shards
+from ecar.data.shards import CACHE, PROGRESS, damaged_shards, note_file, shard_file, shard_notes
 from ecar.data.source import BadImages
 from ecar.devices import images_at_once
 from ecar.files.images import CROP, BadImageError, decode_image, fit, to_signed
 from ecar.files.records import write_atomically
+from ecar.processes.watchdog import FORWARD, READ, WAIT, Watchdog
+from ecar.processes.world import World
 from ecar.tokenizers import Tokenizer
+
+_ALONE = World()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +40,7 @@ class EncodePlan:
         side: (height, width) of the images in pixels.
         flip: also every image mirrored.
         moments: keep the variance where the tokenizer gives one; else only the mean.
-        shard_size: images per shard.
+        shard_size: rows of the data per shard.
         batch_size: images that are encoded at a time, of large ones fewer (``images_at_once``): the last bit of a
             latent may depend on it.
     """
@@ -53,29 +57,22 @@ class EncodePlan:
 
 
 @dataclass(kw_only=True)
-class Progress:
-    """``progress.json``: what is done.
+class Found:
+    """What encoding meets on its way.
 
     Attributes:
-        plan: what must not change when encoding goes on.
-        command: how to go on, for messages.
-        shards: per shard: file, images, rows [first, end), bytes, sha256, and sums per channel for the statistics.
-        skipped: bad images before the end of the last shard.
+        skipped: bad images of the shard that is encoded.
+        before: how many there were in other shards.
         label_values: different labels in order of appearance, where the data do not name their classes.
         unlabelled: an image without a label was met; then none may have one.
+        images: how many are encoded, of all shards of this process.
     """
 
-    plan: dict[str, Any]
-    command: str
-    shards: list[dict[str, Any]] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
+    before: int = 0
     label_values: list[int | str] = field(default_factory=list)
     unlabelled: bool = False
-
-    @property
-    def row(self) -> int:
-        """The first row that is not encoded yet."""
-        return int(self.shards[-1]["rows"][1]) if self.shards else 0
+    images: int = 0
 
 
 def encode_shards(
@@ -87,32 +84,32 @@ def encode_shards(
     bad: BadImages,
     command: str = "ecar encode",
     device: str = "cpu",
+    world: World = _ALONE,
 ) -> dict[str, Any]:
     """Write, or complete, the cache folder ``out``; returns its record. Statistics that were not measured yet are
     measured over all images, and the tokenizer of the cache has them.
 
+    Shard k holds rows k ``shard_size`` to (k + 1) ``shard_size`` without bad images, so that its bytes depend neither
+    on other shards nor on who encodes it: each process of ``world`` takes some, and its first one puts the cache
+    together.
+
     Raises:
-        ValueError: ``out`` holds a cache of other data, tokenizer or options; bad data; latents that are not finite.
+        ValueError: ``out`` holds a cache of other data, tokenizer or options; bad data; latents that are not finite; a
+            stream for several processes.
     """
     tokenizer.latent_side(*plan.side)
-    progress = _resume(out, _plan_record(feed, tokenizer, plan), command)
-    if progress is None:
-        return dict(json.loads((out / CACHE).read_text()))
-    tokenizer.to(device)
-    good = _good_images(feed, progress, plan.side, bad)
-    images = sum(shard["images"] for shard in progress.shards)
-    with tqdm(total=len(feed) or None, initial=images, desc="encoding", disable=None) as bar:
-        while True:
-            shard = _encode_shard(islice(good, plan.shard_size), feed, tokenizer, plan, progress, device, bar)
-            if shard is None:
-                break
-            _write_shard(out, progress, *shard)
-    tokenizer.to("cpu")
-    for line in progress.skipped:
-        print(f"skipped {line}", file=sys.stderr)
-    if not progress.shards:
-        raise ValueError(f"{feed.name}: no usable image; {'; '.join(progress.skipped[:5])}")
-    return _finish(out, progress, tokenizer, feed)
+    if world.size > 1 and not len(feed):
+        raise ValueError(f"{feed.name}: a stream has to be read in one process; leave out --streaming, or torchrun")
+    record = _plan_record(feed, tokenizer, plan)
+    done = world.from_first(lambda: _resume(out, record, command))
+    if done is not None:
+        with Watchdog(world) as watchdog:
+            _encode_missing(feed, tokenizer.to(device), out, plan, done, bad, world, watchdog)
+            watchdog.at(sys.maxsize, WAIT)
+            world.meet("shards")
+        tokenizer.to("cpu")
+        world.from_first(lambda: _finish(out, record, tokenizer, feed, bad if world.size > 1 else None))
+    return dict(json.loads((out / CACHE).read_text()))
 
 
 def _plan_record(feed: Feed, tokenizer: Tokenizer, plan: EncodePlan) -> dict[str, Any]:
@@ -129,20 +126,21 @@ def _plan_record(feed: Feed, tokenizer: Tokenizer, plan: EncodePlan) -> dict[str
     }
 
 
-def _resume(out: Path, plan: dict[str, Any], command: str) -> Progress | None:
-    """Where to go on; None where the cache is complete. ValueError: it is another one."""
+def _resume(out: Path, plan: dict[str, Any], command: str) -> list[int] | None:
+    """Numbers of the shards that are there; None where the cache is complete. ValueError: it is another one."""
     found = next((path for name in (CACHE, PROGRESS) if (path := out / name).exists()), None)
-    for name in (CACHE, PROGRESS, "shard_*.safetensors"):  # what a kill left; other files of that ending are not ours
+    for name in (CACHE, PROGRESS, "shard_*.safetensors", "shard_*.json"):  # what a kill left; others are not ours
         for left in out.glob(f"{name}.*.tmp"):
             left.unlink()
+    notes = shard_notes(out)
     try:
-        record = {"shards": []} if found is None else json.loads(found.read_text())
-        if not record["shards"]:  # nothing is lost: a mistyped option or a label that was mended may be another one now
-            progress = Progress(plan=plan, command=command)
-            _save_progress(out, progress)
-            return progress
+        record = {} if found is None else json.loads(found.read_text())
+        if not record.get("shards", notes):
+            # Nothing is lost: a mistyped option or a label that was mended may be another one now.
+            write_atomically(out / PROGRESS, json.dumps({"plan": plan, "command": command}).encode())
+            return []
         before = record["plan"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(f"{out}: holds a cache that cannot be continued; choose another --out") from None
     assert found is not None
     if before.get("source") != plan["source"]:
@@ -155,60 +153,93 @@ def _resume(out: Path, plan: dict[str, Any], command: str) -> Progress | None:
             f"{out}: holds a cache of another tokenizer or other options ({changed}); choose another --out"
         )
     if found.name == CACHE:
-        (out / PROGRESS).unlink(missing_ok=True)
+        _remove_notes(out)
         return None
-    if damage := damaged_shards(out, record["shards"]):
+    if "shards" in record:
+        raise ValueError(f"{out}: was begun by an earlier version of ecar; delete the folder and encode again")
+    if damage := damaged_shards(out, [note for note in notes.values() if note["images"]]):
         raise ValueError(f"{out}: {'; '.join(damage)}; delete the folder and encode again")
-    return Progress(**{**record, "command": command})
+    write_atomically(out / PROGRESS, json.dumps({"plan": plan, "command": command}).encode())
+    return sorted(notes)
 
 
-def _save_progress(out: Path, progress: Progress) -> None:
-    write_atomically(out / PROGRESS, json.dumps(vars(progress)).encode())
+def _remove_notes(out: Path) -> None:
+    """What only an unfinished cache needs."""
+    for number in shard_notes(out):
+        note_file(out, number).unlink()
+    (out / PROGRESS).unlink(missing_ok=True)
 
 
-def _good_images(feed: Feed, progress: Progress, side: Side, bad: BadImages) -> Iterator[tuple[Sample, np.ndarray]]:
-    """Samples with their pixels (height, width, 3); the bad ones are noted in ``progress``, in their order."""
+def _encode_missing(
+    feed: Feed, tokenizer: Tokenizer, out: Path, plan: EncodePlan, done: list[int], bad: BadImages, world: World,
+    watchdog: Watchdog,
+) -> None:  # fmt: skip
+    """Write those shards that are not there, this process's share of them."""
+    size, rows = plan.shard_size, len(feed)
+    notes, found = shard_notes(out), Found()
+    found.before = sum(len(note["skipped"]) for note in notes.values())
+    if notes:  # a stream may not name its classes; it is encoded in its order
+        last = notes[max(notes)]
+        found.label_values, found.unlabelled = list(last["label_values"]), last["unlabelled"]
+    numbers = world.share(sorted(set(range(-(-rows // size))) - set(done))) if rows else [len(done)]
+    samples = _samples(feed, numbers, size) if rows else feed.samples(numbers[0] * size)
+    total = sum(min(rows, (number + 1) * size) - number * size for number in numbers) if rows else None
+    work = in_order(lambda sample: fit(decode_image(sample.data), *plan.side), samples)
+    with tqdm(total=total, desc="encoding", disable=True if world.rank else None) as bar:
+        for number, pairs in groupby(work, key=lambda pair: pair[0].row // size):
+            seen: list[int] = []
+            good = _good_images(feed, found, pairs, bad, seen)
+            written = _encode_shard(good, feed, tokenizer, plan, found, bar, watchdog)
+            _write_shard(out, number, found, [number * size, seen[-1] + 1], *written)
 
-    def pixels(sample: Sample) -> np.ndarray:
-        return fit(decode_image(sample.data), *side)
 
-    for sample, result in in_order(pixels, feed.samples(progress.row)):
+def _samples(feed: Feed, numbers: Sequence[int], size: int) -> Iterator[Sample]:
+    """The rows of some shards; of neighbours without asking the feed anew."""
+    for _, run in groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0]):
+        together = [number for _, number in run]
+        yield from islice(feed.samples(together[0] * size), len(together) * size)
+
+
+def _good_images(
+    feed: Feed, found: Found, pairs: Iterable[tuple[Sample, np.ndarray | BadImageError]], bad: BadImages,
+    seen: list[int],
+) -> Iterator[tuple[Sample, np.ndarray]]:  # fmt: skip
+    """Samples of a shard with their pixels (height, width, 3); bad ones are noted, rows that were ``seen`` too."""
+    for sample, result in pairs:
+        seen[:] = [sample.row]
         if isinstance(result, BadImageError):
-            progress.skipped.append(f"{feed.where(sample)}: {result}")
-            bad.check(feed.name, progress.skipped, sample.row + 1, len(feed) or sample.row + 1)
+            found.skipped.append(f"{feed.where(sample)}: {result}")
+            skipped = [""] * found.before + found.skipped
+            bad.check(feed.name, skipped, sample.row + 1, len(feed) or sample.row + 1)
         else:
             yield sample, result
 
 
 @torch.no_grad()
 def _encode_shard(
-    good: Iterator[tuple[Sample, np.ndarray]],
-    feed: Feed,
-    tokenizer: Tokenizer,
-    plan: EncodePlan,
-    progress: Progress,
-    device: str,
-    bar: Any,
-) -> tuple[list[Sample], dict[str, Tensor]] | None:
-    """The samples of the next shard, without their bytes, and its tensors; None at the end of the data."""
-    moments = progress.plan["moments"]
+    good: Iterator[tuple[Sample, np.ndarray]], feed: Feed, tokenizer: Tokenizer, plan: EncodePlan, found: Found,
+    bar: Any, watchdog: Watchdog,
+) -> tuple[list[Sample], dict[str, Tensor]]:  # fmt: skip
+    """The samples of a shard, without their bytes, and its tensors."""
     samples: list[Sample] = []
     labels: list[int] = []
     parts: dict[str, list[Tensor]] = {"latents": [], "logvar": []}
     while batch := list(islice(good, plan.batch_size)):
-        pixels = torch.from_numpy(to_signed(np.stack([p for _, p in batch]))).permute(0, 3, 1, 2).to(device)
+        watchdog.at(found.images, FORWARD)
+        pixels = torch.from_numpy(to_signed(np.stack([p for _, p in batch]))).permute(0, 3, 1, 2)
+        pixels = pixels.to(tokenizer.mean.device)
         tokenizer.check_images(pixels)
-        for key, value in _encode(tokenizer, pixels, plan.flip, moments).items():
+        for key, value in _encode(tokenizer, pixels, plan.flip, plan.moments and tokenizer.has_moments).items():
             if not torch.isfinite(value).all():
                 raise ValueError(
                     f"{feed.where(batch[0][0])}, or one of the {len(batch)} from it on: not finite latents"
                 )
             parts[key].append(value)
-        labels += [_label(feed, sample, progress) for sample, _ in batch]
+        labels += [_label(feed, sample, found) for sample, _ in batch]
         samples += [replace(s, data=b"") for s, _ in batch]  # their bytes are not needed any more
         bar.update(len(batch))
-    if not samples:
-        return None
+        found.images += len(batch)
+        watchdog.at(found.images, READ)
     tensors = {key: torch.cat(value, dim=1).contiguous() for key, value in parts.items() if value}
     return samples, {**tensors, "labels": torch.tensor(labels, dtype=torch.int64)}
 
@@ -227,13 +258,13 @@ def _encode(tokenizer: Tokenizer, pixels: Tensor, flip: bool, moments: bool) -> 
     return {key: torch.stack(value) for key, value in found.items() if value}
 
 
-def _label(feed: Feed, sample: Sample, progress: Progress) -> int:
-    """The class of a sample, or the place of its label among ``progress.label_values``."""
-    names, label, values = feed.classes(), sample.label, progress.label_values
+def _label(feed: Feed, sample: Sample, found: Found) -> int:
+    """The class of a sample, or the place of its label among ``found.label_values``."""
+    names, label, values = feed.classes(), sample.label, found.label_values
     if names == ():
         return 0
     if names is None and label is None and not values:
-        progress.unlabelled = True
+        found.unlabelled = True
         return 0
     if isinstance(label, bool) or not isinstance(label, int | str):
         raise ValueError(f"{feed.where(sample)}: the label is {label!r}, not a class id or name")
@@ -241,48 +272,50 @@ def _label(feed: Feed, sample: Sample, progress: Progress) -> int:
         if not isinstance(label, int) or not 0 <= label < len(names):
             raise ValueError(f"{feed.where(sample)}: label {label!r} is none of the {len(names)} classes")
         return label
-    if progress.unlabelled:
+    if found.unlabelled:
         raise ValueError(f"{feed.where(sample)}: has a label, but images before it have none")
     if label not in values:
         values.append(label)
     return values.index(label)
 
 
-def _write_shard(out: Path, progress: Progress, samples: list[Sample], tensors: dict[str, Tensor]) -> None:
-    """The shard, then the note that it is there: killed in between, it is written again, with the same bytes."""
-    name = f"shard_{len(progress.shards):05d}.safetensors"
-    data = save(tensors, metadata={"ids": json.dumps([s.id for s in samples])})
-    write_atomically(out / name, data)
-    latents = tensors["latents"][0].double().transpose(0, 1).flatten(1)
-    record = {
-        "file": name,
-        "images": len(samples),
-        "rows": [progress.row, samples[-1].row + 1],
-        "bytes": len(data),
-        "sha256": hashlib.sha256(data).hexdigest(),
-        "values": latents.shape[1],
-        "sum": latents.sum(1).tolist(),
-        "squares": latents.square().sum(1).tolist(),
-    }
+def _write_shard(
+    out: Path, number: int, found: Found, rows: list[int], samples: list[Sample], tensors: dict[str, Tensor]
+) -> None:
+    """The shard, then the note that it is there: killed in between, it is written again, with the same bytes. Of bad
+    images alone there is only the note."""
+    note: dict[str, Any] = {"file": shard_file(number), "images": len(samples), "rows": rows}
+    if samples:
+        data = save(tensors, metadata={"ids": json.dumps([s.id for s in samples])})
+        write_atomically(out / note["file"], data)
+        latents = tensors["latents"][0].double().transpose(0, 1).flatten(1)
+        note |= {
+            "bytes": len(data),
+            "sha256": hashlib.sha256(data).hexdigest(),
+            "values": latents.shape[1],
+            "sum": latents.sum(1).tolist(),
+            "squares": latents.square().sum(1).tolist(),
+        }
     if "logvar" in tensors:  # a sample spreads by the variance of the means and the mean of the variances
-        record["variances"] = tensors["logvar"][0].double().exp().transpose(0, 1).flatten(1).sum(1).tolist()
-    progress.shards.append(record)
-    _save_progress(out, progress)
+        note["variances"] = tensors["logvar"][0].double().exp().transpose(0, 1).flatten(1).sum(1).tolist()
+    note |= {"skipped": found.skipped, "label_values": found.label_values, "unlabelled": found.unlabelled}
+    write_atomically(note_file(out, number), json.dumps(note).encode())
+    found.before, found.skipped = found.before + len(found.skipped), []
 
 
-def _finish(out: Path, progress: Progress, tokenizer: Tokenizer, feed: Feed) -> dict[str, Any]:
-    """Statistics, tokenizer, and ``cache.json`` as the last file."""
+def _finish(out: Path, plan: dict[str, Any], tokenizer: Tokenizer, feed: Feed, bad: BadImages | None) -> None:
+    """Statistics, tokenizer, and ``cache.json`` as the last file. ``bad`` is asked of what all processes skipped."""
+    notes = list(shard_notes(out).values())
+    skipped, shards = [line for note in notes for line in note["skipped"]], [note for note in notes if note["images"]]
+    for line in skipped:
+        print(f"skipped {line}", file=sys.stderr)
+    if not shards:
+        raise ValueError(f"{feed.name}: no usable image; {'; '.join(skipped[:5])}")
+    if bad is not None:
+        replace(bad, stop=False).check(feed.name, skipped, len(feed), len(feed))
     shift, scale = torch.zeros(tokenizer.channels), torch.ones(tokenizer.channels)
     if not tokenizer.measured:
-        count = sum(shard["values"] for shard in progress.shards)
-
-        def total(key: str) -> Tensor:
-            sums = [torch.tensor(s.get(key, [0.0] * tokenizer.channels), dtype=torch.float64) for s in progress.shards]
-            return torch.stack(sums).sum(0) / count
-
-        mean = total("sum")
-        variance = total("squares") - mean.square() + total("variances")
-        shift, scale = mean.float(), variance.clamp_min(1e-12).sqrt().float().clamp_min(1e-6)
+        shift, scale = _statistics(shards, tokenizer.channels)
         tokenizer.mean.copy_(tokenizer.mean + tokenizer.std * shift)
         tokenizer.std.copy_(tokenizer.std * scale)
         tokenizer.measured = True
@@ -290,18 +323,30 @@ def _finish(out: Path, progress: Progress, tokenizer: Tokenizer, feed: Feed) -> 
     record = {
         "library": "ecar",
         "format": 2,
-        **{key: progress.plan[key] for key in ("image_side", "crop", "moments", "encoder")},
+        **{key: plan[key] for key in ("image_side", "crop", "moments", "encoder")},
         "tokenizer": tokenizer.fingerprint(),
         "shift": shift.tolist(),
         "scale": scale.tolist(),
-        "images": sum(shard["images"] for shard in progress.shards),
+        "images": sum(shard["images"] for shard in shards),
         "class_names": list(feed.classes() or ()),
-        "label_values": progress.label_values,
-        "skipped": progress.skipped,
+        "label_values": notes[-1]["label_values"],
+        "skipped": skipped,
         "data": feed.about(),
-        "plan": progress.plan,
-        "shards": [{k: shard[k] for k in ("file", "images", "rows", "bytes", "sha256")} for shard in progress.shards],
+        "plan": plan,
+        "shards": [{k: shard[k] for k in ("file", "images", "rows", "bytes", "sha256")} for shard in shards],
     }
     write_atomically(out / CACHE, (json.dumps(record, indent=1) + "\n").encode())
-    (out / PROGRESS).unlink()
-    return record
+    _remove_notes(out)
+
+
+def _statistics(shards: list[dict[str, Any]], channels: int) -> tuple[Tensor, Tensor]:
+    """Mean and deviation per channel over the images of all shards, each (C,) float32."""
+    count = sum(shard["values"] for shard in shards)
+
+    def total(key: str) -> Tensor:
+        sums = [torch.tensor(shard.get(key, [0.0] * channels), dtype=torch.float64) for shard in shards]
+        return torch.stack(sums).sum(0) / count
+
+    mean = total("sum")
+    variance = total("squares") - mean.square() + total("variances")
+    return mean.float(), variance.clamp_min(1e-12).sqrt().float().clamp_min(1e-6)

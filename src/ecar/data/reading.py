@@ -5,21 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
-from ecar.files.options import option
-
-# What may differ in model and data where other data are read.
-DATA = ("images", "content", "velocity_std")
-
 
 @dataclass(frozen=True, kw_only=True)
 class ReadOptions:
     """Options that say which part of the data are images and labels."""
 
-    split: str = option("train", resume="allowed", moves=DATA)
+    split: str = "train"
     """Split of data that have several."""
-    image_column: str | None = option(None, resume="allowed", moves=DATA)
+    image_column: str | None = None
     """Column of the images; in tars the end of their names, such as jpg or seg.png. Default: image, img, jpg, ..."""
-    label_column: str | None = option(None, resume="allowed", moves=DATA)
+    label_column: str | None = None
     """Column of the labels, of a table, of metadata.jsonl or metadata.csv; in tars a field of .json, or cls or txt.
     Default: label, labels, fine_label, class, ..."""
 

@@ -1,7 +1,8 @@
 """Cache folders of ``ecar encode``: shards of latents, mapped into memory, and the record of what made them.
 
 cache.json              written last: a folder without it is half written
-progress.json           while encoding: the plan and the shards that are there
+progress.json           while encoding: the plan
+shard_00000.json        while encoding: the note that the shard is there
 shard_00000.safetensors latents (F, n, C, h, w) float16, labels (n,), logvar like latents where the tokenizer gives
                         distributions; ids of the images in its metadata
 tokenizer/
@@ -81,6 +82,22 @@ class ShardTable(LatentTable):
         return out
 
 
+def shard_file(number: int) -> str:
+    """Name of a shard."""
+    return f"shard_{number:05d}.safetensors"
+
+
+def note_file(folder: Path, number: int) -> Path:
+    """While encoding: what says that a shard is there."""
+    return folder / f"shard_{number:05d}.json"
+
+
+def shard_notes(folder: Path) -> dict[int, dict[str, Any]]:
+    """The notes of a cache that is half written, by the numbers of their shards, in their order."""
+    files = sorted(folder.glob("shard_*.json"))
+    return {int(file.stem.removeprefix("shard_")): json.loads(file.read_text()) for file in files}
+
+
 def is_cache(path: str) -> bool:
     """Whether ``path`` is a folder of ``ecar encode``, complete or not."""
     folder = Path(path).expanduser()
@@ -100,7 +117,7 @@ def load_latents(path: str) -> tuple[LatentTable, Tokenizer]:
     try:
         if not (folder / CACHE).exists() and (folder / PROGRESS).exists():
             progress = json.loads((folder / PROGRESS).read_text())
-            images = sum(shard["images"] for shard in progress["shards"])
+            images = sum(note["images"] for note in shard_notes(folder).values())
             raise ValueError(f"half written, {images} images so far; to go on: {progress['command']}")
         record = json.loads((folder / CACHE).read_text())
         tokenizer = load_tokenizer(folder / "tokenizer")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 from unittest import mock
@@ -17,6 +18,7 @@ from ecar.devices import images_at_once
 
 EXTRACTORS = ("efficientnet-lite0", "inception", "dinov2")
 DISTANCE_NAMES = {"efficientnet-lite0": "FD-EffNetLite0", "inception": "FID", "dinov2": "FD-DINOv2"}
+SPATIAL_FEATURES = 7 * 17 * 17  # of sFID
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -113,6 +115,24 @@ class InceptionExtractor:
         found = [self.network(part.to(self.device)) for part in _parts(images, self.side)]
         logits = torch.cat([part for _, part in found])
         return torch.cat([part for part, _ in found]).float().cpu(), logits.float().softmax(1).cpu()
+
+
+@contextmanager
+def spatial_features(extractor: Extractor) -> Iterator[list[Tensor]]:
+    """A list of what sFID (2103.03841) compares, (B, ``SPATIAL_FEATURES``) float32 of all images that an Inception
+    extractor sees meanwhile: the first 7 channels after the 1x1 convolution of the block Mixed_6d (in TensorFlow
+    mixed_6), 17x17 positions, in the order of ADM's files (rows, columns, channels)."""
+    found: list[Tensor] = []
+
+    def keep(_module: nn.Module, _args: object, output: Tensor) -> None:
+        found.append(output[:, :7].permute(0, 2, 3, 1).flatten(1).float().cpu())
+
+    assert isinstance(extractor, InceptionExtractor)
+    handle = extractor.network.Mixed_6d.branch1x1.register_forward_hook(keep)
+    try:
+        yield found
+    finally:
+        handle.remove()
 
 
 class Dinov2Extractor:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor
+
 from ecar.config import ModelConfig, same_names
 from ecar.evaluation.classifier import Classifier, accuracy, predict
-from ecar.evaluation.extractors import DISTANCE_NAMES, Extractor, extract
+from ecar.evaluation.extractors import DISTANCE_NAMES, Extractor, extract, spatial_features
 from ecar.evaluation.metrics import (
+    ADM_NEIGHBOURS,
     NEIGHBOURS,
     Gaussian,
     chosen,
@@ -34,7 +40,9 @@ def check_count(num: int, extractor: Extractor, allow_small: bool, what: str = "
 
 def measure(samples: Samples, reference: Reference, extractor: Extractor) -> dict[str, object]:
     """Every figure that extractor and reference allow; keys say extractor and N."""
-    features, probabilities = extract(extractor, samples.images)
+    spatial: list[Tensor] = []
+    with nullcontext(spatial) if reference.spatial is None else spatial_features(extractor) as spatial:
+        features, probabilities = extract(extractor, samples.images)
     count, against = len(features), f"{reference.count} real" if reference.count else "given statistics"
     distance, suffix = DISTANCE_NAMES[extractor.name], extractor.name
     record: dict[str, object] = {
@@ -52,10 +60,23 @@ def measure(samples: Samples, reference: Reference, extractor: Extractor) -> dic
             real, fake = (x[chosen(len(x), limit)] for x in (reference.features, features))
             scores = neighbour_scores(real, fake)
             record |= {f"{name} ({suffix}, {limit} a side)": round(value, 4) for name, value in scores.items()}
+    if reference.spatial is not None:
+        record["sFID"] = round(frechet_distance(Gaussian.of(torch.cat(spatial)), reference.spatial), 4)
+    if reference.neighbours is not None:
+        record |= _adm_scores(reference.neighbours, features, suffix)
     if probabilities is not None:
         score, spread = inception_score(probabilities)
         record |= {"IS": round(score, 4), "IS std over splits": round(spread, 4)}
     return record
+
+
+def _adm_scores(real: Tensor, fake: Tensor, suffix: str) -> dict[str, object]:
+    """Precision and recall by the rule of ADM's evaluator: 3 neighbours, every image of both sides."""
+    if len(fake) <= ADM_NEIGHBOURS:
+        return {}
+    scores = neighbour_scores(real, fake, neighbours=ADM_NEIGHBOURS)
+    of = f"{suffix}, k = {ADM_NEIGHBOURS}, {len(fake)} against {len(real)}"
+    return {f"{name} ({of})": round(scores[name], 4) for name in ("precision", "recall")}
 
 
 def check_classes(model: ModelConfig, data: str, names: tuple[str, ...]) -> None:

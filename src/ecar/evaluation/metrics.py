@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 NEIGHBOURS = 5  # k of precision, recall, density and coverage
+ADM_NEIGHBOURS = 3  # k of precision and recall as ADM's evaluator has them
 _NUMBERS = 2**23  # of a set of rows that are compared at once: 32 MB
 
 

@@ -14,18 +14,25 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ecar.data.source import ImageReport, ReadOptions, iterate_images, load_source
-from ecar.evaluation.extractors import Extractor, extract
-from ecar.evaluation.metrics import Gaussian
-from ecar.evaluation.samples import read_npz
+from ecar.evaluation.extractors import SPATIAL_FEATURES, Extractor, extract
+from ecar.evaluation.metrics import ADM_NEIGHBOURS, Gaussian
+from ecar.evaluation.samples import checked_images, read_npz, to_tensor
 from ecar.files.tensors import write_tensors
 
 
 @dataclass(frozen=True)
 class Reference:
-    """Statistics of the real images, and where they are known the features (N, D), images and labels themselves."""
+    """Statistics of the real images, and where they are known the features (N, D), images and labels themselves.
+
+    Attributes:
+        spatial: of the spatial features, where a file of statistics has them: for sFID.
+        neighbours: features (M, D) of some of the images, which ADM's files have: for precision and recall.
+    """
 
     name: str
     gaussian: Gaussian
+    spatial: Gaussian | None = None
+    neighbours: Tensor | None = None
     count: int | None = None
     features: Tensor | None = None
     images: Tensor | None = None
@@ -62,7 +69,10 @@ def reference_from_images(
 ) -> Reference:
     """Features of real images, and their statistics."""
     features, fingerprint = kept_features(images, extractor, cache)
-    return Reference(name, Gaussian.of(features), len(images), features, images, labels, class_names, fingerprint)
+    return Reference(
+        name, Gaussian.of(features), count=len(images), features=features, images=images, labels=labels,
+        class_names=class_names, fingerprint=fingerprint,
+    )  # fmt: skip
 
 
 def kept_features(images: Tensor, extractor: Extractor, cache: Path) -> tuple[Tensor, str]:
@@ -87,8 +97,19 @@ def _cached(path: Path) -> Tensor | None:
         return None
 
 
-def reference_from_statistics(path: Path, extractor: Extractor) -> Reference:
-    """An ADM reference file: ``mu`` (D,) and ``sigma`` (D, D) of Inception features.
+class Statistics(NamedTuple):
+    """An ADM reference file, checked: the Gaussians, images (M, 3, H, W) uint8 or None, and the file's hash."""
+
+    name: str
+    gaussian: Gaussian
+    spatial: Gaussian | None
+    images: Tensor | None
+    fingerprint: str
+
+
+def read_statistics(path: Path, extractor: Extractor) -> Statistics:
+    """An ADM reference file: ``mu`` (D,) and ``sigma`` (D, D) of Inception features; maybe ``mu_s`` and ``sigma_s`` of
+    spatial features, and in ``arr_0`` some of the images (M, H, W, 3) uint8.
 
     Raises:
         ValueError: wrong keys, shapes or types, values that no covariance has, or statistics of another number of
@@ -97,23 +118,43 @@ def reference_from_statistics(path: Path, extractor: Extractor) -> Reference:
     arrays = read_npz(path)
     if "mu" not in arrays or "sigma" not in arrays:
         raise ValueError(f"{path}: no mu and sigma among {sorted(arrays)}; expected an ADM reference file")
-    mu, sigma = arrays["mu"], arrays["sigma"]
+    gaussian = _gaussian(path, arrays, "mu", "sigma")
+    if len(gaussian.mean) != extractor.num_features:
+        raise ValueError(
+            f"{path}: statistics of {len(gaussian.mean)} features, but {extractor.name} has {extractor.num_features}; "
+            "choose the extractor that they were made with (--extractor inception for ADM's files)"
+        )
+    spatial = _gaussian(path, arrays, "mu_s", "sigma_s") if {"mu_s", "sigma_s"} <= arrays.keys() else None
+    if spatial is not None and len(spatial.mean) != SPATIAL_FEATURES:
+        raise ValueError(f"{path}: mu_s has {len(spatial.mean)} numbers, expected {SPATIAL_FEATURES} spatial features")
+    images = None
+    if "arr_0" in arrays:
+        images = to_tensor(checked_images(arrays["arr_0"], f"{path}: arr_0"))
+        if len(images) <= ADM_NEIGHBOURS:
+            raise ValueError(f"{path}: arr_0 has {len(images)} images, precision needs more than {ADM_NEIGHBOURS}")
+    return Statistics(str(path), gaussian, spatial, images, hashlib.sha256(path.read_bytes()).hexdigest()[:16])
+
+
+def _gaussian(path: Path, arrays: dict[str, np.ndarray], mean: str, covariance: str) -> Gaussian:
+    """Two arrays of a file as mean and covariance; ValueError where they are none."""
+    mu, sigma = arrays[mean], arrays[covariance]
     if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)) or mu.dtype.kind not in "fiu" or sigma.dtype.kind not in "fiu":
         raise ValueError(
-            f"{path}: mu is {mu.shape} {mu.dtype} and sigma {sigma.shape} {sigma.dtype}, "
+            f"{path}: {mean} is {mu.shape} {mu.dtype} and {covariance} {sigma.shape} {sigma.dtype}, "
             "expected D and D x D real numbers"
         )
     mu, sigma = mu.astype(np.float64), sigma.astype(np.float64)
     if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
-        raise ValueError(f"{path}: mu or sigma has values that are not finite; the file is damaged, or was made wrong")
+        raise ValueError(
+            f"{path}: {mean} or {covariance} has values that are not finite; the file is damaged, or was made wrong"
+        )
     scale = float(np.abs(sigma).max(initial=0.0))
     if (sigma.diagonal() < 0).any() or not np.allclose(sigma, sigma.T, rtol=1e-4, atol=1e-6 * scale):
-        raise ValueError(f"{path}: sigma is no covariance: it is not symmetric, or has a negative variance")
-    if len(mu) != extractor.num_features:
-        raise ValueError(
-            f"{path}: statistics of {len(mu)} features, but {extractor.name} has {extractor.num_features}; "
-            "choose the extractor that they were made with (--extractor inception for ADM's files)"
-        )
-    gaussian = Gaussian(torch.from_numpy(mu), torch.from_numpy(sigma))
-    fingerprint = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-    return Reference(str(path), gaussian, fingerprint=fingerprint)
+        raise ValueError(f"{path}: {covariance} is no covariance: it is not symmetric, or has a negative variance")
+    return Gaussian(torch.from_numpy(mu), torch.from_numpy(sigma))
+
+
+def reference_from_statistics(found: Statistics, extractor: Extractor, cache: Path) -> Reference:
+    """What ``read_statistics`` read, with the features of its images."""
+    neighbours = None if found.images is None else kept_features(found.images, extractor, cache)[0]
+    return Reference(found.name, found.gaussian, found.spatial, neighbours, fingerprint=found.fingerprint)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -22,20 +21,36 @@ from ecar.evaluation.classifier import (
 from ecar.evaluation.config import EvaluationConfig
 from ecar.evaluation.extractors import Extractor, get_extractor
 from ecar.evaluation.judge import Judge, check_classes, check_count, check_labels, measure
+from ecar.evaluation.making import balanced, check_folder, collect, configuration, draw_samples
 from ecar.evaluation.memorisation import copies
 from ecar.evaluation.metrics import chosen
 from ecar.evaluation.reference import (
     RealImages,
     Reference,
+    Statistics,
     read_images,
+    read_statistics,
     reference_from_images,
     reference_from_statistics,
 )
-from ecar.evaluation.samples import Samples, check_folder, choose, make_samples, reconstruct, write_samples
+from ecar.evaluation.samples import Samples, choose, reconstruct
 from ecar.files.commit import source_commit
 from ecar.files.lock import run_lock
+from ecar.processes.world import World
 from ecar.sampling.noise import MAX_SEED
 from ecar.sampling.pipeline import Pipeline, Sampler
+
+_ALONE = World()
+
+
+class _Checked(NamedTuple):
+    """What is read, and found to go together, before samples are drawn and features computed."""
+
+    extractor: Extractor
+    samples: Samples | None
+    real: RealImages | Statistics
+    train: tuple[Tensor, Tensor] | None
+    classifier: Classifier | None
 
 
 def evaluate(
@@ -48,6 +63,7 @@ def evaluate(
     folder: str | Path = "eval.samples",
     picture: str | Path = "eval.closest.png",
     device: str = "auto",
+    world: World = _ALONE,
 ) -> dict[str, Any]:
     """Judge a model, or samples, against real images.
 
@@ -62,30 +78,38 @@ def evaluate(
         folder: where samples go. The same call goes on where it was stopped; others are refused.
         picture: of the samples nearest to training images, which is written where there are some.
         device: of the extractor: auto, cpu, cuda, ...
+        world: processes that draw the samples together; rank 0 does all else.
 
     Returns:
         ``metrics`` (named by extractor and N), ``reference``, ``extractor`` and ``samples`` with their fingerprints;
-        of a pipeline ``about``, settings, seed, ``seconds_per_image`` and ``candidates_drawn`` too. JSON types.
+        of a pipeline ``about``, settings, seed, ``seconds_per_image`` and ``candidates_drawn`` too. JSON types. On
+        ranks other than 0: nothing.
 
     Raises:
         ValueError: wrong values, too few images, other classes on the two sides, other samples in ``folder``.
     """
-    extractor = _extractor(config, device)
-    pipe, samples = (subject, None) if isinstance(subject, Pipeline) else (None, choose(subject, config.num))
-    side = pipe.model.config.image_side if pipe is not None else _side(samples)
-    real = _real_images(config, extractor, side)
-    train = _train_images(config, real, side)
-    classifier = _given_classifier(config, real, pipe, samples)
-    drawing = None if pipe is None else _Drawing(pipe, config, settings, sampler, about or {}, Path(folder))
+    drawing = None
+    if isinstance(subject, Pipeline):
+        drawing = _Drawing(subject, config, settings, sampler, about or {}, Path(folder), world)
+    checked: list[_Checked] = []
+    world.from_first(lambda: checked.append(_check(subject, config, drawing, device)))
+    samples = None if drawing is None else drawing.samples()
+    return {} if world.rank else _judge(config, checked[0], drawing, samples, Path(picture))
+
+
+def _judge(
+    config: EvaluationConfig, checked: _Checked, drawing: _Drawing | None, drawn: Samples | None, picture: Path
+) -> dict[str, Any]:
+    """The record, of samples that were drawn or given."""
+    extractor, given, real, train, classifier = checked
+    samples = drawn or given
+    assert samples is not None
     reference = _reference(config, extractor, real)
     if config.classifier is not None and classifier is None:
         assert train is not None
         classifier = _new_classifier(config, reference, train)
     record: dict[str, Any] = {"ecar": __version__, "commit": source_commit()}
-    if drawing is not None:
-        samples = drawing.samples()
-        record |= drawing.record(samples)
-    assert samples is not None
+    record |= {} if drawing is None else drawing.record(samples)
     record |= {
         "samples": {"fingerprint": samples.fingerprint()},
         "reference": {"name": reference.name, "num": reference.count, "fingerprint": reference.fingerprint},
@@ -95,9 +119,22 @@ def evaluate(
     if classifier is not None:
         record["classifier"] = _judged(config, classifier, reference, samples)
     if train is not None:
-        record |= _lines(config, train[0], reference, extractor, pipe)
-        record |= copies(samples.images, reference, train[0], extractor, _cache(config), Path(picture))
+        record |= _lines(config, train[0], reference, extractor, None if drawing is None else drawing.pipe)
+        record |= copies(samples.images, reference, train[0], extractor, _cache(config), picture)
     return record
+
+
+def _check(subject: Pipeline | Samples, config: EvaluationConfig, drawing: _Drawing | None, device: str) -> _Checked:
+    extractor = _extractor(config, device)
+    pipe, samples = (subject, None) if isinstance(subject, Pipeline) else (None, choose(subject, config.num))
+    side = pipe.model.config.image_side if pipe is not None else _side(samples)
+    real = _real(config, extractor, side)
+    images = real if isinstance(real, RealImages) else None
+    train = _train_images(config, images, side)
+    classifier = _given_classifier(config, images, pipe, samples)
+    if drawing is not None:
+        drawing.check()
+    return _Checked(extractor, samples, real, train, classifier)
 
 
 def _extractor(config: EvaluationConfig, device: str) -> Extractor:
@@ -113,28 +150,34 @@ def _extractor(config: EvaluationConfig, device: str) -> Extractor:
 
 
 class _Drawing:
-    """Samples of a pipeline in a folder; making it checks that the folder is for these."""
+    """Samples of a pipeline in a folder."""
 
     def __init__(
         self, pipe: Pipeline, config: EvaluationConfig, settings: SamplingConfig | None, sampler: Sampler | None,
-        about: dict[str, object], folder: Path,
+        about: dict[str, object], folder: Path, world: World,
     ) -> None:  # fmt: skip
-        self.pipe, self.config, self.sampler, self.folder = pipe, config, sampler, folder
+        self.pipe, self.config, self.sampler, self.folder, self.world = pipe, config, sampler, folder, world
         self.settings = settings or pipe.settings()
-        whose = {"kind": pipe.model.config.kind, "configuration": _configuration(pipe)}
+        whose = {"kind": pipe.model.config.kind, "configuration": configuration(pipe)}
         self.about = {**about, **whose, "device": pipe.model.device.type}
-        check_folder(folder, self.about, seed=config.seed, settings=self.settings)
 
-    def samples(self) -> Samples:
-        """All of them, those made that are missing; also as one file for other evaluators."""
-        config = self.config
-        with run_lock(self.folder):  # two commands would both make what is missing
-            samples = make_samples(
-                self.pipe, config.num, folder=self.folder, seed=config.seed, settings=self.settings,
-                record=self.about, batch=config.batch_size, sampler=self.sampler,
+    def check(self) -> None:
+        """ValueError where the folder is for others."""
+        check_folder(self.folder, self.about, seed=self.config.seed, settings=self.settings)
+
+    def samples(self) -> Samples | None:
+        """Those that are missing, made by all; on rank 0 all of them, which other evaluators find in one file."""
+        pipe, config = self.pipe, self.config
+        with ExitStack() as lock:
+            if self.world.rank == 0:  # two commands would both make what is missing
+                lock.enter_context(run_lock(self.folder))
+            draw_samples(
+                pipe, balanced(pipe, config.num), folder=self.folder, seed=config.seed, settings=self.settings,
+                record=self.about, batch=config.batch_size, sampler=self.sampler, world=self.world,
             )  # fmt: skip
-        write_samples(self.folder / "samples.npz", samples)
-        return samples
+            if self.world.rank:
+                return None
+            return collect(self.folder, config.num, labelled=pipe.model.config.num_classes > 0)
 
     def record(self, samples: Samples) -> dict[str, object]:
         """What they are, and what they cost."""
@@ -147,29 +190,23 @@ class _Drawing:
         }
 
 
-def _configuration(pipe: Pipeline) -> str:
-    """SHA-256 (16 hex digits) of what makes images of the weights: configuration, tokenizer and decoder."""
-    parts = json.dumps(pipe.model.config.to_json(), sort_keys=True), pipe.tokenizer.fingerprint()
-    return hashlib.sha256(" ".join((*parts, pipe.decoder.fingerprint())).encode()).hexdigest()[:16]
-
-
 def _side(samples: Samples | None) -> tuple[int, int]:
     assert samples is not None
     return samples.images.shape[2], samples.images.shape[3]
 
 
-def _real_images(config: EvaluationConfig, extractor: Extractor, side: tuple[int, int]) -> RealImages | None:
-    """The images of the reference; None where it is a file of statistics."""
+def _real(config: EvaluationConfig, extractor: Extractor, side: tuple[int, int]) -> RealImages | Statistics:
+    """What is compared with: images, or a file of statistics."""
     if config.statistics:
-        return None
+        return read_statistics(Path(config.data).expanduser(), extractor)
     real = read_images(config.data, config.reading(), *side, config.reference_num)
     check_count(len(real.images), extractor, config.allow_small, f"`data` {config.data}: the number of images")
     return real
 
 
-def _reference(config: EvaluationConfig, extractor: Extractor, real: RealImages | None) -> Reference:
-    if real is None:
-        return reference_from_statistics(Path(config.data).expanduser(), extractor)
+def _reference(config: EvaluationConfig, extractor: Extractor, real: RealImages | Statistics) -> Reference:
+    if isinstance(real, Statistics):
+        return reference_from_statistics(real, extractor, _cache(config))
     return reference_from_images(config.data, *real, extractor, _cache(config))
 
 

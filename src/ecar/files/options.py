@@ -18,16 +18,9 @@ from ecar.files.records import write_atomically
 T = TypeVar("T")
 
 
-def option(default: Any = dataclasses.MISSING, *, resume: str = "fixed", moves: tuple[str, ...] = ()) -> Any:
-    """A field of a group that says what it means for a run that is resumed.
-
-    Args:
-        default: of the field.
-        resume: "free" (may differ), "allowed" (may, where it is named by --allow-change) or "fixed", which fields that
-            say nothing are.
-        moves: properties of model and data that may differ with it.
-    """
-    return dataclasses.field(default=default, metadata={"resume": resume, "moves": moves})
+def option(default: Any = dataclasses.MISSING, *, free: bool) -> Any:
+    """A field of a group that may differ (``free``) from that of the run that is resumed; other fields may not."""
+    return dataclasses.field(default=default, metadata={"free": free})
 
 
 def flag(name: str) -> str:

@@ -50,7 +50,7 @@ def output_file(out: str, suffixes: Sequence[str], flag: str = "--out") -> Path:
         with open(path, "ab"):
             pass
         if not existed:
-            path.unlink()
+            path.unlink(missing_ok=True)  # other processes of the same command do this too
     except OSError as error:
         raise ValueError(f"{flag} {out}: cannot write there ({error.strerror})") from None
     return path

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ecar.sampling.pipeline import Pipeline
 
 _PUBLISHED = Path(__file__).parent / "published"  # model_index.json and the code that diffusers runs
-_PRIVATE = ("out", "config", "device", "trackers")  # of training.json and recipe.toml: where it ran, not how
+_PRIVATE = ("out", "config", "device")  # of training.json and recipe.toml: where it ran, not how
 
 
 def write_folder(pipe: Pipeline, folder: Path, repo_id: str, card: CardOptions, source: Path | None = None) -> None:

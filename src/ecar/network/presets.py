@@ -1,11 +1,12 @@
 """Model sizes. Width and total depth follow DiT (2212.09748), so that comparisons are at equal parameters.
 
-"nano" is the size of the bundled model. The split of the depth between trunk and head is a setting of its own.
+"nano" is the size of the bundled models. Any other size is written WIDTHxHEADSxTRUNK+HEAD, as in 192x6x1+6.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import asdict, dataclass, replace
 
 from ecar.config import ModelConfig, Side, StageConfig
 
@@ -24,6 +25,14 @@ class Preset:
         """All blocks; DiT's depth."""
         return self.trunk_depth + self.head_depth
 
+    def __str__(self) -> str:
+        """As ``get_preset`` reads it."""
+        return f"{self.width}x{self.heads}x{self.trunk_depth}+{self.head_depth}"
+
+    def of_kind(self, kind: str) -> Preset:
+        """The same for a kind of model: all blocks of a ``dit`` are in its head."""
+        return replace(self, trunk_depth=0, head_depth=self.depth) if kind == "dit" else self
+
 
 #                      width       heads      trunk           head
 PRESETS: dict[str, Preset] = {
@@ -37,10 +46,19 @@ PRESETS: dict[str, Preset] = {
 
 
 def get_preset(name: str) -> Preset:
-    """The preset of that name; ValueError lists the names."""
-    if name not in PRESETS:
-        raise ValueError(f"unknown preset {name!r}; choose one of {', '.join(PRESETS)}")
-    return PRESETS[name]
+    """The preset of that name, or of sizes such as 192x6x1+6 (width, heads, blocks of trunk and head).
+
+    Raises:
+        ValueError: neither; it lists the names.
+    """
+    if name in PRESETS:
+        return PRESETS[name]
+    if (sizes := re.fullmatch(r"(\d+)x(\d+)x(\d+)\+(\d+)", name)) is None:
+        raise ValueError(
+            f"unknown preset {name!r}; choose one of {', '.join(PRESETS)}, or sizes as in {PRESETS['nano']}"
+        )
+    width, heads, trunk, head = map(int, sizes.groups())
+    return Preset(width=width, heads=heads, trunk_depth=trunk, head_depth=head)
 
 
 def default_steps(stages: int) -> tuple[int, ...]:
@@ -56,17 +74,13 @@ def preset_config(
     Raises:
         ValueError: unknown preset, or a latent that does not divide into the stages.
     """
-    size, dit = get_preset(preset), kind == "dit"
     return ModelConfig(
         kind=kind,
         stages=StageConfig.for_latent(latent, stages),
         channels=channels,
         patch=patch,
-        width=size.width,
-        heads=size.heads,
-        trunk_depth=0 if dit else size.trunk_depth,
-        head_depth=size.depth if dit else size.head_depth,
+        **asdict(get_preset(preset).of_kind(kind)),
         num_classes=classes,
-        context_noise=0.0 if dit else 0.3,
+        context_noise=0.0 if kind == "dit" else 0.3,
         image_side=image,
     )

@@ -14,7 +14,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from ecar.config import JsonConfig, ModelConfig
 from ecar.files.access import check_readable
@@ -24,8 +24,7 @@ from ecar.pretrained.build import build_model
 from ecar.pretrained.transfer import transfer
 
 # Attention. ECAR projects q, k and v by one matrix: an adapter of it is one adapter with a shared input matrix.
-DEFAULT_TARGETS = {"ecar": ("to_qkv", "to_out"), "dit": ("to_q", "to_k", "to_v", "to_out.0")}
-_NAMES_IN_DIFFUSERS = {"to_q": "to_qkv", "to_k": "to_qkv", "to_v": "to_qkv", "to_out.0": "to_out"}
+TARGETS = {"ecar": ("to_qkv", "to_out"), "dit": ("to_q", "to_k", "to_v", "to_out.0")}
 _PREFIX, _WEIGHTS, _OWN = "base_model.model.", "adapter_model.safetensors", "ecar.json"
 
 
@@ -46,23 +45,11 @@ class Adapter(JsonConfig):
     whole: tuple[str, ...] = ()
 
     @classmethod
-    def make(cls, model: StageModel, rank: int, alpha: float | None, targets: tuple[str, ...], whole: Any) -> Adapter:
-        """An adapter for ``model``; alpha is the rank and the targets are the attention layers where not given.
-
-        Raises:
-            ValueError: a target that names no linear layer.
-        """
-        kind = model.config.kind
-        if kind == "ecar":
-            targets = tuple(dict.fromkeys(_NAMES_IN_DIFFUSERS.get(name, name) for name in targets))
-        targets = targets or DEFAULT_TARGETS[kind]
-        linear = [name for name, part in model.named_modules() if isinstance(part, nn.Linear)]
-        for target in targets:
-            if not any(name == target or name.endswith(f".{target}") for name in linear):
-                known = sorted({name.rsplit(".", 1)[-1] for name in linear if not name.rsplit(".", 1)[-1].isdigit()})
-                raise ValueError(f"no linear layer is called {target!r}; lora targets may be {', '.join(known)}")
+    def make(cls, model: StageModel, rank: int, whole: tuple[str, ...]) -> Adapter:
+        """An adapter of the attention layers of ``model``, whose parameters ``whole`` are trained as they are."""
         own = {name for name, _ in model.named_parameters()}
-        return cls(rank=rank, alpha=float(alpha or rank), targets=targets, whole=tuple(n for n in whole if n in own))
+        kept = tuple(n for n in whole if n in own)
+        return cls(rank=rank, alpha=float(rank), targets=TARGETS[model.config.kind], whole=kept)
 
     def attach(self, model: StageModel) -> Any:
         """Put fresh matrices (their product is zero) into ``model``, in place; everything but them and ``whole`` is

@@ -24,7 +24,7 @@ from ecar.files.records import read_json
 from ecar.pretrained.folders import load_model, resolve_model, save_model, weights_fingerprint
 
 # What the record keeps of each self-training.
-_HOW = ("data", "max_steps", "batch_size", "optimizer", "lr", "ema", "seed", "stage_weight", "own_steps")
+_HOW = ("data", "max_steps", "batch_size", "optimizer", "lr", "ema", "seed", "stage_share")
 
 
 def beyond(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 
 import torch
 
@@ -11,7 +12,7 @@ from ecar.data.latents import LatentTable, MemoryTable, encode_source
 from ecar.data.shards import is_cache, load_latents
 from ecar.data.source import load_source
 from ecar.devices import images_at_once
-from ecar.network.presets import default_steps
+from ecar.network.presets import default_steps, get_preset
 from ecar.stages import make_plan, pyramid, velocity_std
 from ecar.tokenizers import Tokenizer, load_tokenizer
 from ecar.training.config import Training
@@ -22,8 +23,12 @@ _STATISTICS_IMAGES = 5000
 
 
 def rows_per_stage(config: Training) -> tuple[int, ...]:
-    """How many images of a batch train each stage."""
-    return tuple(max(1, round(share * config.run.batch_size)) for share in config.stages.stage_share)
+    """How many images of a batch go through each stage; one that is left out of the loss has those of the next."""
+    share, rows = config.stages.stage_share, list[int]()
+    for place in range(len(share)):
+        part = next((s for s in share[place:] if s), 0)
+        rows.append(max(1, round(part * config.run.batch_size)))
+    return tuple(rows)
 
 
 def load_table(config: Training, source: Source | None = None) -> tuple[LatentTable, Tokenizer]:
@@ -50,11 +55,11 @@ def load_table(config: Training, source: Source | None = None) -> tuple[LatentTa
             raise ValueError(f"--data {config.data.data} holds images of {table.image_side}, not {side}")
         if config.data.flip and table.sides == 1:
             raise ValueError(f"--data {config.data.data} holds no mirrored images; encode with --flip")
-        return table.part(flip=config.data.flip, images=config.data.max_images), tokenizer
+        return table.part(flip=config.data.flip, images=None), tokenizer
     data = config.data
     tokenizer = own if own is not None and data.tokenizer is None else load_tokenizer(data.tokenizer or "pixels")
     check_model(config, tokenizer, source)
-    images = load_source(data.data, data.reading(), max_images=data.max_images)
+    images = load_source(data.data, data.reading())
     if config.model.model == "dit" and not images.class_names:
         raise ValueError(f"--model dit needs classes; {data.data} has no labels")
     if source is not None:
@@ -95,13 +100,10 @@ def build_config(config: Training, tokenizer: Tokenizer) -> ModelConfig:
     side, count = tokenizer.latent_side(*shape.image_side), stages.stages
     return ModelConfig(
         kind=shape.model,
-        stages=StageConfig.for_latent(side, count, ends=stages.ends, rho=stages.rho),
+        stages=StageConfig.for_latent(side, count, ends=stages.ends),
         channels=tokenizer.channels,
         patch=shape.patch,
-        width=shape.width,
-        heads=shape.heads,
-        trunk_depth=shape.trunk_depth,
-        head_depth=shape.head_depth,
+        **asdict(get_preset(shape.preset)),
         context_noise=0.0 if shape.model == "dit" else stages.context_noise,
         image_side=shape.image_side,
         sampling=SamplingConfig(

@@ -122,21 +122,14 @@ def check_distill(
     """
     if teacher.stages != student.stages or teacher.context_noise != student.context_noise:
         raise ValueError("--distill needs the teacher's own stages and --context-noise: leave out what sets them")
-    stages, own = len(teacher.stages.sides), teacher.sampling
-    plain, asked = (1.0,) * stages, tuple(config.distill_guidance)
-    if asked:
-        scales = asked * stages if len(asked) == 1 else asked
-        starts = tuple(config.distill_guidance_from)
-    else:
+    stages, own, plain = len(teacher.stages.sides), teacher.sampling, (1.0,) * len(teacher.stages.sides)
+    scales, starts = config.guidance
+    if not scales:
         scales, starts = (own.guidance, own.guidance_from) if own else (plain, ())
-        starts = tuple(config.distill_guidance_from) or starts
-    steps, starts = _per_stage(tuple(config.distill_steps), stages), _per_stage(starts, stages) or (0.0,) * stages
+    scales, starts = _per_stage(scales, stages), _per_stage(starts, stages) or (0.0,) * stages
+    steps = _per_stage(config.distill_steps, stages)
     if scales == plain and not steps:
-        raise ValueError(
-            "--distill has nothing to do: the teacher's guidance is 1 (see --distill-guidance, --distill-steps)"
-        )
-    if scales == plain and any(config.distill_guidance_from):
-        raise ValueError("--distill-guidance-from acts with guidance, and the teacher's is 1 (see --distill-guidance)")
+        raise ValueError("--distill has nothing to do: the teacher's guidance is 1; give --distill SCALE, or steps")
     if scales != plain and not teacher.num_classes:
         raise ValueError("--distill: guidance needs classes, and the teacher was trained without labels")
     if own is not None and own.fixed_steps and (own.steps != tuple(2 * n for n in steps) or scales != plain):

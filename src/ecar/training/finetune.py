@@ -105,9 +105,9 @@ class Source:
         return model
 
     def check(self, config: Training, model: ModelConfig) -> None:
-        """ValueError where nothing of the source fits, a LoRA target names nothing or it cannot teach. Cheap."""
+        """ValueError where nothing of the source fits, or it cannot teach. Cheap."""
         model = self.adapt(model)
-        if config.distill.distill:
+        if config.distill.distill is not None:
             check_distill(config.distill, self.config, model)
         if config.start.lora_rank is not None:
             with torch.device("meta"):
@@ -115,7 +115,7 @@ class Source:
 
     def check_classes(self, config: Training, names: tuple[str, ...]) -> None:
         """ValueError where it is to teach classes of the data that it does not know."""
-        if config.distill.distill:
+        if config.distill.distill is not None:
             check_classes(config, self.config, names)
 
     def build(self, config: Training, model: ModelConfig) -> StageModel:
@@ -130,7 +130,7 @@ class Source:
 
     def _make_adapter(self, config: Training, model: StageModel) -> Adapter:
         assert config.start.lora_rank is not None
-        return Adapter.make(model, config.start.lora_rank, None, config.start.lora_targets, self.fresh)
+        return Adapter.make(model, config.start.lora_rank, self.fresh)
 
     def _fill(self, model: StageModel) -> None:
         if self.weights is None:

@@ -14,15 +14,14 @@ from ecar.devices import mixed_precision
 from ecar.files.options import flat
 from ecar.network.model import StageModel
 from ecar.pretrained.build import build_model
+from ecar.processes.world import Part
 from ecar.tokenizers import Tokenizer
 from ecar.training.build import rows_per_stage
 from ecar.training.config import Training
 from ecar.training.curves import LossCurves
 from ecar.training.distill import Teacher
 from ecar.training.draws import BatchesAhead
-from ecar.training.engine.distributed import Part
 from ecar.training.engine.log import by_the_way
-from ecar.training.engine.memory import checkpoint_activations
 from ecar.training.engine.optim import learning_rate, make_optimizers
 from ecar.training.engine.task import Losses
 from ecar.training.finetune import Source
@@ -56,6 +55,7 @@ class Generator:
         self.config, self.module, self.table, self.tokenizer, self.out = config, model, table, tokenizer, out
         self.source, self.loss = source, StageLoss(model, teacher)
         self.rows, self.names = rows_per_stage(config), tuple(f"loss_{k + 1}" for k in range(len(model.plan)))
+        self.weights = [float(share > 0) for share in config.stages.stage_share]
         self.curves = LossCurves(len(model.plan), config.run.device)
         ahead = config.run.device.startswith("cuda")
         self.batches = BatchesAhead(config, table, model.plan, model.config.null_class, ahead=ahead)
@@ -72,15 +72,13 @@ class Generator:
         o = self.config.optimizer
         return learning_rate(step, peak=o.lr, steps=self.config.run.max_steps, warmup=o.warmup, decay=o.decay)
 
-    def check(self, record: dict[str, Any]) -> str:
-        return check_same_data(record, self.module.config, self.table, self.config.changes.differing)
+    def check(self, record: dict[str, Any]) -> None:
+        check_same_data(record, self.module.config, self.table)
 
     def restore(self, tensors: dict[str, Tensor], updates: int) -> None:
         """Weights are all there is."""
 
     def ready(self) -> None:
-        if self.config.scale.activation_checkpointing:
-            checkpoint_activations(self.module.blocks)
         if self.config.run.compile:
             self.module.compile_blocks()
 
@@ -110,7 +108,7 @@ class Generator:
         with mixed_precision(self.config.run.device, wanted=self.config.scale.dtype == "bf16"):
             losses = module(part.rows(z), part.rows(labels), draws, rows)
         means = torch.stack([loss.mean() for loss in losses])
-        weights = torch.tensor(self.config.stages.stage_weight, device=means.device)
+        weights = torch.tensor(self.weights, device=means.device)
         rest = draws.times, [loss.detach() for loss in losses]
         return Losses((weights * means).sum(), means.detach(), rest)
 
@@ -122,11 +120,10 @@ class Generator:
 
     def line(self, means: list[float]) -> dict[str, float]:
         stage = {name: round(mean, 5) for name, mean in zip(self.names, means, strict=True)}
-        weights = self.config.stages.stage_weight
-        return {"loss": round(sum(w * v for w, v in zip(weights, stage.values(), strict=True)), 5), **stage}
+        return {"loss": round(sum(w * v for w, v in zip(self.weights, stage.values(), strict=True)), 5), **stage}
 
     def rows_of(self, steps: range) -> dict[int, list[int]]:
-        """Rows of the images that are used: without those that were skipped, or left out by ``--max-images``."""
+        """Rows of the images that are used: without those that were skipped."""
         run, images = self.config.run, len(self.table)
         return {step: batch_indices(images, run.batch_size, run.seed, step - 1).tolist() for step in steps}
 

@@ -11,13 +11,14 @@ from ecar.devices import resolve_device
 from ecar.files.lock import run_lock
 from ecar.files.options import changed
 from ecar.pretrained.build import build_model
+from ecar.processes.signals import Stopped, StopRequest
+from ecar.processes.world import World
 from ecar.training.build import build_config, check_model, load_table, rows_per_stage, with_data
 from ecar.training.config import TrainConfig, Training
 from ecar.training.distill import Teacher
-from ecar.training.engine.distributed import World, check_divides
+from ecar.training.engine.distributed import check_divides
 from ecar.training.engine.memory import memory_advice
 from ecar.training.engine.resume import check_options, keep_options, make_out
-from ecar.training.engine.signals import Stopped, StopRequest
 from ecar.training.engine.trainer import NonFiniteLossError as NonFiniteLossError
 from ecar.training.engine.trainer import Trainer
 from ecar.training.finetune import Source
@@ -41,15 +42,14 @@ def train(config: TrainConfig) -> Path:
         source = Source.find(config, out)
         asked = source.with_defaults(config) if source else config.resolve()
         options = changed(asked, device=world.local_device(device))
-        allowed = asked.changes.allow_change
-        differs = check_options(out, TrainConfig, asked, allowed) if world.rank == 0 else ""
+        if world.rank == 0:
+            check_options(out, TrainConfig, asked)
         check_divides(options.run.batch_size, rows_per_stage(options), world.size, options.scale.accumulate)
         world.barrier()
         task = _make(options, out, world, source)
         trainer = Trainer(
-            task, options.run, out, ema=options.optimizer.ema, scale=options.scale, world=world, stop=stop,
-            changed=differs,
-        )  # fmt: skip
+            task, options.run, out, ema=options.optimizer.ema, scale=options.scale, world=world, stop=stop
+        )
         if world.rank == 0:  # now that the data are accepted too
             keep_options(out, asked)
         try:
@@ -74,7 +74,7 @@ def _make(config: Training, out: Path, world: World, source: Source | None) -> G
     wanted = with_data(build_config(config, tokenizer), table)
     model = source.build(config, wanted) if source else build_model(wanted)
     teacher = None
-    if config.distill.distill and source is not None:
+    if config.distill.distill is not None and source is not None:
         teacher = Teacher.load(config, source.fingerprint, source.config, model.config)
         model.config = model.config.replace(sampling=teacher.sampling())
     if config.scale.parallel == "ddp" or world.size == 1:  # slices go to the device block by block

@@ -59,7 +59,7 @@ def read_own_samples(config: Training, source: Source) -> tuple[Tensor, Tensor, 
 
 @torch.no_grad()
 def draw_own_samples(model: StageModel, config: Training) -> tuple[Tensor, Tensor]:
-    """As many samples as ``--data`` says by the settings of ``model``, in ``--own-steps`` if given, classes in turn:
+    """As many samples as ``--data`` says by the settings of ``model``, in its steps if given, classes in turn:
     latents (N, C, h, w) float16 and labels (N,), both on the CPU.
 
     Raises:
@@ -90,8 +90,8 @@ def _settings(config: Training, model: StageModel) -> SamplingConfig:
     if settings is None or settings.fixed_steps:
         why = "names no sampling settings" if settings is None else f"was distilled to {settings.steps} steps"
         raise ValueError(f"--data {config.data.data}: the model {why}, so that it cannot learn from its own samples")
-    if config.start.own_steps:
-        settings = dataclasses.replace(settings, steps=config.start.own_steps)
+    if config.data.own_steps:
+        settings = dataclasses.replace(settings, steps=config.data.own_steps)
     check_settings(settings, len(model.plan))
     return settings
 
@@ -99,8 +99,8 @@ def _settings(config: Training, model: StageModel) -> SamplingConfig:
 def _kept(config: Training, source: Source) -> tuple[Path, dict[str, str]]:
     """The file of a run's samples, and what its metadata say: who drew how many from which seeds."""
     who = {"weights": source.fingerprint, "num": str(config.data.own_samples), "seed": str(config.run.seed)}
-    if config.start.own_steps:
-        who["steps"] = ",".join(map(str, config.start.own_steps))
+    if config.data.own_steps:
+        who["steps"] = ",".join(map(str, config.data.own_steps))
     return Path(config.run.out).expanduser() / "init" / _FILE, who
 
 

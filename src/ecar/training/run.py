@@ -21,15 +21,13 @@ from ecar.training.config import Training
 from ecar.training.finetune import Source
 
 
-def check_same_data(record: dict[str, Any], config: ModelConfig, table: LatentTable, allowed: set[str]) -> str:
-    """ValueError if the data no longer give the model and the order that the checkpoint was trained with, but for
-    properties that are ``allowed`` to differ. Returns what differs, in words."""
+def check_same_data(record: dict[str, Any], config: ModelConfig, table: LatentTable) -> None:
+    """ValueError if the data no longer give the model and the order that the checkpoint was trained with."""
     before = {**record["model"], "images": record["images"], "content": record["content"]}
     now = {**config.to_json(), "images": len(table), "content": table.content}
     before, now = json.loads(json.dumps(before)), json.loads(json.dumps(now))
-    if refused := differences(before, {k: v for k, v in now.items() if k not in allowed}):
+    if refused := differences(before, now):
         raise ValueError(f"the data changed since the checkpoint ({refused}); restore them, or choose another --out")
-    return differences(before, now)
 
 
 def save_samples(model: StageModel, tokenizer: Tokenizer, out: Path, step: int) -> Path:

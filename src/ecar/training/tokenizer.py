@@ -25,12 +25,12 @@ from ecar.devices import images_at_once, mixed_precision, resolve_device
 from ecar.files.images import to_signed
 from ecar.files.lock import run_lock
 from ecar.files.options import changed, flat
+from ecar.processes.signals import StopRequest
+from ecar.processes.world import Part
 from ecar.tokenizers import load_tokenizer
 from ecar.tokenizers.conv import ConvTokenizer
-from ecar.training.engine.distributed import Part
 from ecar.training.engine.optim import WEIGHT_DECAY, BatchedMuon
 from ecar.training.engine.resume import check_options, keep_options, make_out
-from ecar.training.engine.signals import StopRequest
 from ecar.training.engine.task import Losses
 from ecar.training.engine.trainer import Trainer
 from ecar.training.tokenizer_config import Sizes, TokenizerConfig
@@ -156,12 +156,11 @@ class Autoencoder:
     def rate(self, step: int) -> float:
         return self.config.optimizer.lr * _cosine(step, self.config.run.max_steps)
 
-    def check(self, record: dict[str, Any]) -> str:
+    def check(self, record: dict[str, Any]) -> None:
         if different := differences(record, self.data):
             raise ValueError(
                 f"the data changed since the checkpoint ({different}); restore them, or choose another --out"
             )
-        return ""
 
     def restore(self, tensors: dict[str, Tensor], updates: int) -> None:
         if self.loss.adversary is not None:

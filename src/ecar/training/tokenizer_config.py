@@ -73,7 +73,7 @@ class Sizes:
 class NetworkOptions:
     """The autoencoder."""
 
-    init_from: str | None = option(None, resume="free")  # checkpoints know its fingerprint
+    init_from: str | None = option(None, free=True)  # checkpoints know its fingerprint
     """Start from this tokenizer (a folder that this command wrote, or MODEL/tokenizer), with its sizes."""
     freeze_encoder: bool = False
     """Train the decoder only, with --init-from: latents stay what they are, and models of them take the new decoder
@@ -138,7 +138,7 @@ class TermOptions:
 class TokenizerRate(RateOptions):
     """The optimizer and its learning rate."""
 
-    lr: float = option(2e-3, resume="free")
+    lr: float = option(2e-3, free=True)
     """Peak learning rate (Muon's updates are scaled to AdamW's); 5% warm-up, cosine decay to 1%."""
 
 
@@ -146,9 +146,9 @@ class TokenizerRate(RateOptions):
 class TokenizerRun(RunOptions):
     """The run: how long, where, and what it writes."""
 
-    max_steps: int = option(4000, resume="free")
+    max_steps: int = option(4000, free=True)
     """Optimizer steps."""
-    save_every: int = option(500, resume="free")
+    save_every: int = option(500, free=True)
     """Steps between checkpoints."""
 
 

@@ -1,121 +1,13 @@
-"""Several processes under torchrun (DDP): ranks, slices of the batch, agreement. One process needs none of it."""
+"""Training in several processes: how a batch divides, and DDP around the losses."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import timedelta
-from typing import TypeVar, cast
 
 import torch
-import torch.distributed as dist
-from torch import Tensor
 
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Part:
-    """One micro-batch of one rank: every ``count``-th row of the global batch.
-
-    So the first rows of all parts together are the first rows of the batch, and a stage that trains on a prefix trains
-    on the same images however the batch is cut.
-
-    Attributes:
-        index: its first row.
-        count: number of parts of the batch, over all ranks.
-    """
-
-    index: int
-    count: int
-
-    @property
-    def where(self) -> slice:
-        """Its rows of a global batch."""
-        return slice(self.index, None, self.count)
-
-    def rows(self, x: Tensor) -> Tensor:
-        """A global batch (B, ...) -> (B / count, ...)."""
-        return x[self.where]
-
-
-@dataclass(frozen=True)
-class World:
-    """This process among those of the run.
-
-    Attributes:
-        rank: 0 writes logs, checkpoints and pictures.
-        size: number of processes.
-    """
-
-    rank: int = 0
-    size: int = 1
-
-    @classmethod
-    def start(cls, device: str) -> World:
-        """Join the process group that torchrun describes in the environment; a world of one without it. Collectives
-        wait longer than the watchdog does: it is to speak first, since it knows who is missing."""
-        if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
-            return cls()
-        if device == "cuda":
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        if not dist.is_initialized():
-            dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=timedelta(seconds=1800))
-        return cls(dist.get_rank(), dist.get_world_size())
-
-    def local_device(self, device: str) -> str:
-        """``cuda`` -> this process's own GPU."""
-        return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" and self.size > 1 else device
-
-    def parts(self, count: int) -> list[Part]:
-        """This rank's ``count`` micro-batches of a global batch."""
-        return [Part(self.rank + self.size * i, self.size * count) for i in range(count)]
-
-    def mean(self, x: Tensor) -> Tensor:
-        """Mean over the ranks, the same on each."""
-        if self.size > 1:
-            dist.all_reduce(x)
-            x = x / self.size
-        return x
-
-    def largest(self, number: int) -> int:
-        """The largest over the ranks, the same on each."""
-        if self.size == 1:
-            return number
-        numbers = torch.tensor([number], device=_collective_device())
-        dist.all_reduce(numbers, dist.ReduceOp.MAX)
-        return int(numbers)
-
-    def from_first(self, work: Callable[[], T]) -> T:
-        """What ``work`` gives on rank 0 (something small), or the ValueError that it raises there, on every rank."""
-        if self.size == 1:
-            return work()
-        answer: list[T | ValueError | None] = [None]
-        if self.rank == 0:
-            try:
-                answer = [work()]
-            except ValueError as error:
-                answer = [error]
-        dist.broadcast_object_list(answer, src=0)
-        if isinstance(answer[0], ValueError):
-            raise answer[0]
-        return cast(T, answer[0])
-
-    def barrier(self) -> None:
-        """Wait for all ranks."""
-        if self.size > 1:
-            dist.barrier()
-
-    def stop(self) -> None:
-        """Leave the process group."""
-        if self.size > 1 and dist.is_initialized():
-            dist.destroy_process_group()
-
-
-def _collective_device() -> str:
-    return "cuda" if dist.get_backend() == "nccl" else "cpu"
+from ecar.processes.world import World
 
 
 def check_divides(batch_size: int, rows: tuple[int, ...], size: int, accumulate: int) -> None:

@@ -1,4 +1,4 @@
-"""Logs of a run: JSONL always, and trackers that mirror it. A tracker that fails never stops training."""
+"""Logs of a run: JSONL always, and TensorBoard where it is installed."""
 
 from __future__ import annotations
 
@@ -6,30 +6,23 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
-from ecar.training.engine.trackers import Mirror
-
-_CLOSE_SECONDS, _CLOSE_SECONDS_AFTER_ERROR = 120.0, 5.0  # a scheduler gives a stopped run little time
-
 
 class RunLog:
-    """Appends one JSON object per logged step to ``run/log.jsonl`` and mirrors numbers to trackers. A context manager:
-    trackers are finished at its end.
+    """Appends one JSON object per logged step to ``run/log.jsonl``; the same numbers, and pictures, go to
+    ``run/tensorboard``. A context manager: the event file is closed at its end.
 
     Args:
         run: the run's folder.
         step: the step resumed from; later lines of an interrupted run are dropped, since they will come again.
-        trackers: names of ``ecar.training.engine.trackers.TRACKERS``.
         record: what the run is (``run_record``): the first line of every start, ``{"step": N, "start": {...}}``.
     """
 
-    def __init__(
-        self, run: Path, *, step: int = 0, trackers: Sequence[str] = (), record: dict[str, Any] | None = None
-    ) -> None:
+    def __init__(self, run: Path, *, step: int = 0, record: dict[str, Any] | None = None) -> None:
         self.path = run / "log.jsonl"
         records = [r for r in read_log(run) if r.get("step", 0) <= step] if step else []
         temporary = self.path.with_suffix(".tmp")
@@ -41,7 +34,8 @@ class RunLog:
         self._unwritten: list[str] = []
         if record is not None:
             self._append({"step": step, "start": record})
-        self.mirrors = [Mirror(kind, run, step, record or {}) for kind in dict.fromkeys(trackers)]
+        self._events = _event_file(run, step)
+        self._mirror(lambda events: events.add_text("run", f"```\n{json.dumps(record, indent=2)}\n```", step))
 
     def write(self, **values: Any) -> None:
         """One line; ``step`` must be among the values. Where ``images`` (seen so far) is, ``images_per_second`` since
@@ -53,25 +47,35 @@ class RunLog:
                 values["images_per_second"] = round(rate, 2)
             self._last, self._images = now, values["images"]
         self._append(values)
-        numbers = {k: v for k, v in values.items() if k != "step" and _is_number(v)}
-        for mirror in self.mirrors:
-            mirror.scalars(values["step"], numbers)
+        for name, value in values.items():
+            if name != "step" and _is_number(value):
+                self._mirror(lambda events, *scalar: events.add_scalar(*scalar, values["step"]), name, value)
 
     def begin(self, images: int) -> None:
         """Steps start now, ``images`` seen before: the first ``images_per_second`` counts from here."""
         self._last, self._images = time.perf_counter(), images
 
     def image(self, name: str, path: Path, step: int) -> None:
-        """A picture file for the trackers."""
-        for mirror in self.mirrors:
-            mirror.picture(name, path, step)
+        """A picture file for TensorBoard."""
+        import numpy as np
+        from PIL import Image
+
+        self._mirror(lambda events: events.add_image(name, np.asarray(Image.open(path)), step, dataformats="HWC"))
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        for mirror in self.mirrors:
-            mirror.close(_CLOSE_SECONDS if kind is None else _CLOSE_SECONDS_AFTER_ERROR)
+    def __exit__(self, *_: object) -> None:
+        self._mirror(lambda events: events.close())
+
+    def _mirror(self, write: Callable[..., None], *arguments: Any) -> None:
+        """To TensorBoard: where its disk is full it is off from here on, and training goes on."""
+        if self._events is not None:
+            try:
+                write(self._events, *arguments)
+            except Exception as error:
+                self._events = None
+                print(f"WARNING: TensorBoard is off from here on ({error}); training goes on", file=sys.stderr)
 
     def _append(self, record: dict[str, Any]) -> None:
         """Lines that a full disk does not take are kept, and written when it does."""
@@ -89,6 +93,15 @@ class RunLog:
                     os.truncate(self.path, size)
         else:
             self._unwritten.clear()
+
+
+def _event_file(run: Path, step: int) -> Any:
+    """TensorBoard's writer, which hides what an interrupted run wrote after ``step``; None where it is missing."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(run / "tensorboard"), purge_step=step + 1, flush_secs=30)
 
 
 @contextmanager

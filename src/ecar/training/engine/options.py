@@ -7,60 +7,51 @@ from dataclasses import dataclass
 
 from ecar.files.options import flag, option
 
-TRACKERS = ("tensorboard", "wandb", "trackio")
-
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
     """The run: how long, where, and what it writes."""
 
-    out: str = option(resume="free")
+    out: str = option(free=True)
     """Folder of the run. The same command again resumes."""
-    config: str | None = option(None, resume="free")
+    config: str | None = option(None, free=True)
     """Recipe with options (TOML), such as the recipe.toml of another run; flags win over it."""
-    max_steps: int = option(10_000, resume="free")
+    max_steps: int = option(10_000, free=True)
     """Optimizer steps."""
-    batch_size: int = option(128, resume="allowed")
+    batch_size: int = 128
     """Images per step, over all processes."""
-    seed: int = option(0, resume="allowed")
+    seed: int = 0
     """Seed of weights, data order, noise and times."""
-    device: str = option("auto", resume="free")
+    device: str = option("auto", free=True)
     """Device to train on: auto (cuda where there is one), cpu, cuda, mps."""
-    compile: bool = option(False, resume="free")
+    compile: bool = option(False, free=True)
     """torch.compile: a minute or two to start, then faster."""
-    log_every: int = option(50, resume="free")
-    """Steps between log lines."""
-    sample_every: int = option(1000, resume="free")
-    """Steps between pictures of what the averaged weights do; 0 is off."""
-    save_every: int = option(1000, resume="free")
-    """Steps between checkpoints."""
-    trackers: tuple[str, ...] = option(("tensorboard",), resume="free")
-    """Trackers beside log.jsonl: tensorboard, wandb, trackio; no name after it: none."""
+    save_every: int = option(1000, free=True)
+    """Steps between checkpoints, and pictures of what the averaged weights do."""
 
     def __post_init__(self) -> None:
-        for name in ("max_steps", "batch_size", "log_every", "save_every"):
+        for name in ("max_steps", "batch_size", "save_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{flag(name)} must be at least 1, got {getattr(self, name)}")
-        if self.sample_every < 0:
-            raise ValueError(f"--sample-every must not be negative, got {self.sample_every}")
         if not 0 <= self.seed < 2**53:
             raise ValueError(f"--seed must be in 0..2^53-1, got {self.seed}")
-        if unknown := set(self.trackers) - set(TRACKERS):
-            raise ValueError(f"--trackers must be of {', '.join(TRACKERS)}; got {', '.join(sorted(unknown))}")
+
+    @property
+    def log_every(self) -> int:
+        """Steps between log lines: 50, and a hundred lines at least."""
+        return max(1, min(50, self.max_steps // 100))
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScaleOptions:
     """Numbers and memory: how a step is computed, not what it computes."""
 
-    dtype: str = option("bf16", resume="free")
+    dtype: str = option("bf16", free=True)
     """Autocast: bf16 (fp32 all the same on devices that only imitate it) or fp32. Loss and head output are float32."""
-    accumulate: int = option(1, resume="free")
+    accumulate: int = option(1, free=True)
     """Cut each process's part of the batch into this many micro-batches, one after the other: same step, less memory.
     """
-    activation_checkpointing: bool = option(False, resume="free")
-    """Compute each block's activations again in the backward pass: same step, less memory, about a third more time."""
-    parallel: str = option("ddp", resume="free")
+    parallel: str = option("ddp", free=True)
     """Over several processes: ddp (each has the whole model) or fsdp (each has a slice; adamw only)."""
 
     def __post_init__(self) -> None:
@@ -78,7 +69,7 @@ class RateOptions:
 
     optimizer: str = "adamw"
     """adamw, or muon (matrices of the blocks, or hidden convolutions, by Muon, the rest by AdamW)."""
-    lr: float = option(1e-3, resume="free")
+    lr: float = option(1e-3, free=True)
     """Peak learning rate (Muon's updates are scaled to AdamW's): warm-up, flat, then linear to 2%."""
 
     def __post_init__(self) -> None:
@@ -92,11 +83,11 @@ class RateOptions:
 class OptimizerOptions(RateOptions):
     """The optimizer, its learning rate and the averages of the weights."""
 
-    warmup: int = option(200, resume="allowed")
+    warmup: int = 200
     """Warm-up steps; at most a tenth of all steps."""
-    decay: float = option(0.3, resume="allowed")
+    decay: float = 0.3
     """Share of the steps, at the end, over which the learning rate falls."""
-    ema: tuple[float, ...] = option((0.99,), resume="allowed")
+    ema: tuple[float, ...] = (0.99,)
     """Decay of the weight average that is sampled and shipped; further ones are averages that are saved beside it, as
     final_ema_DECAY. The learning rate falls to zero, which averages too: keep 1 / (1 - decay) far below the steps."""
 

@@ -14,7 +14,6 @@ from ecar.training.engine.checkpoint import has_checkpoint
 
 RECIPE = "recipe.toml"
 _UNREADABLE = "restore it, or choose another --out"
-_OF_THIS_START = ("config", "allow_change")  # how it was asked for, not what
 
 
 def make_out(out: str, data: str, *, pictures: bool = True) -> Path:
@@ -34,38 +33,29 @@ def make_out(out: str, data: str, *, pictures: bool = True) -> Path:
     return folder
 
 
-def check_options(out: Path, kind: type, options: Any, allowed: tuple[str, ...] | None = None) -> str:
+def check_options(out: Path, kind: type, options: Any) -> None:
     """Compare options with those of the run in ``out``, where a checkpoint depends on them.
 
     Args:
         kind: the options as they can be asked for: their fields say what may differ.
         options: as resolved.
-        allowed: options that may differ beside those that are free; None: a command that cannot allow any.
-
-    Returns:
-        What differs and is allowed, in words; empty if nothing does.
 
     Raises:
         ValueError: the run there has other options; each is named.
     """
     if not has_checkpoint(out):
-        return ""
+        return
     record, fields = read_recipe(out / RECIPE, _UNREADABLE), options_of(kind)
-    bound = {n: v for n, v in flat(options).items() if fields[n].metadata.get("resume") != "free"}
+    bound = {n: v for n, v in flat(options).items() if not fields[n].metadata.get("free")}
     now = json.loads(json.dumps({flag(name): value for name, value in bound.items()}))
     before = json.loads(json.dumps({flag(name): record.get(name, _default(fields[name])) for name in bound}))
-    mine = {name: value for name, value in now.items() if name not in map(flag, allowed or ())}
-    if refused := differences(before, mine):
-        other = [field for name, field in fields.items() if mine.get(flag(name)) != before.get(flag(name))]
-        may = allowed is not None and all(field.metadata.get("resume") == "allowed" for field in other)
-        how = ", or allow the change (--allow-change)" if may else ""
-        raise ValueError(f"{out} holds a run with other options ({refused}); choose another --out{how}")
-    return differences(before, now)
+    if refused := differences(before, now):
+        raise ValueError(f"{out} holds a run with other options ({refused}); choose another --out")
 
 
 def keep_options(out: Path, options: Any) -> None:
     """Write ``recipe.toml``, which ``--config`` takes."""
-    write_recipe(out / RECIPE, options, _OF_THIS_START)
+    write_recipe(out / RECIPE, options, leave_out=("config",))  # how it was asked for, not what
 
 
 def check_max_steps(asked: int, taken: int, out: Path) -> None:

@@ -13,8 +13,8 @@ from typing import Any, Self
 import torch.distributed as dist
 from torch import Tensor
 
+from ecar.processes.world import World
 from ecar.training.engine.checkpoint import save_checkpoint
-from ecar.training.engine.distributed import World
 from ecar.training.engine.log import RunLog
 
 MAX_FAILED_SAVES = 3

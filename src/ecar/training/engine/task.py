@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ecar.training.engine.distributed import Part
+from ecar.processes.world import Part
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ class Task(Protocol):
     def rate(self, step: int) -> float:
         """Learning rate at a step, from 1."""
 
-    def check(self, record: dict[str, Any]) -> str:
-        """Compare with the record of the checkpoint to resume; ValueError, or what differs, in words."""
+    def check(self, record: dict[str, Any]) -> None:
+        """ValueError where the record of the checkpoint to resume is of other data."""
 
     def restore(self, tensors: dict[str, Tensor], updates: int) -> None:
         """The inverse of ``tensors``, after so many updates."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,6 +13,9 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ecar.processes.signals import Stopped, StopRequest
+from ecar.processes.watchdog import BACKWARD, FORWARD, READ, SAVE, UPDATE, WAIT, Watchdog
+from ecar.processes.world import World
 from ecar.training.engine.about import run_record
 from ecar.training.engine.checkpoint import (
     find_checkpoint,
@@ -22,7 +24,7 @@ from ecar.training.engine.checkpoint import (
     restore_training,
     training_tensors,
 )
-from ecar.training.engine.distributed import World, no_sync, parallel
+from ecar.training.engine.distributed import no_sync, parallel
 from ecar.training.engine.ema import EMA
 from ecar.training.engine.log import RunLog, by_the_way
 from ecar.training.engine.options import RunOptions, ScaleOptions
@@ -31,9 +33,7 @@ from ecar.training.engine.resume import check_max_steps
 from ecar.training.engine.saving import Saver, in_background
 from ecar.training.engine.sharded import restore_sharded
 from ecar.training.engine.sharding import shard, whole
-from ecar.training.engine.signals import Stopped, StopRequest
 from ecar.training.engine.task import Losses, Task
-from ecar.training.engine.watchdog import BACKWARD, FORWARD, READ, SAVE, UPDATE, WAIT, Watchdog
 
 MAX_BAD_STEPS = 5
 GRADIENT_NORM = 1.0  # at most, of an update
@@ -55,7 +55,6 @@ class Trainer:
         scale: how a step is computed.
         world: this process among those of the run.
         stop: says when to stop early.
-        changed: what is other than in the run that is resumed, in words.
     """
 
     def __init__(
@@ -68,10 +67,9 @@ class Trainer:
         scale: ScaleOptions = _WHOLE,
         world: World = _ALONE,
         stop: StopRequest | None = None,
-        changed: str = "",
     ) -> None:
         self.task, self.options, self.out, self.scale = task, run, out, scale
-        self.world, self.stop, self.changed = world, stop or StopRequest(), [changed] if changed else []
+        self.world, self.stop = world, stop or StopRequest()
         self.watchdog = Watchdog(world)
         self.losses, units, self.unused = task.wrapped()
         self.sharded = scale.parallel == "fsdp" and world.size > 1
@@ -88,8 +86,7 @@ class Trainer:
 
     def _restore(self, folder: Path) -> None:
         record = read_record(folder)
-        other = self.task.check(record)
-        self.changed += [other] if other else []
+        self.task.check(record)
         self.step, self.skipped, self.seen = (int(record[key]) for key in ("step", "skipped", "seen"))
         check_max_steps(self.options.max_steps, self.step, self.out)
         if self.sharded:
@@ -125,17 +122,14 @@ class Trainer:
             self.losses = losses
 
     def _open_log(self) -> RunLog:
-        """The log and its first lines: what this run is, where it started from, what changed since."""
+        """The log and its first lines: what this run is, where it started from."""
         line = self.task.begin(self.step == 0)
         how = {**self.task.about(), "accumulate": self.scale.accumulate, "rows": self.task.rows}
         record = run_record(self.options, world=self.world.size, **how)
-        log = RunLog(self.out, step=self.step, trackers=self.options.trackers, record=record)
+        log = RunLog(self.out, step=self.step, record=record)
         log.begin(self.seen)
         if line:
             log.write(step=self.step, **line)
-        if self.changed:
-            print(f"resumed with changes: {'; '.join(self.changed)}", file=sys.stderr)
-            log.write(step=self.step, changed="; ".join(self.changed))
         return log
 
     def _steps(self, log: RunLog | None, saver: Saver) -> None:
@@ -231,9 +225,10 @@ class Trainer:
 
     def _at_intervals(self, saver: Saver, log: RunLog | None) -> None:
         run, last = self.options, self.step == self.options.max_steps
-        if self.step % run.save_every == 0 or last:
-            self._save(saver, last=last)
-        if run.sample_every and (self.step % run.sample_every == 0 or last):  # after the checkpoint: it may fail
+        if self.step % run.save_every and not last:
+            return
+        self._save(saver, last=last)
+        if self.step >= run.save_every:  # after the checkpoint: it may fail; a short run has no pictures
             weights = self.averaged()
             if log is not None:
                 with by_the_way("a grid of samples"):

@@ -15,11 +15,11 @@ EXIT_CODES = {signal.SIGTERM: 75, signal.SIGUSR1: 75, signal.SIGINT: 130}
 
 
 class Stopped(BaseException):
-    """The run was asked to stop, and its checkpoint is written (before the first step, ``step`` 0, there is nothing to
-    write). No ``Exception``: whoever turns those into their own must not take this one for a fault of theirs."""
+    """The run was asked to stop, and its checkpoint is written (where there are no steps, ``step`` 0, what is written
+    stays). No ``Exception``: whoever turns those into their own must not take this one for a fault of theirs."""
 
-    def __init__(self, step: int, code: int) -> None:
-        what = f"after step {step}, checkpoint written" if step else "while data were read, before a step"
+    def __init__(self, step: int, code: int, where: str = "while data were read, before a step") -> None:
+        what = f"after step {step}, checkpoint written" if step else where
         super().__init__(f"stopped {what}; the same command {'resumes' if step else 'goes on'}")
         self.code = code
 
@@ -39,10 +39,13 @@ class StopRequest:
 
     While data are read there is no step to finish: until ``begun`` is set, the first signal raises ``Stopped``. Saves
     replace what was there only when they are whole, so stopping at once does no damage either.
+
+    Args:
+        where: what is being done meanwhile, for the message.
     """
 
-    def __init__(self) -> None:
-        self.code, self.begun = 0, False
+    def __init__(self, where: str = "while data were read, before a step") -> None:
+        self.code, self.begun, self.where = 0, False, where
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -57,7 +60,7 @@ class StopRequest:
         self.code = EXIT_CODES[signal.Signals(number)]
         self._restore()
         if not self.begun:
-            raise Stopped(0, self.code)
+            raise Stopped(0, self.code, self.where)
 
     def _restore(self) -> None:
         for number, handler in self._before.items():

@@ -17,7 +17,7 @@ from typing import Self
 
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
-from ecar.training.engine.distributed import World
+from ecar.processes.world import World
 
 STALL_SECONDS = 900.0  # longer than the longest honest wait, a sample grid or a save
 # In the order of a step: whoever is least far is whom the others wait for.
@@ -71,11 +71,12 @@ class Watchdog:
 
     Args:
         world: the processes; one alone is not watched.
+        patience: times ``STALL_SECONDS``, where what a rank does between two signs of progress takes longer.
         end: what to do in the end; leaves the process by default, since its main thread is stuck.
     """
 
-    def __init__(self, world: World, end: Callable[[int], object] = os._exit) -> None:
-        self.world, self.timeout, self.end = world, STALL_SECONDS, end
+    def __init__(self, world: World, end: Callable[[int], object] = os._exit, patience: float = 1.0) -> None:
+        self.world, self.timeout, self.end = world, patience * STALL_SECONDS, end
         self.interval = min(1.0, self.timeout / 10)
         self._place, self._over = (0, READ), Event()
         self._thread: Thread | None = None

@@ -1,0 +1,1 @@
+"""Several processes under torchrun: who is who, who stalls, and signals that end them."""
