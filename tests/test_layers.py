@@ -15,7 +15,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 PUBLIC = {"ecar.Pipeline": "ecar.sampling.pipeline", "ecar.__version__": "ecar"}
 LAYERS = (
     "files", "config", "devices", "processes", "stages", "network", "tokenizers", "baselines", "pretrained", "sampling",
-    "data", "evaluation", "training", "refine", "cost", "serving", "hub", "cli",
+    "data", "evaluation", "training", "refine", "cost", "serving", "hub", "fitting", "cli",
 )  # fmt: skip
 
 
@@ -101,7 +101,7 @@ def test_every_option_has_a_description() -> None:
     for file in (
         SOURCE / "config.py", SOURCE / "data" / "reading.py", SOURCE / "training" / "engine" / "options.py",
         SOURCE / "training" / "inputs.py", SOURCE / "training" / "shape.py",
-        SOURCE / "training" / "tokenizer_config.py",
+        SOURCE / "training" / "tokenizer_config.py", SOURCE / "fitting" / "options.py",
         *(SOURCE / "cli").glob("*.py"),
     ):  # fmt: skip
         for node in ast.walk(ast.parse(file.read_text())):

@@ -15,7 +15,7 @@ from typing import Any, Self
 
 Side = tuple[int, int]
 MODEL_KINDS = ("ecar", "dit")
-PATHS = ("data", "tokenizer", "init_from")  # options of a training that may be places on a machine
+PATHS = ("data", "val_data", "tokenizer", "init_from")  # options of a training that may be places on a machine
 HAND_OVER = 0.7  # b_k of every stage but the last: docs/method.md
 RHO = 0.7
 CONTEXT_NOISE = 0.3

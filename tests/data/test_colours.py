@@ -212,8 +212,6 @@ def test_a_png_with_long_texts_is_an_image(place: str, tmp_path: Path) -> None:
         first, last = data.index(b"IDAT") - 4, data.index(b"IEND") - 4
         texts = data.index(b"workflow") - 8
         data = data[:texts] + data[first:last] + data[texts:first] + data[last:]
-    with pytest.raises(ValueError, match="too large"):
-        Image.open(io.BytesIO(data)).load()
     assert np.array_equal(pixels(data), pixels(encoded(Image.fromarray(NOISE), icc_profile=p3)))
     (tmp_path / "0.png").write_bytes(data)
     assert find(tmp_path) == {"colour profile": ["0.png"]}

@@ -44,7 +44,7 @@ def test_probes_and_scraping_ask_for_paths_that_exist_and_the_autoscaler_for_a_m
         assert [client.get(path).status_code for path in paths] == [200] * 3  # without a key
         text = client.get(annotations["prometheus.io/path"]).text
     assert re.search(rf"^{metric} \d", text, re.M)
-    assert f"seriesQuery: '{metric}{{" in (ROOT / "docs/serving.md").read_text()
+    assert f"seriesQuery: '{metric}{{" in (ROOT / "docs/serve.md").read_text()
 
 
 def test_options_port_keys_and_user_are_those_of_server_and_image(objects: dict[str, Any]) -> None:

@@ -24,7 +24,7 @@ pytest_plugins = ("served",)
 playwright_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 expect = playwright_api.expect
 Page = playwright_api.Page
-# The test writes the documentation's pictures where it is told to; see docs/serving.md.
+# The test writes the documentation's pictures where it is told to; see docs/serve.md.
 PICTURES = os.environ.get("ECAR_PICTURES")
 
 

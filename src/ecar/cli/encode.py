@@ -85,8 +85,8 @@ def _encode(options: EncodeOptions, command: str, device: str, world: World) -> 
     from ecar.data.feed import Feed, open_source, open_stream
     from ecar.data.source import BadImages
     from ecar.files.lock import run_lock
+    from ecar.files.records import make_out
     from ecar.tokenizers import load_tokenizer
-    from ecar.training.engine.resume import make_out
 
     plan = EncodePlan(
         side=(options.resolution[0], options.resolution[-1]),

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 VERBS = {
+    "fit": "a folder of pictures becomes a model and a report, in one command",
     "sample": "generate images from a model",
     "edit": "change a picture: parts of it, variations, margins, finer detail",
     "train": "train a model on images (the same command again resumes)",

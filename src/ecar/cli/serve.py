@@ -11,7 +11,7 @@ import tyro
 from ecar.cli.flags import AdaptedModelFlags
 from ecar.cli.options import parse
 from ecar.serving.config import Limits, check_origins, check_public_url
-from ecar.serving.keys import KEYS_VARIABLE, read_keys, served_name
+from ecar.serving.keys import KEYS_VARIABLE, read_keys
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -68,29 +68,13 @@ def run(arguments: Sequence[str]) -> None:
 
     import torch
 
-    from ecar.refine import Critic, critic_of
-    from ecar.serving.app import create_app
-    from ecar.serving.engine import Engine, own_critic
-    from ecar.serving.metrics import Metrics
-    from ecar.serving.server import bind, serve
+    from ecar.serving.server import serve_model
 
     if options.threads:
         torch.set_num_threads(options.threads)
     model, compute = options.model, options.compute.usable()
-    if options.critic is not None and compute.adapter is not None:
-        raise ValueError(f"--critic {options.critic} knows the samples of {model}, not those with --adapter")
-
-    def critic() -> Critic | None:
-        if compute.adapter is not None:  # its samples are others than those that the model's critic knows
-            return None
-        return own_critic(model) if options.critic is None else critic_of(model, options.critic)
-
-    bound = bind(options.host, options.port)
-    engine = Engine(lambda: compute.load(model), options.limits, Metrics(), critic)
-    engine.start()  # a wrong MODEL ends the process here
-    name = options.name or served_name(model)
-    host, port = bound.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
-    print(f"ecar: {name} at http://{shown}:{port} (API: /v1){', keys asked for' if keys else ''}", flush=True)
-    app = create_app(engine, name, keys=keys, cors_origins=origins, public_url=public_url)
-    serve(app, engine, bound)
+    serve_model(
+        lambda: compute.load(model), model, options.limits, host=options.host, port=options.port, name=options.name,
+        critic=options.critic, adapted=compute.adapter is not None, keys=keys, cors_origins=origins,
+        public_url=public_url,
+    )  # fmt: skip

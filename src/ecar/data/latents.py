@@ -60,6 +60,10 @@ class LatentTable(ABC):
         holds distributions, a sample of each, drawn from ``seed``; their means without one."""
 
     @abstractmethod
+    def take(self, rows: Tensor) -> Self:
+        """The images ``rows`` (M,) of the table alone."""
+
+    @abstractmethod
     def part(self, *, flip: bool, images: int | None) -> Self:
         """``images`` of the table, at random (always the same ones), without the mirrored ones unless ``flip``."""
 
@@ -81,11 +85,14 @@ class MemoryTable(LatentTable):
     def batch(self, sides: Tensor, rows: Tensor, seed: int | None = None) -> Tensor:  # noqa: ARG002
         return self.latents[sides, rows].float()
 
+    def take(self, rows: Tensor) -> Self:
+        return dataclasses.replace(self, latents=self.latents[:, rows], labels=self.labels[rows])
+
     def part(self, *, flip: bool, images: int | None) -> Self:
+        table = dataclasses.replace(self, latents=self.latents[: 2 if flip else 1])
         if images is None or images >= len(self.labels):
-            return dataclasses.replace(self, latents=self.latents[: 2 if flip else 1])
-        rows = torch.from_numpy(choose_rows(len(self.labels), images))
-        return dataclasses.replace(self, latents=self.latents[: 2 if flip else 1, rows], labels=self.labels[rows])
+            return table
+        return table.take(torch.from_numpy(choose_rows(len(self.labels), images)))
 
 
 @torch.no_grad()

@@ -66,10 +66,13 @@ class ShardTable(LatentTable):
             z = z + torch.exp(0.5 * self._gather(self.logvar, sides, rows)) * noise
         return (z - self.shift.view(-1, 1, 1)) / self.scale.view(-1, 1, 1)
 
-    def part(self, *, flip: bool, images: int | None) -> Self:
-        rows = torch.from_numpy(choose_rows(len(self.labels), images))
+    def take(self, rows: Tensor) -> Self:
         chosen = rows if self.chosen is None else self.chosen[rows]
-        return dataclasses.replace(self, chosen=chosen, labels=self.labels[rows], count=2 if flip else 1)
+        return dataclasses.replace(self, chosen=chosen, labels=self.labels[rows])
+
+    def part(self, *, flip: bool, images: int | None) -> Self:
+        table = self.take(torch.from_numpy(choose_rows(len(self.labels), images)))
+        return dataclasses.replace(table, count=2 if flip else 1)
 
     def _gather(self, shards: tuple[Tensor, ...], sides: Tensor, rows: Tensor) -> Tensor:
         rows = torch.as_tensor(rows) if self.chosen is None else self.chosen[torch.as_tensor(rows)]

@@ -5,18 +5,20 @@ from __future__ import annotations
 import io
 import re
 import warnings
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 
 from ecar.files.colour import to_srgb
 
 MAX_PIXELS = 89_478_485  # Pillow warns from here on; a file of a few kilobytes can ask for more than there is memory
 # The error below says it. Once for all: images are decoded on threads, for which ``catch_warnings`` is not safe.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+# Pillow refuses a PNG with more than a megabyte of text, such as the workflow of a program that drew it.
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 2**26
 
 # The rule of ``decode_image`` and ``fit``; another rule gets another name: latents of one are no latents of another.
 CROP = "cover-bicubic-centre-2"
@@ -36,11 +38,6 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_PNG = b"\x89PNG\r\n\x1a\n"
-_TEXT_LIMIT = 2**20  # Pillow refuses a PNG with a text, or profile, that is longer when it is uncompressed
-_PACKED = 1000  # bytes of deflate never hold more than that
-
-
 Picture = Image.Image | str | Path  # a picture, or its file
 
 
@@ -115,43 +112,7 @@ def read_image(source: Picture) -> Image.Image:
 
 def open_image(data: bytes, formats: tuple[str, ...] | None = None) -> Image.Image:
     """The image in ``data``, its pixels not read yet; Pillow's errors where there is none of these formats."""
-    return Image.open(io.BytesIO(_without_long_texts(data) if data.startswith(_PNG) else data), formats=formats)
-
-
-def _without_long_texts(data: bytes) -> bytes:
-    """A PNG without the texts, and the profile, for whose length Pillow would refuse it."""
-    kept, place, start = [], 0, len(_PNG)
-    while start + 12 <= len(data):
-        length, kind = int.from_bytes(data[start : start + 4]), data[start + 4 : start + 8]
-        end = start + 12 + length
-        if (
-            length > _PACKED
-            and kind in (b"zTXt", b"iTXt", b"tEXt", b"iCCP")
-            and _is_long(data[start + 8 : end - 4], kind)
-        ):
-            kept.append(data[place:start])
-            place = end
-        start = end
-    return b"".join([*kept, data[place:]]) if kept else data
-
-
-def _is_long(chunk: bytes, kind: bytes) -> bool:
-    """Whether the text or profile in a chunk, after its keyword, is longer than ``_TEXT_LIMIT``."""
-    rest = chunk.partition(b"\0")[2]
-    if kind == b"tEXt":
-        return len(rest) > _TEXT_LIMIT
-    if kind == b"iTXt":
-        packed, rest = rest[:1] == b"\1", rest[2:].partition(b"\0")[2].partition(b"\0")[2]  # language, translation
-        if not packed:
-            return len(rest) > _TEXT_LIMIT
-    else:
-        rest = rest[1:]  # the method of compression
-    unpacker = zlib.decompressobj()
-    try:
-        unpacker.decompress(rest, _TEXT_LIMIT)
-    except zlib.error:
-        return False
-    return bool(unpacker.unconsumed_tail)
+    return Image.open(io.BytesIO(data), formats=formats)
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -54,3 +55,20 @@ def output_file(out: str, suffixes: Sequence[str], flag: str = "--out") -> Path:
     except OSError as error:
         raise ValueError(f"{flag} {out}: cannot write there ({error.strerror})") from None
     return path
+
+
+def make_out(out: str, data: str, *, pictures: bool = True) -> Path:
+    """The output folder, made and proven writable; ValueError otherwise, and where ``pictures`` would be written into
+    the folder of the data: they would be images of the next run."""
+    if not out or not data:
+        raise ValueError("--out and --data take a name, and one of them is empty")
+    folder = Path(out).expanduser()
+    if pictures and folder.resolve().is_relative_to(Path(data).expanduser().resolve()):
+        raise ValueError(f"--out {out} lies inside --data {data}: choose a folder beside it")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(f"--out {out}: cannot write there ({error.strerror})") from None
+    return folder

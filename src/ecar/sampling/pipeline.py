@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol, Self, TypedDict, TypeVar, Unpack
+from typing import Any, Protocol, Self, TypedDict, TypeVar, Unpack
 
 import torch
 from PIL import Image
@@ -64,22 +64,10 @@ class StagePreview:
 
 
 class Sampler(Protocol):
-    """What draws images: a ``Pipeline``, or ``ecar.refine.BestOf`` around one. The arguments are ``Pipeline``'s."""
+    """What draws images: a ``Pipeline``, or ``ecar.refine.BestOf`` around one."""
 
-    def __call__(
-        self,
-        labels: Sequence[Label] | None = None,
-        *,
-        seeds: Sequence[int] | None = None,
-        settings: SamplingConfig | None = None,
-        steps: Sequence[int] | int | None = None,
-        guidance: Sequence[float] | float | None = None,
-        batch_size: int = 64,
-        return_stages: bool = False,
-        on_stage: Callable[[StagePreview], None] | None = None,
-        progress: bool = False,
-    ) -> Output:
-        """Draw one image per label."""
+    def __call__(self, *args: Any, **options: Any) -> Output:
+        """One image per label; arguments as ``Pipeline`` takes them."""
 
 
 class EditOptions(TypedDict, total=False):

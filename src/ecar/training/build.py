@@ -17,6 +17,7 @@ from ecar.stages import make_plan, pyramid, velocity_std
 from ecar.tokenizers import Tokenizer, load_tokenizer
 from ecar.training.config import Training
 from ecar.training.finetune import Source
+from ecar.training.held_out import HeldOut
 from ecar.training.own_samples import read_own_samples
 
 _STATISTICS_IMAGES = 5000
@@ -31,12 +32,16 @@ def rows_per_stage(config: Training) -> tuple[int, ...]:
     return tuple(rows)
 
 
-def load_table(config: Training, source: Source | None = None) -> tuple[LatentTable, Tokenizer]:
-    """The latents to train on: a cache as it is, or images encoded now, after every option has been checked. The
-    tokenizer of ``source`` is the default."""
+def load_table(
+    config: Training, source: Source | None = None, held: HeldOut | None = None
+) -> tuple[LatentTable, Tokenizer]:
+    """The latents to train on: a cache as it is, or images encoded now, after every option has been checked, and
+    whether ``held`` is data of the same kind. The tokenizer of ``source`` is the default."""
     own = source.tokenizer if source else None
     if source is not None and config.data.own_samples:
         config.data.check_unused(config.data.data, "samples of the model itself")
+        if held is not None:
+            held.check(config, source.config.class_names, source.config.tokenizer)
         return _own_table(config, source)
     if is_cache(config.data.data):
         config.data.check_unused(config.data.data, "a latent cache")
@@ -44,6 +49,8 @@ def load_table(config: Training, source: Source | None = None) -> tuple[LatentTa
         check_model(config, tokenizer, source)
         if source is not None:
             source.check_classes(config, table.class_names)
+        if held is not None:
+            held.check(config, table.class_names, table.tokenizer)
         known = (table.tokenizer, table.encoder)
         if config.data.tokenizer is not None and load_tokenizer(config.data.tokenizer).fingerprint() not in known:
             raise ValueError(
@@ -64,6 +71,8 @@ def load_table(config: Training, source: Source | None = None) -> tuple[LatentTa
         raise ValueError(f"--model dit needs classes; {data.data} has no labels")
     if source is not None:
         source.check_classes(config, images.class_names)
+    if held is not None:
+        held.check(config, images.class_names, tokenizer.fingerprint())
     side, device = config.model.image_side, config.run.device
     return encode_source(images, tokenizer, side, flip=data.flip, device=device), tokenizer
 

@@ -1,4 +1,5 @@
-"""Loss against t, per stage: how a wrong stage coupling shows (a spike at t = 0)."""
+"""Pictures of the loss, per stage: against t, where a wrong stage coupling shows (a spike at t = 0), and against steps,
+where overfitting shows (the held-out loss rises)."""
 
 from __future__ import annotations
 
@@ -8,6 +9,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from ecar.training.engine.log import read_log
 
 BINS = 25
 
@@ -47,3 +50,24 @@ class LossCurves:
         axes.set_title(f"loss against t at step {step}")
         axes.legend()
         figure.savefig(run / "loss_vs_t.png", dpi=100)
+
+
+def plot_losses(run: Path, names: tuple[str, ...]) -> None:
+    """Write ``loss.png`` from the log, where matplotlib is installed: losses ``names`` against steps, and beside each,
+    dashed, what the log has as ``val_NAME``."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return  # ``LossCurves.save`` has said so
+    records = read_log(run)
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    for index, name in enumerate(names):
+        for key, style, what in ((name, "-", "training"), (f"val_{name}", "--", "held-out")):
+            points = [(record["step"], record[key]) for record in records if key in record]
+            if points:
+                axes.plot(*zip(*points, strict=True), style, color=f"C{index}", label=f"stage {index + 1}, {what}")
+    axes.set(xlabel="step", ylabel="velocity error / variance")
+    if axes.lines:
+        axes.legend()
+    figure.savefig(run / "loss.png", dpi=100)

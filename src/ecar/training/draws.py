@@ -38,6 +38,14 @@ def draw_batch(
     dropped = torch.rand(config.run.batch_size, generator=generator) < config.data.label_dropout
     labels = torch.where(dropped, null_class, table.labels[rows])
     batch, channels = latents.shape[:2]
+    draws, to = draw_noise(config, plan, batch, channels, generator), config.run.device
+    return latents.to(to), labels.to(to), draws.to(to)
+
+
+def draw_noise(
+    config: Training, plan: tuple[Stage, ...], batch: int, channels: int, generator: torch.Generator
+) -> Draws:
+    """Noise and times of ``batch`` images, on the CPU."""
     shapes = [(batch, channels, *stage.side) for stage in plan]
     noise = [torch.randn(shape, generator=generator) for shape in shapes]
     context = [torch.randn(shape, generator=generator) for shape in shapes[:-1]]
@@ -45,9 +53,7 @@ def draw_batch(
         times = grid_times(config.distill.distill_steps, plan, batch, generator)
     else:
         times = training_times(config.stages.stages, batch, generator)
-    to = config.run.device
-    draws = Draws([n.to(to) for n in noise], [c.to(to) for c in context], times.to(to))
-    return latents.to(to), labels.to(to), draws
+    return Draws(noise, context, times)
 
 
 class BatchesAhead:

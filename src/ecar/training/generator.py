@@ -18,7 +18,7 @@ from ecar.processes.world import Part
 from ecar.tokenizers import Tokenizer
 from ecar.training.build import rows_per_stage
 from ecar.training.config import Training
-from ecar.training.curves import LossCurves
+from ecar.training.curves import LossCurves, plot_losses
 from ecar.training.distill import Teacher
 from ecar.training.draws import BatchesAhead
 from ecar.training.engine.log import by_the_way
@@ -130,6 +130,7 @@ class Generator:
     def saving(self, step: int) -> None:
         with by_the_way("loss_vs_t"):
             self.curves.save(self.out, step)
+            plot_losses(self.out, self.names)
 
     def tensors(self) -> dict[str, Tensor]:
         return {}

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 from ecar.data.reading import ReadOptions
+from ecar.files.options import option
 
 OWN = "self:"  # data that are samples of the model itself
 _OWN = re.compile(rf"{OWN}(\d+)(?::(\d+(?:\+\d+)*))?")
@@ -22,6 +23,12 @@ class DataOptions(ReadOptions):
     tokenizer: str | None = None
     """pixels (default), pixels:FACTOR, a folder of `ecar tokenizer`, or a diffusers autoencoder (folder or Hub id).
     A latent cache brings its own."""
+    val_data: str | None = option(None, free=True)
+    """Held-out data, whose loss is logged too: images or a latent cache of the classes and tokenizer of --data, or a
+    share of --data such as 0.05, which is then not trained on. At most 256 images are used."""
+    patience: int = option(0, free=True)
+    """End where the held-out loss has not fallen for so many looks in a row; final is then the average with the lowest
+    one, its decay the first of --ema. 0: never."""
     flip: bool = False
     """Mirror half of the images. Off by default: letters and shoes have a direction."""
     label_dropout: float = 0.1
@@ -36,6 +43,10 @@ class DataOptions(ReadOptions):
             )
         if self.own_samples and (self.tokenizer or self.flip):
             raise ValueError(f"--data {self.data} goes without --tokenizer and --flip")
+        if self.patience < 0 or (self.patience and self.val_data is None):
+            raise ValueError(f"--patience must be 0 or more, and needs --val-data; got {self.patience}")
+        if self.val_data == "":
+            raise ValueError("--val-data takes a name or a share, and it is empty")
 
     @property
     def own_samples(self) -> int:

@@ -30,6 +30,10 @@ class Draws:
         """Those of some images."""
         return Draws([n[rows] for n in self.noise], [c[rows] for c in self.context], self.times[:, rows])
 
+    def to(self, device: str) -> Draws:
+        """The same on a device."""
+        return Draws([n.to(device) for n in self.noise], [c.to(device) for c in self.context], self.times.to(device))
+
 
 def stage_losses(
     model: StageModel, z: Tensor, labels: Tensor, draws: Draws, rows: tuple[int, ...], teacher: Teacher | None = None

@@ -25,12 +25,13 @@ from ecar.devices import images_at_once, mixed_precision, resolve_device
 from ecar.files.images import to_signed
 from ecar.files.lock import run_lock
 from ecar.files.options import changed, flat
+from ecar.files.records import make_out
 from ecar.processes.signals import StopRequest
 from ecar.processes.world import Part
 from ecar.tokenizers import load_tokenizer
 from ecar.tokenizers.conv import ConvTokenizer
 from ecar.training.engine.optim import WEIGHT_DECAY, BatchedMuon
-from ecar.training.engine.resume import check_options, keep_options, make_out
+from ecar.training.engine.resume import check_options, keep_options
 from ecar.training.engine.task import Losses
 from ecar.training.engine.trainer import Trainer
 from ecar.training.tokenizer_config import Sizes, TokenizerConfig

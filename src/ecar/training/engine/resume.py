@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +13,6 @@ from ecar.training.engine.checkpoint import has_checkpoint
 
 RECIPE = "recipe.toml"
 _UNREADABLE = "restore it, or choose another --out"
-
-
-def make_out(out: str, data: str, *, pictures: bool = True) -> Path:
-    """The output folder, made and proven writable; ValueError otherwise, and where ``pictures`` would be written into
-    the folder of the data: they would be images of the next run."""
-    if not out or not data:
-        raise ValueError("--out and --data take a name, and one of them is empty")
-    folder = Path(out).expanduser()
-    if pictures and folder.resolve().is_relative_to(Path(data).expanduser().resolve()):
-        raise ValueError(f"--out {out} lies inside --data {data}: choose a folder beside it")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise ValueError(f"--out {out}: cannot write there ({error.strerror})") from None
-    return folder
 
 
 def check_options(out: Path, kind: type, options: Any) -> None:

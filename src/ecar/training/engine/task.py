@@ -27,6 +27,21 @@ class Losses:
     rest: Any = None
 
 
+class Watch(Protocol):
+    """Looks at averaged weights now and then."""
+
+    @property
+    def every(self) -> int:
+        """Steps from one look to the next."""
+
+    def __call__(self, weights: dict[str, Tensor]) -> dict[str, float]:
+        """Numbers for the log; asked for on rank 0 only."""
+
+    @property
+    def turned(self) -> bool:
+        """Whether the run should end, by what the log shows; asked for on rank 0 only."""
+
+
 class Task(Protocol):
     """What a run learns: ``Trainer`` does everything else."""
 

@@ -28,12 +28,11 @@ from ecar.training.engine.distributed import no_sync, parallel
 from ecar.training.engine.ema import EMA
 from ecar.training.engine.log import RunLog, by_the_way
 from ecar.training.engine.options import RunOptions, ScaleOptions
-from ecar.training.engine.pace import Pace
 from ecar.training.engine.resume import check_max_steps
 from ecar.training.engine.saving import Saver, in_background
 from ecar.training.engine.sharded import restore_sharded
 from ecar.training.engine.sharding import shard, whole
-from ecar.training.engine.task import Losses, Task
+from ecar.training.engine.task import Losses, Task, Watch
 
 MAX_BAD_STEPS = 5
 GRADIENT_NORM = 1.0  # at most, of an update
@@ -55,6 +54,8 @@ class Trainer:
         scale: how a step is computed.
         world: this process among those of the run.
         stop: says when to stop early.
+        watch: looks at the averaged weights now and then.
+        pictures: whether checkpoints come with a picture.
     """
 
     def __init__(
@@ -67,10 +68,12 @@ class Trainer:
         scale: ScaleOptions = _WHOLE,
         world: World = _ALONE,
         stop: StopRequest | None = None,
+        watch: Watch | None = None,
+        pictures: bool = True,
     ) -> None:
         self.task, self.options, self.out, self.scale = task, run, out, scale
         self.world, self.stop = world, stop or StopRequest()
-        self.watchdog = Watchdog(world)
+        self.watch, self.pictures, self.watchdog = watch, pictures, Watchdog(world)
         self.losses, units, self.unused = task.wrapped()
         self.sharded = scale.parallel == "fsdp" and world.size > 1
         if self.sharded:  # before anything holds on to parameters
@@ -79,6 +82,7 @@ class Trainer:
         self.optimizers, others = task.optimizers()
         self.saved_optimizers = self.optimizers + others
         self.step = self.skipped = self.seen = 0
+        self.turned = False
         folder = world.from_first(lambda: find_checkpoint(out))
         if folder is not None:
             self._restore(folder)
@@ -108,6 +112,7 @@ class Trainer:
             stack.enter_context(self.task)
             if not self.sharded:
                 stack.enter_context(self._parallel())
+            self._look_back(log)
             self._steps(log, saver)
 
     @contextmanager
@@ -133,13 +138,12 @@ class Trainer:
         return log
 
     def _steps(self, log: RunLog | None, saver: Saver) -> None:
-        run, first, pace = self.options, log is not None, Pace(self.options.device, log)
+        run, first = self.options, log is not None
         sums, steps, bad, start = torch.zeros(len(self.task.names)), 0, 0, time.perf_counter()
         bar = tqdm(total=run.max_steps, initial=self.step, desc="training", disable=None if first else True)
-        while self.step < run.max_steps:
+        while self.step < run.max_steps and not self.turned:
             self.step, self.seen = self.step + 1, self.seen + run.batch_size
-            with pace.step(self.step):
-                means = self.train_step()
+            means = self.train_step()
             bar.update()
             if means is None:
                 bad, self.skipped = bad + 1, self.skipped + 1
@@ -225,14 +229,27 @@ class Trainer:
 
     def _at_intervals(self, saver: Saver, log: RunLog | None) -> None:
         run, last = self.options, self.step == self.options.max_steps
+        if self.watch is not None and (self.step % self.watch.every == 0 or last):
+            weights = self.averaged()
+            if log is not None:
+                log.write(step=self.step, **self.watch(weights))
+            self._look_back(log)
+            last = last or self.turned
         if self.step % run.save_every and not last:
             return
         self._save(saver, last=last)
-        if self.step >= run.save_every:  # after the checkpoint: it may fail; a short run has no pictures
+        if (
+            self.pictures and self.step >= run.save_every
+        ):  # after the checkpoint: it may fail; a short run has no pictures
             weights = self.averaged()
             if log is not None:
                 with by_the_way("a grid of samples"):
                     log.image("samples", self.task.picture(weights, self.step), self.step)
+
+    def _look_back(self, log: RunLog | None) -> None:
+        """Whether to end by what the watch says; all ranks agree."""
+        turned = self.watch is not None and log is not None and self.watch.turned
+        self.turned = bool(self.world.largest(int(turned)))
 
     def _save(self, saver: Saver, *, last: bool) -> None:
         if self.world.rank == 0:

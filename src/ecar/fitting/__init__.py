@@ -1,0 +1,1 @@
+"""A folder of pictures becomes a model and a report: what ``ecar fit`` does."""

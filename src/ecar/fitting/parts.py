@@ -1,0 +1,265 @@
+"""The parts of a fit that take time, each by the library's own verbs: a part that was killed goes on where it was, and
+one that is done is not done again."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ecar.data.encoding import EncodePlan, encode_shards
+from ecar.data.feed import open_source
+from ecar.data.source import BadImages
+from ecar.evaluation import evaluate
+from ecar.evaluation.config import EvaluationConfig
+from ecar.evaluation.reference import read_images
+from ecar.files.options import flag
+from ecar.fitting.measure import EXTRACTOR, reconstruct
+from ecar.fitting.options import NEW, Choices, FitConfig
+from ecar.fitting.plan import JUDGED, SCALES
+from ecar.fitting.split import Split
+from ecar.fitting.tokens import new_sizes
+from ecar.pretrained.folders import load_model, save_model, weights_fingerprint
+from ecar.sampling.pipeline import Pipeline
+from ecar.tokenizers import load_tokenizer
+from ecar.tokenizers.conv import ConvTokenizer
+from ecar.training.config import TokenizerConfig, TrainConfig
+from ecar.training.engine.log import read_log
+from ecar.training.loop import train
+from ecar.training.tokenizer import train_tokenizer
+
+TOKENIZER_BATCH = 16
+_SAVE_SECONDS = 60.0  # between checkpoints: what a kill costs at most
+_LOOKS = 6  # the held-out loss may stay above its lowest for a sixth of the looks
+_CROP = 128  # pixels, of tokenizer training
+
+
+@dataclass(frozen=True)
+class Work:
+    """What every part is told.
+
+    Attributes:
+        config: options, ``choices`` as resolved.
+        split: the pictures.
+        out: folder of the model.
+        device: as resolved.
+        step: seconds of a training step.
+    """
+
+    config: FitConfig
+    split: Split
+    out: Path
+    device: str
+    step: float
+
+    @property
+    def folder(self) -> Path:
+        """Of everything but the model and its report."""
+        return self.out / "work"
+
+    @property
+    def choices(self) -> Choices:
+        return self.config.choices
+
+    @property
+    def tokenizer(self) -> str:
+        """The one that is used, known once it is trained."""
+        record = self.folder / "tokenizer.json"
+        return str(json.loads(record.read_text())["tokenizer"]) if record.exists() else str(self.choices.tokenizer)
+
+    @property
+    def side(self) -> int:
+        assert self.choices.resolution is not None
+        return self.choices.resolution
+
+    def every(self, steps: int) -> int:
+        """Steps between checkpoints."""
+        return max(1, min(steps, round(_SAVE_SECONDS / max(self.step, 1e-9))))
+
+
+def command(verb: str, values: dict[str, Any]) -> str:
+    """A verb with options, as it is typed."""
+    words = ["ecar", verb]
+    for name, value in values.items():
+        if isinstance(value, bool):
+            words += [flag(name)] if value else []
+        elif isinstance(value, tuple):
+            words += [flag(name), *map(str, value)]
+        else:
+            words += [flag(name), str(value)]
+    return shlex.join(words)
+
+
+def fit_tokenizer(work: Work) -> dict[str, Any]:
+    """Train the tokenizer on these pictures; it is taken where it gives held-out ones back better than before."""
+    choices, out = work.choices, work.folder / "tokenizer"
+    before = None if choices.tokenizer == NEW else load_tokenizer(str(choices.tokenizer))
+    values: dict[str, Any] = {
+        "data": (str(work.split.train),), "resolution": work.side, "max_steps": choices.tokenizer_steps,
+        "batch_size": TOKENIZER_BATCH, "seed": work.config.allowance.seed, "device": work.device, "perceptual": 0.0,
+        "save_every": max(20, int(choices.tokenizer_steps or 0) // 10),
+        "out": str(out),
+    }  # fmt: skip
+    if work.side > _CROP:
+        values["crop"] = _CROP
+    if before is None:
+        values |= new_sizes(work.side)
+    elif isinstance(before, ConvTokenizer):
+        values |= {"init_from": choices.tokenizer, "lr": 5e-4}
+    trained = train_tokenizer(TokenizerConfig.of(**values))
+    images = read_images(str(work.split.held_out), "train", work.side, work.side, 64).images
+    after = reconstruct(trained, images, work.device).psnr
+    own = reconstruct(before, images, work.device).psnr if before is not None else 0.0
+    better = after > own
+    record = {"psnr": round(after, 2), "psnr_before": round(own, 2), "command": command("tokenizer", values)}
+    chosen = str(out) if better else str(choices.tokenizer)
+    (work.folder / "tokenizer.json").write_text(json.dumps({"tokenizer": chosen}) + "\n")
+    return {**record, "tokenizer": chosen}
+
+
+def encode(work: Work) -> dict[str, Any]:
+    """Latents of both sides of the split."""
+    commands, counts = [], []
+    for name, data in (("latents", work.split.train), ("held_out_latents", work.split.held_out)):
+        flip, out = name == "latents" and work.config.photographs.flip, work.folder / name
+        out.mkdir(exist_ok=True)
+        tokenizer, source = load_tokenizer(work.tokenizer), work.tokenizer
+        if name != "latents" and not tokenizer.measured:  # on whose scale the others are
+            source = str(work.folder / "latents" / "tokenizer")
+            tokenizer = load_tokenizer(source)
+        plan = EncodePlan(side=(work.side, work.side), flip=flip)
+        values = {"data": str(data), "tokenizer": source, "resolution": (work.side,), "flip": flip, "out": str(out)}
+        commands.append(command("encode", values))
+        feed = open_source(str(data))
+        record = encode_shards(feed, tokenizer, out, plan, bad=BadImages(), command=commands[-1], device=work.device)
+        counts.append(int(record["images"]))
+    return {"images": counts[0], "held_out": counts[1], "commands": commands}
+
+
+def fit_model(work: Work) -> dict[str, Any]:
+    """Train until the held-out loss turns, at most ``max_steps``."""
+    choices, steps = work.choices, work.choices.max_steps or 0
+    values: dict[str, Any] = {
+        "data": str(work.folder / "latents"), "val_data": str(work.folder / "held_out_latents"), "patience": _LOOKS,
+        "flip": work.config.photographs.flip, "resolution": (work.side,), "preset": choices.preset,
+        "stages": choices.stages, "patch": choices.patch, "batch_size": choices.batch_size, "max_steps": steps,
+        **_rates(steps), **_ways(work, steps), "out": str(work.folder / "train"),
+    }  # fmt: skip
+    train(TrainConfig.of(**values), pictures=False)
+    losses = {line["step"]: line["val_loss"] for line in read_log(work.folder / "train") if "val_loss" in line}
+    last, best = max(losses), min(losses, key=lambda step: losses[step])
+    return {
+        "steps": last, "of": steps, "best_step": best, "held_out_loss": losses[best],
+        "overfits": last < steps, "command": command("train", values),
+    }  # fmt: skip
+
+
+def _rates(steps: int) -> dict[str, Any]:
+    """Learning rate and average for so many steps."""
+    return {"optimizer": "muon", "lr": 2e-3, "warmup": min(100, steps // 10), "ema": 0.99 if steps >= 500 else 0.9}
+
+
+def _ways(work: Work, steps: int) -> dict[str, Any]:
+    """How a training of so many steps runs."""
+    return {
+        "compile": bool(work.choices.compile), "device": work.device, "seed": work.config.allowance.seed,
+        "save_every": work.every(steps),
+    }  # fmt: skip
+
+
+def distil(work: Work) -> dict[str, Any]:
+    """Choose a scale of guidance by its samples, and distil it; the student is kept where it is no worse than the
+    teacher without guidance."""
+    teacher, student, steps = work.folder / "train" / "final", work.folder / "student", work.choices.student_steps or 0
+    judge = _Judge(work, min(work.choices.samples or JUDGED, JUDGED))
+    found = judge.scales(teacher)
+    scale = min(found, key=lambda one: found[one])
+    record: dict[str, Any] = {"kid_by_scale": {str(one): round(kid, 3) for one, kid in found.items()}, "scale": scale}
+    if scale == 1:
+        return {**record, "distilled": False}
+    values: dict[str, Any] = {
+        "init_from": str(teacher), "distill": (f"{scale:g}",),
+        "data": str(work.folder / "latents"), "flip": work.config.photographs.flip,
+        "batch_size": work.choices.batch_size, "max_steps": steps, **_rates(steps), "lr": 1e-3, **_ways(work, steps),
+        "out": str(student),
+    }  # fmt: skip
+    train(TrainConfig.of(**values), pictures=False)
+    kid = judge.kid(Pipeline.from_pretrained(student / "final", device=work.device), 1.0)
+    kept = kid <= found[1.0]
+    return {**record, "distilled": kept, "kid_of_student": round(kid, 3), "command": command("train", values)}
+
+
+class _Judge:
+    """KID (x 1000) of a few samples against training pictures: it chooses, and so judges nothing that is reported."""
+
+    def __init__(self, work: Work, count: int) -> None:
+        from ecar.evaluation.extractors import extract, get_extractor
+
+        self.extractor, self.count = get_extractor(EXTRACTOR, device=work.device), count
+        self.seed = work.config.allowance.seed + 2**31  # other seeds than those of the evaluation
+        real = read_images(str(work.split.train), "train", work.side, work.side, max(count, 64)).images
+        self.device, self.real = work.device, extract(self.extractor, real)[0]
+
+    def scales(self, model: Path) -> dict[float, float]:
+        """KID by scale of guidance."""
+        pipe = Pipeline.from_pretrained(model, device=self.device)
+        return {scale: self.kid(pipe, scale) for scale in SCALES}
+
+    def kid(self, pipe: Pipeline, scale: float) -> float:
+        """Of ``count`` samples."""
+        from ecar.evaluation.extractors import extract
+        from ecar.evaluation.metrics import kernel_distance
+        from ecar.sampling.pictures import from_pil
+
+        labels = [i % pipe.model.config.num_classes for i in range(self.count)]
+        seeds = range(self.seed, self.seed + self.count)
+        images = from_pil(pipe(labels=labels, seeds=seeds, guidance=scale, progress=True).images)
+        return 1000 * kernel_distance(self.real, extract(self.extractor, images)[0])[0]
+
+
+def place_model(work: Work, guidance: dict[str, Any]) -> dict[str, Any]:
+    """The model folder: the student, or what was trained, with the guidance that was chosen."""
+    source = work.folder / ("student" if guidance.get("distilled") else "train") / "final"
+    model, tokenizer = load_model(source)
+    own, scale = model.config.sampling, float(guidance.get("scale", 1.0))
+    if own is not None and scale != 1 and not guidance.get("distilled"):
+        own = dataclasses.replace(own, guidance=(scale,) * len(own.guidance))
+        model.config = model.config.replace(sampling=own)
+    save_model(work.out, model, tokenizer)
+    shutil.copyfile(source / "training.json", work.out / "training.json")
+    return {"weights": weights_fingerprint(work.out), "parameters": model.num_parameters(), "from": str(source)}
+
+
+def judge(work: Work) -> dict[str, Any]:
+    """Samples against held-out pictures, and whether they copy training pictures."""
+    values: dict[str, Any] = {
+        "data": str(work.split.held_out), "split": "train", "train_data": str(work.split.train),
+        "num": work.choices.samples, "allow_small": True, "seed": work.config.allowance.seed,
+        "cache": str(work.folder / "features"), "batch_size": 32,
+    }  # fmt: skip
+    pipe = Pipeline.from_pretrained(work.out, device=work.device)
+    record = evaluate(
+        pipe, EvaluationConfig(**values), about={"weights": weights_fingerprint(work.out)},
+        folder=work.folder / "samples", picture=work.folder / "closest.png", device=work.device,
+    )  # fmt: skip
+    out = work.folder / "evaluation.json"
+    out.write_text(json.dumps(record, indent=2) + "\n")
+    typed = command("evaluate", {"model": str(work.out), **values, "out": str(work.out / "evaluation.json")})
+    return {"evaluation": record, "command": typed}
+
+
+def fit_critic(work: Work) -> dict[str, Any]:
+    """What chooses among candidates, beside the model."""
+    from ecar.refine import make_critic
+
+    path, data, count = work.out / "critic.safetensors", str(work.split.train), int(work.choices.critic_images or 0)
+    values = {"data": data, "num": count, "batch_size": 32, "out": str(path)}
+    pipe = Pipeline.from_pretrained(work.out, device=work.device)
+    critic = make_critic(pipe, data, num=count, batch_size=32)
+    critic.save(path)
+    typed = command("critic", values).replace("ecar critic", f"ecar critic {shlex.quote(str(work.out))}", 1)
+    return {"accuracy": critic.about["accuracy"], "command": typed}

@@ -1,0 +1,179 @@
+"""``report.html``: one file that holds its pictures, for whoever wants to see what came of the photographs."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from PIL import Image
+
+from ecar.evaluation.reference import read_images
+from ecar.files.records import write_atomically
+from ecar.fitting.measure import reconstruct
+from ecar.fitting.parts import Work
+from ecar.fitting.plan import Plan, in_words
+from ecar.fitting.split import Split
+from ecar.pretrained.folders import load_model
+from ecar.sampling.pictures import grid, strip, to_pil
+from ecar.sampling.pipeline import Pipeline
+
+_ROWS, _COLUMNS = 8, 8  # of samples
+_SHOWN = 8  # reconstructions
+_STRIP = 6  # samples whose stages are shown
+_SMALL = 96  # pixels: below, pictures are kept exact and enlarged
+
+
+def write_report(work: Work, plan: Plan, found: dict[str, Any]) -> Path:
+    """Draw what is missing and write the report; returns its path."""
+    pipe = Pipeline.from_pretrained(work.out, device=work.device)
+    sections = [
+        *_samples(pipe, found), *_training(work, found), *_tokenizer(work), *_copies(work, found),
+        *_figures(found), *_pictures(work.split), *_plan(plan, found), *_commands(work, found),
+    ]  # fmt: skip
+    page = Template(files("ecar.fitting").joinpath("report.html").read_text())
+    title = html.escape(f"{work.out.name}: a model of {work.split.images:,} pictures")
+    path = work.out / "report.html"
+    write_atomically(path, page.substitute(title=title, sections="\n".join(sections)).encode())
+    return path
+
+
+def _samples(pipe: Pipeline, found: dict[str, Any]) -> list[str]:
+    classes = min(_ROWS, pipe.model.config.num_classes)
+    rows = classes if classes > 1 else _ROWS // 2
+    labels = [label for label in range(rows) for _ in range(_COLUMNS)] if classes > 1 else [0] * (rows * _COLUMNS)
+    given = labels if pipe.model.config.num_classes else None
+    out = pipe(labels=given, seeds=range(len(labels)), return_stages=True)
+    names = pipe.class_names[:classes]
+    said = f"One row per class: {', '.join(names)}." if len(names) > 1 else "Seeds 0 and following."
+    step = _COLUMNS if classes > 1 else 1
+    some = range(0, len(labels), step)[:_STRIP]
+    stages = strip([[previews[i] for i in some] for previews in out.stages])
+    guidance = found.get("guidance", {})
+    how = "guidance is distilled into it" if guidance.get("distilled") else f"guidance {out.settings.guidance}"
+    text = f"{said} Steps {out.settings.steps}, {how}."
+    return [
+        "<h2>Samples</h2>", f"<p>{html.escape(text)}</p>", _picture(grid(out.images, _COLUMNS), "samples"),
+        "<h2>Stages</h2>", "<p>From the first stage, on a small map, to the last.</p>", _picture(stages, "stages"),
+    ]  # fmt: skip
+
+
+def _training(work: Work, found: dict[str, Any]) -> list[str]:
+    trained = found["train"]
+    text = (
+        f"{trained['steps']:,} of at most {trained['of']:,} steps. The held-out loss was lowest, "
+        f"{trained['held_out_loss']:.4f}, after step {trained['best_step']:,}; the model is the average of then."
+    )
+    if trained["overfits"]:
+        text += " From there on it rose, so the training ended: more pictures would help more than more time."
+    picture = work.folder / "train" / "loss.png"
+    curve = [_file(picture, "loss")] if picture.exists() else ["<p>No curve: matplotlib is not installed.</p>"]
+    return ["<h2>Training</h2>", f"<p>{text}</p>", *curve]
+
+
+def _tokenizer(work: Work) -> list[str]:
+    tokenizer = load_model(work.out)[1]
+    images = read_images(str(work.split.held_out), "train", work.side, work.side, _SHOWN).images
+    back = reconstruct(tokenizer, images, work.device)
+    both = [one.float() / 127.5 - 1 for one in (images, back.images)]
+    text = (
+        f"Held-out pictures, and below them what the tokenizer gives back: {back.psnr:.1f} dB. Samples get no sharper."
+    )
+    sheet = grid([image for one in both for image in to_pil(one)], len(images))
+    return ["<h2>Reconstructions</h2>", f"<p>{text}</p>", _picture(sheet, "reconstructions")]
+
+
+def _copies(work: Work, found: dict[str, Any]) -> list[str]:
+    picture = work.folder / "closest.png"
+    record = next((v for k, v in _evaluation(found).items() if k.startswith("memorisation")), None)
+    if record is None or not picture.exists():
+        return []
+    verdict = (
+        "More samples than held-out pictures are that close: the model copies some training pictures."
+        if record["more_than_held_out"]
+        else "Held-out pictures are as close as often: no sign of copies."
+    )
+    ours, theirs = (f"{100 * record[key]:.1f}%" for key in ("share_of_samples", "share_of_held_out"))
+    text = (
+        f"The samples nearest to training pictures, each beside it. {ours} of {record['samples']} samples and "
+        f"{theirs} of {record['held_out']} held-out pictures are within the threshold. {verdict}"
+    )
+    kind = ' class="note"' if record["more_than_held_out"] else ""
+    return ["<h2>Nearest training pictures</h2>", f"<p{kind}>{text}</p>", _file(picture, "nearest")]
+
+
+def _figures(found: dict[str, Any]) -> list[str]:
+    record = _evaluation(found)
+    if not record:
+        return []
+    sides = {"samples": "metrics", "training pictures": "floor: training images",
+             "reconstructions": "tokenizer's reconstructions of training images"}  # fmt: skip
+    known = {name: record[key] for name, key in sides.items() if key in record}
+    measures = [m for m in known["samples"] if m not in ("against", "biased_small_sample")]
+    rows = [[m, *(str(known[name].get(m, "")) for name in known)] for m in measures]
+    few = record["metrics"].get("biased_small_sample")
+    note = ["<p>So few pictures bias the Frechet distance: compare KID.</p>"] if few else []
+    return ["<h2>Figures</h2>", f"<p>Against {record['metrics']['against']} held-out pictures.</p>", *note,
+            _table(["", *known], rows)]  # fmt: skip
+
+
+def _pictures(split: Split) -> list[str]:
+    record = split.record
+    rows = [
+        ["trained on", f"{record['train']:,}"],
+        ["held out", f"{record['held_out']:,}"],
+        ["classes", f"{len(record['classes']):,}"],
+        ["median of the short side", f"{record['side']:g} pixels"],
+    ]
+    for what, kinds in (("left out", record["left_out"]), ("found", record["findings"])):
+        for kind, names in kinds.items():
+            some = "; ".join(names["names"][:5]) + (" ..." if names["count"] > 5 else "")
+            rows.append([f"{what}: {kind}", f"{names['count']:,}: {some}"])
+    return ["<h2>Pictures</h2>", "<p>Broken pictures and second copies are not used.</p>", _table([], rows)]
+
+
+def _plan(plan: Plan, found: dict[str, Any]) -> list[str]:
+    rows = [[name, text] for name, text in plan.why.items()]
+    times = [
+        [name, in_words(seconds), in_words(found[name]["seconds"]) if name in found else ""]
+        for name, seconds in plan.seconds.items()
+    ]
+    return ["<h2>Plan</h2>", _table([], rows), "<h2>Time</h2>", _table(["part", "planned", "taken"], times)]
+
+
+def _commands(work: Work, found: dict[str, Any]) -> list[str]:
+    lines = [line for part in found.values() for line in part.get("commands", [part.get("command")]) if line]
+    again = f"ecar fit --config {work.out / 'recipe.toml'} --out ANOTHER_FOLDER"
+    draw = f"ecar sample {work.out} --out samples.png"
+    text = "\n".join([*lines, draw])
+    return ["<h2>Commands</h2>", "<p>Each part by itself:</p>", f"<pre>{html.escape(text)}</pre>",
+            "<p>All of it once more:</p>", f"<pre>{html.escape(again)}</pre>"]  # fmt: skip
+
+
+def _evaluation(found: dict[str, Any]) -> dict[str, Any]:
+    return dict(found.get("evaluate", {}).get("evaluation", {}))
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    def line(cells: list[str], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+    return "<table>" + (line(head, "th") if head else "") + "".join(line(row, "td") for row in rows) + "</table>"
+
+
+def _file(path: Path, name: str) -> str:
+    data = base64.b64encode(path.read_bytes()).decode()
+    return f'<img alt="{name}" src="data:image/png;base64,{data}">'
+
+
+def _picture(image: Image.Image, name: str) -> str:
+    """Small pictures exactly, large ones as JPEG."""
+    small, data = image.width < _COLUMNS * _SMALL, io.BytesIO()
+    image.save(data, "PNG") if small else image.convert("RGB").save(data, "JPEG", quality=90)
+    kind, style = ("png", ' class="small"') if small else ("jpeg", "")
+    encoded = base64.b64encode(data.getvalue()).decode()
+    return f'<img alt="{name}"{style} src="data:image/{kind};base64,{encoded}">'

@@ -1,0 +1,137 @@
+"""``fit``: check, plan, and one part after the other; the same call goes on where it was stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ecar.devices import resolve_device
+from ecar.files.lock import run_lock
+from ecar.files.options import flag, flat, options_of, read_recipe, write_recipe
+from ecar.files.records import read_json, write_atomically
+from ecar.fitting import parts
+from ecar.fitting.options import FitConfig
+from ecar.fitting.parts import Work
+from ecar.fitting.plan import Plan, in_words, make_plan
+from ecar.fitting.report import write_report
+from ecar.fitting.split import Split, make_split
+from ecar.training.engine.resume import make_out
+
+RECIPE, PLAN, DONE = "recipe.toml", "plan.json", "done.json"
+_OF_THIS_START = ("config",)
+_AGAIN = "delete the folder, or choose another --out"
+
+
+def fit(config: FitConfig) -> dict[str, Any]:
+    """Make a model and a report of a folder of pictures, or go on with it; returns a summary.
+
+    Raises:
+        ValueError: too few pictures, choices that do not fit them, or a folder of another fit.
+        Stopped: a signal came while something was trained; its checkpoint is written.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("ecar fit runs in one process; for several, run the train command of report.html by torchrun")
+    data, out = config.photographs.data, make_out(config.allowance.out, config.photographs.data)
+    start = time.perf_counter()
+    with run_lock(out):
+        config = _with_recipe(config, out)
+        work = out / "work"
+        work.mkdir(exist_ok=True)
+        print(f"ecar fit: checking {data}", file=sys.stderr, flush=True)
+        split = make_split(config.photographs, work / "pictures", config.allowance.seed)
+        plan = _plan(config, split, out, start)
+        config = replace(config, choices=plan.choices)
+        print("\n".join(plan.in_words(split, config.allowance.seconds / 60)), flush=True)
+        device, steps = resolve_device(config.allowance.device), plan.choices.max_steps or 1
+        step = plan.seconds["train"] / steps
+        done = _Done(Work(config, split, out, device, step), plan)
+        done.run_all()
+        return done.report()
+
+
+class _Done:
+    """The parts of a fit, which of them are done, and what they found."""
+
+    def __init__(self, work: Work, plan: Plan) -> None:
+        self.work, self.plan = work, plan
+        self.path = work.folder / DONE
+        self.found: dict[str, Any] = read_json(self.path, _AGAIN) if self.path.exists() else {}
+
+    def run_all(self) -> None:
+        """Those that are planned and not done yet."""
+        choices = self.work.choices
+        if choices.tokenizer_steps:
+            self.part("tokenizer", lambda: parts.fit_tokenizer(self.work))
+        self.part("encode", lambda: parts.encode(self.work))
+        self.part("train", lambda: parts.fit_model(self.work))
+        if choices.student_steps:
+            self.part("guidance", lambda: parts.distil(self.work))
+        self.part("model", lambda: parts.place_model(self.work, self.found.get("guidance", {})))
+        if choices.samples:
+            self.part("evaluate", lambda: parts.judge(self.work))
+        if choices.critic_images:
+            self.part("critic", lambda: parts.fit_critic(self.work))
+
+    def part(self, name: str, work: Callable[[], dict[str, Any]]) -> None:
+        """Do a part, and note that it is done; say how long it and the rest take."""
+        if name in self.found:
+            return
+        if name in self.plan.seconds:
+            names = list(self.plan.seconds)
+            rest = sum(self.plan.seconds[one] for one in names[names.index(name) :])
+            about = f"about {in_words(self.plan.seconds[name])}; {in_words(rest)} to the end"
+            print(f"ecar fit: {name} ({about})", file=sys.stderr, flush=True)
+        start = time.perf_counter()
+        found = work()
+        self.found[name] = {"seconds": round(time.perf_counter() - start, 2), **found}
+        write_atomically(self.path, (json.dumps(self.found, indent=1) + "\n").encode())
+
+    def report(self) -> dict[str, Any]:
+        """Write the report; returns the summary."""
+        path = write_report(self.work, self.plan, self.found)
+        trained = self.found["train"]
+        seconds = {name: found["seconds"] for name, found in self.found.items()}
+        return {
+            "model": str(self.work.out), "report": str(path), "pictures": self.work.split.images,
+            "steps": trained["steps"], "held_out_loss": trained["held_out_loss"], "seconds": seconds,
+        }  # fmt: skip
+
+
+def _plan(config: FitConfig, split: Split, out: Path, start: float) -> Plan:
+    """The plan that was made before, or a new one, written with its recipe."""
+    path = out / "work" / PLAN
+    if path.exists():
+        record = read_json(path, _AGAIN)
+        return Plan(config.choices, record["seconds"], record["why"])
+    print("ecar fit: measuring this machine", file=sys.stderr, flush=True)
+    plan = make_plan(config, split, time.perf_counter() - start)
+    write_recipe(out / RECIPE, replace(config, choices=plan.choices), _OF_THIS_START)
+    write_atomically(path, (json.dumps({"seconds": plan.seconds, "why": plan.why}, indent=1) + "\n").encode())
+    return plan
+
+
+def _with_recipe(config: FitConfig, out: Path) -> FitConfig:
+    """``config`` with what a fit that was begun there has chosen.
+
+    Raises:
+        ValueError: it was asked for something else.
+    """
+    if not (out / "work" / PLAN).exists():
+        return config
+    before, fields = read_recipe(out / RECIPE, _AGAIN), options_of(FitConfig)
+    for name, value in flat(config).items():
+        if name in ("config", "out", "device"):
+            continue
+        then = before.get(name)
+        then = tuple(then) if isinstance(then, list) else then
+        if value not in (then, fields[name].default):
+            raise ValueError(f"{out} holds a fit with {flag(name)} {then}, not {value}; choose another --out")
+    known = {name: value for name, value in before.items() if name not in ("out", "device")}
+    own = {name: value for name, value in flat(config).items() if name in ("out", "device", "config")}
+    return FitConfig.of(**known, **own)

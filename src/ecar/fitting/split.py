@@ -1,0 +1,170 @@
+"""The pictures that are used, in two folders: what is trained on and what is held out. Broken pictures and second
+copies are in neither: a copy on the other side would pass for memorisation."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ecar.data.check import BROKEN, DataReport, check_images
+from ecar.data.rows import FolderRows, choose_rows
+from ecar.data.source import ImageSource, load_source
+from ecar.files.records import read_json, write_atomically
+from ecar.fitting.options import Photographs
+
+LEAST = 20  # pictures
+FEW = 500  # below, a model is likely to learn them by heart
+_LOOKED_AT = 20_000  # pictures that are checked, at most
+_SHARE, _FEWEST, _MOST = 0.05, 8, 500  # of pictures that are held out
+_LEAST_HELD_OUT = 4
+_LISTED = 50  # names in the record, per finding
+_RECORD = "split.json"
+
+
+@dataclass(frozen=True)
+class Split:
+    """Folders ``train`` and ``held_out``, as every verb takes them.
+
+    Attributes:
+        folder: of the two.
+        record: numbers of pictures (``train``, ``held_out``), ``classes``, the median of the short ``side``,
+            ``left_out`` and ``findings``, each by reason with count and names.
+    """
+
+    folder: Path
+    record: dict[str, Any]
+
+    @property
+    def train(self) -> Path:
+        return self.folder / "train"
+
+    @property
+    def held_out(self) -> Path:
+        return self.folder / "held_out"
+
+    @property
+    def images(self) -> int:
+        """Pictures that are trained on."""
+        return int(self.record["train"])
+
+    @property
+    def classes(self) -> int:
+        """0 without labels."""
+        return len(self.record["classes"])
+
+
+def make_split(options: Photographs, folder: Path, seed: int) -> Split:
+    """Check the pictures and sort them into ``folder``; a split that is complete is taken as it is.
+
+    Raises:
+        ValueError: no such data, or too few usable pictures.
+    """
+    if (folder / _RECORD).exists():
+        return Split(folder, read_json(folder / _RECORD, "delete the folder"))
+    source = load_source(options.data, options.reading())
+    _check_count(options.data, len(source))
+    looked = source if len(source) <= _LOOKED_AT else _part(source, choose_rows(len(source), _LOOKED_AT))
+    report = check_images(looked, 32, 32)
+    bad = _unusable(looked, report)
+    kept = np.array([i for i in range(len(source)) if int(source.chosen[i]) not in bad])
+    _check_count(options.data, len(kept), f", {len(bad)} more cannot be used ({_why(report)})")
+    held = _hold_out(source.labels[kept], options.held_out, seed)
+    if held.sum() < _LEAST_HELD_OUT:
+        raise ValueError(
+            f"{options.data} has {len(source.class_names)} classes of a picture or two each, so none can be held out: "
+            "put pictures of a kind into one folder"
+        )
+    shutil.rmtree(folder, ignore_errors=True)
+    names = _folder_names(source.class_names)
+    for name, rows in (("train", kept[~held]), ("held_out", kept[held])):
+        for row in rows.tolist():
+            _place(source, row, folder / name / names[source.labels[row]] if names else folder / name)
+    record = {
+        "train": int((~held).sum()),
+        "held_out": int(held.sum()),
+        "classes": names,
+        "side": median(min(size) for size in report.sides.elements()),
+        "found": source.note,
+        "left_out": {reason: _listed(files) for reason, files in source.left_out.items()},
+        "findings": {kind: _listed(lines) for kind, lines in report.findings.items()},
+    }
+    write_atomically(folder / _RECORD, (json.dumps(record, indent=1) + "\n").encode())
+    return Split(folder, record)
+
+
+def _check_count(data: str, count: int, more: str = "") -> None:
+    if count < LEAST:
+        raise ValueError(
+            f"{data} has {count} usable pictures{more}; a model needs {LEAST} at least, and some hundred to be of use: "
+            "add pictures"
+        )
+
+
+def _part(source: ImageSource, rows: np.ndarray) -> ImageSource:
+    return replace(source, chosen=source.chosen[rows], labels=source.labels[rows])
+
+
+def _unusable(source: ImageSource, report: DataReport) -> set[int]:
+    """Rows of pictures that are broken, or copies of one before them."""
+    rows = {source.path(i): int(source.chosen[i]) for i in range(len(source))}
+    found: set[int] = set()
+    for kind, end in ((BROKEN, ": "), ("duplicate", ": as "), ("same pixels", ": as ")):
+        for line in report.findings.get(kind, ()):
+            places = [match.start() for match in re.finditer(re.escape(end), line)]
+            found |= {rows[line[:place]] for place in places if line[:place] in rows}
+    return found
+
+
+def _why(report: DataReport) -> str:
+    kinds = {kind: report.findings.get(kind, []) for kind in (BROKEN, "duplicate", "same pixels")}
+    return "; ".join(f"{kind}: {len(lines)}, such as {lines[0]}" for kind, lines in kinds.items() if lines) or "none"
+
+
+def _hold_out(labels: np.ndarray, count: int | None, seed: int) -> np.ndarray:
+    """Which of the pictures (N,) are held out: a seeded choice that leaves every class half of its pictures."""
+    total = len(labels)
+    wanted = count if count is not None else min(_MOST, max(_FEWEST, round(_SHARE * total)))
+    held, left = np.zeros(total, bool), np.bincount(labels) // 2
+    for row in np.random.default_rng(seed).permutation(total):
+        if held.sum() < min(wanted, total // 3) and left[labels[row]] > 0:
+            held[row] = True
+            left[labels[row]] -= 1
+    return held
+
+
+def _folder_names(names: tuple[str, ...]) -> list[str]:
+    """A folder for each class: no separators, no leading dot, no name twice."""
+    found: list[str] = []
+    for name in names:
+        plain = re.sub(r"[/\\\0]", "-", name).lstrip(".") or "class"
+        number = sum(other.casefold() == plain.casefold() for other in found)
+        found.append(f"{plain} ({number + 1})" if number else plain)
+    return found
+
+
+def _place(source: ImageSource, row: int, folder: Path) -> None:
+    """A link where the picture is a file, else its bytes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows, number = source.rows, int(source.chosen[row])
+    if isinstance(rows, FolderRows):
+        file = rows.files[number]
+        os.symlink(file.resolve(), folder / f"{number:07d}{file.suffix.lower()}")
+        return
+    data = source.read(row)
+    with Image.open(io.BytesIO(data)) as image:
+        suffix = str(image.format).lower()
+    (folder / f"{number:07d}.{suffix}").write_bytes(data)
+
+
+def _listed(names: list[str]) -> dict[str, Any]:
+    return {"count": len(names), "names": names[:_LISTED]}

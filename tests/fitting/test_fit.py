@@ -1,0 +1,194 @@
+"""``ecar fit``: folders of all kinds become models, a killed fit goes on, and wrong input is refused at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ecar.cli.main import main
+from ecar.evaluation.reference import RealImages
+from ecar.fitting import parts, plan, run
+from ecar.fitting.measure import Reconstruction, Speed
+from ecar.fitting.options import FitConfig
+from ecar.fitting.run import fit
+from ecar.fitting.split import Split, make_split
+from ecar.fitting.tokens import Tokens
+from ecar.network import presets
+from ecar.network.presets import Preset
+from ecar.sampling.pipeline import Pipeline
+from ecar.tokenizers import load_tokenizer
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The smallest size of models is smaller still."""
+    monkeypatch.setitem(presets.PRESETS, "nano", Preset(width=16, heads=2, trunk_depth=1, head_depth=1))
+
+
+def photographs(folder: Path, count: int, *, side: int = 16, mode: str = "RGB", seed: int = 0) -> Path:
+    """Smooth coloured pictures, no two the same."""
+    folder.mkdir(parents=True, exist_ok=True)
+    random = np.random.default_rng(seed)
+    for number in range(count):
+        small = random.integers(0, 256, (4, 4, len(mode)), dtype=np.uint8)
+        Image.fromarray(small, mode).resize((side, side), Image.Resampling.BICUBIC).save(folder / f"{number}.png")
+    return folder
+
+
+def options(data: Path, out: Path, **changes: Any) -> FitConfig:
+    values: dict[str, Any] = {
+        "data": str(data), "out": str(out), "minutes": 1.0, "device": "cpu", "resolution": 16, "tokenizer": "pixels:2",
+        "batch_size": 8, "max_steps": 4, "samples": 0, "critic_images": 0, "compile": 0,
+    }  # fmt: skip
+    return FitConfig.of(**{**values, **changes})
+
+
+def test_pictures_with_alpha_in_classes_become_a_model_and_a_report(tmp_path: Path) -> None:
+    """All parts, at 64 pixels; what cannot be read is named in the report."""
+    for seed, name in enumerate(("cats", "dogs & wolves")):
+        photographs(tmp_path / "photos" / name, 24, side=64, mode="RGBA", seed=seed)
+    (tmp_path / "photos" / "cats" / "torn.png").write_bytes(b"\x89PNG torn")
+    found = fit(
+        options(tmp_path / "photos", tmp_path / "model", resolution=None, tokenizer=None, samples=6, student_steps=2)
+    )
+    pipe = Pipeline.from_pretrained(tmp_path / "model", device="cpu")
+    assert pipe.class_names == ("cats", "dogs & wolves")
+    assert pipe(labels=["cats"], seeds=[0]).images[0].size == (64, 64)
+    assert found["steps"] == 4 and found["held_out_loss"] > 0
+    report = (tmp_path / "model" / "report.html").read_text()
+    assert report.count("data:image/") >= 4 and "torn.png" in report and "dogs &amp; wolves" in report
+    assert "http://" not in report and "https://" not in report
+    recipe = tomllib.loads((tmp_path / "model" / "recipe.toml").read_text())
+    assert set(recipe["choices"]) == {
+        field.name for field in dataclasses.fields(FitConfig.of(data="a", out="b").choices)
+    }
+
+
+@pytest.mark.parametrize("classes", [["one class"], []])
+def test_one_class_or_none_goes_without_guidance(tmp_path: Path, classes: list[str]) -> None:
+    photographs(tmp_path / "photos" / "".join(classes), 300)
+    fit(options(tmp_path / "photos", tmp_path / "model", student_steps=None))
+    pipe = Pipeline.from_pretrained(tmp_path / "model", device="cpu")
+    assert pipe.class_names == tuple(classes)
+    assert tomllib.loads((tmp_path / "model" / "recipe.toml").read_text())["choices"]["student_steps"] == 0
+
+
+def test_few_pictures_are_refused_before_anything_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photographs(tmp_path / "photos", 5)
+    assert main(["fit", str(tmp_path / "photos"), "--out", str(tmp_path / "model")]) == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "has 5 usable pictures" in last and "add pictures" in last
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--effort", "slow"], "--effort must be one of quick, good, best"),
+        (["--minutes", "5", "--effort", "good"], "--minutes and --effort"),
+        (["--minutes", "0"], "--minutes must be positive"),
+        (["--samples", "1"], "--samples must be"),
+        (["--tokenizer", "nowhere", "--resolution", "16"], "nowhere"),
+        (["--resolution", "30", "--tokenizer", "pixels:4"], "30"),
+    ],
+)
+def test_wrong_flags_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], message: str
+) -> None:
+    photographs(tmp_path / "photos", 24)
+    assert main(["fit", str(tmp_path / "photos"), "--out", str(tmp_path / "model"), *flags]) == 2
+    assert message in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_a_killed_fit_goes_on_and_does_nothing_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    photographs(tmp_path / "photos" / "a", 24)
+    config, calls = options(tmp_path / "photos", tmp_path / "model"), []
+    for name in ("encode", "fit_model", "place_model"):
+        monkeypatch.setattr(parts, name, counted(getattr(parts, name), calls, killed=name == "fit_model"))
+    with pytest.raises(KeyboardInterrupt):
+        fit(config)
+    assert not (tmp_path / "model" / "config.json").exists()
+    fit(config)
+    fit(config)
+    assert calls == ["encode", "fit_model", "fit_model", "place_model"]
+    monkeypatch.setattr(run, "make_plan", None)  # nor is it planned again
+    again = FitConfig.of(data=str(tmp_path / "photos"), out=str(tmp_path / "model"), minutes=1.0)
+    assert fit(again)["steps"] == 4
+    with pytest.raises(ValueError, match=r"holds a fit with --max-steps 4, not 5; choose another --out"):
+        fit(options(tmp_path / "photos", tmp_path / "model", max_steps=5))
+
+
+def counted(part: Callable[..., Any], calls: list[str], *, killed: bool) -> Callable[..., Any]:
+    """The part, which notes that it is called; the first time it is killed, if it is to be."""
+
+    def work(*arguments: Any) -> Any:
+        calls.append(part.__name__)
+        if killed and calls.count(part.__name__) == 1:
+            raise KeyboardInterrupt
+        return part(*arguments)
+
+    return work
+
+
+def test_a_recipe_makes_the_same_model_elsewhere(tmp_path: Path) -> None:
+    photographs(tmp_path / "photos" / "a", 24)
+    fit(options(tmp_path / "photos", tmp_path / "model"))
+    assert main(["fit", "--config", str(tmp_path / "model" / "recipe.toml"), "--out", str(tmp_path / "other")]) == 0
+    ours, theirs = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("model", "other"))
+    assert ours == theirs
+
+
+def test_copies_of_a_picture_are_on_neither_side_twice(tmp_path: Path) -> None:
+    """A copy among the held-out pictures would pass for memorisation."""
+    photographs(tmp_path / "photos" / "a", 24)
+    for number in range(6):
+        data = (tmp_path / "photos" / "a" / f"{number}.png").read_bytes()
+        (tmp_path / "photos" / "a" / f"copy{number}.png").write_bytes(data)
+    split = make_split(options(tmp_path / "photos", tmp_path / "model").photographs, tmp_path / "split", 0)
+    assert (split.images, split.record["held_out"]) == (16, 8)
+    files = [file.read_bytes() for folder in (split.train, split.held_out) for file in folder.rglob("*.png")]
+    assert len(set(files)) == len(files) == 24
+
+
+def a_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, minutes: float, **speed: float) -> plan.Plan:
+    """Of 1,000 photographs of 10 classes on a machine of the given speed."""
+    record = {"train": 950, "held_out": 50, "classes": list(map(str, range(10))), "side": 64.0}
+    seconds = {"start": 1.0, "step": 0.05, "sample": 0.02, **speed}
+    back = Reconstruction(torch.zeros(1, 3, 64, 64), 25.0, 1e-3, 1e-3)
+    tokens = Tokens("pixels:4", load_tokenizer("pixels:4"), False, back, "said")
+    images = torch.zeros(16, 3, 64, 64, dtype=torch.uint8)
+    monkeypatch.setattr(plan, "read_images", lambda *_: RealImages(images, torch.zeros(16), ()))
+    monkeypatch.setattr(plan, "choose_tokenizer", lambda *_: tokens)
+    monkeypatch.setattr(plan, "training_speed", lambda *_: Speed(parameters=5_000_000, **seconds))
+    monkeypatch.setattr(plan, "extractor_speed", lambda *_: (object(), 0.005, ""))
+    config = FitConfig.of(data="photos", out="model", minutes=minutes, device="cpu")
+    return plan.make_plan(config, Split(tmp_path, record), 2.0)
+
+
+@pytest.mark.parametrize("minutes", [1.0, 10.0, 60.0])
+def test_the_plan_fills_the_time_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, minutes: float) -> None:
+    found = a_plan(tmp_path, monkeypatch, minutes)
+    total = sum(found.seconds.values())
+    assert 0.8 * 60 * minutes < total < 1.1 * 60 * minutes, found.seconds
+    assert found.choices.max_steps and found.choices.max_steps >= 20
+
+
+def test_a_machine_that_is_too_slow_for_the_time_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = a_plan(tmp_path, monkeypatch, 1.0, step=10.0)
+    assert found.choices.max_steps == 20 and "the least that is worth doing takes" in found.why["note"]
+
+
+def test_the_summary_is_one_object_of_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photographs(tmp_path / "photos", 24)
+    config = options(tmp_path / "photos", tmp_path / "model")
+    words = ["--resolution", "16", "--tokenizer", "pixels:2", "--max-steps", "2", "--samples", "0", "--minutes", "1"]
+    assert main(["fit", config.photographs.data, "--out", config.allowance.out, *words]) == 0
+    assert json.loads(capsys.readouterr().out.strip().splitlines()[-1])["steps"] == 2
