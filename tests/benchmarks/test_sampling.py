@@ -94,8 +94,7 @@ def test_a_distilled_model_takes_one_pass_a_step_and_dit_keeps_its_two(
 
 def test_another_split_of_the_depth_keeps_the_size_and_makes_each_step_cost_more(tmp_path: Path) -> None:
     trunk_heavy, head_heavy = (
-        record_of(tmp_path, "--repeats", "0", "--preset", f"192x6x{trunk}+{7 - trunk}")
-        for trunk in (5, 2)
+        record_of(tmp_path, "--repeats", "0", "--preset", f"192x6x{trunk}+{7 - trunk}") for trunk in (5, 2)
     )
     assert trunk_heavy["parameters"] == head_heavy["parameters"]
     assert trunk_heavy["flops_per_image"]["ecar"]["total"] < head_heavy["flops_per_image"]["ecar"]["total"]
