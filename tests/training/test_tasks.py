@@ -82,7 +82,7 @@ class Line:
         return {"kind": "line"}
 
     def picture(self, weights: dict[str, Tensor], step: int) -> Path:  # noqa: ARG002
-        raise AssertionError("pictures are off")
+        return Path("none")
 
     def __enter__(self) -> Self:
         return self
