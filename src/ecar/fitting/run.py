@@ -16,14 +16,13 @@ from ecar.data.source import said_before
 from ecar.devices import resolve_device
 from ecar.files.lock import run_lock
 from ecar.files.options import flag, flat, options_of, read_recipe, write_recipe
-from ecar.files.records import read_json, write_atomically
+from ecar.files.records import make_out, read_json, write_atomically
 from ecar.fitting import parts
 from ecar.fitting.options import FitConfig
 from ecar.fitting.parts import Work
 from ecar.fitting.plan import Plan, in_words, make_plan
 from ecar.fitting.report import write_report
 from ecar.fitting.split import Split, make_split
-from ecar.training.engine.resume import make_out
 
 RECIPE, PLAN, DONE = "recipe.toml", "plan.json", "done.json"
 _OF_THIS_START = ("config",)
