@@ -97,7 +97,7 @@ def run(out: Path, steps: int, bad: tuple[int, ...] = (), accumulate: int = 1) -
         out=str(out), max_steps=steps, batch_size=4, device="cpu", save_every=3,
     )  # fmt: skip
     task = Line(bad)
-    Trainer(task, options, out, ema=(0.5,), scale=ScaleOptions(accumulate=accumulate)).run()
+    Trainer(task, options, out, ema=(0.5,), scale=ScaleOptions(accumulate=accumulate), pictures=False).run()
     return task
 
 
