@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from conftest import random_model, tiny_config
+from ecar.cli.pictures import _columns
 from ecar.config import SamplingConfig
 from ecar.pretrained.folders import bundled_models, save_model
 from ecar.tokenizers import PixelTokenizer
@@ -230,3 +231,8 @@ def test_a_warning_is_one_line_without_its_place_in_the_source(
     assert main(["sample", str(tmp_path / "model"), "--steps", "1,1,1", "--per-class", "1", "--out", out]) == 0
     told = [line for line in capsys.readouterr().err.splitlines() if "distilled for" in line]
     assert told == ["WARNING: this model was distilled for (2, 1, 1) euler steps; others give worse images"]
+
+
+def test_a_sheet_of_one_image_of_each_class_is_no_column() -> None:
+    """A hundred classes made a sheet of 256 x 25,600 pixels."""
+    assert [_columns(100, 1), _columns(20, 2), _columns(8, 8)] == [10, 2, 3]

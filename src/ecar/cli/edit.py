@@ -21,7 +21,7 @@ _TOLD_OTHERWISE = ("words", "class_", "sampling", "compute")
 class EditOptions:
     """Edit a picture: a part of it (--mask, --box), all of it (--strength), around it (--expand) or finer (--upscale).
 
-    Takes a picture, and before it, if you like, a model: bundled name, folder or Hub id; default: cifar10.
+    Takes a picture, and before it, if you like, a model: bundled name, folder or Hub id; default: butterflies.
     """
 
     words: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[MODEL] IMAGE")]
@@ -91,7 +91,7 @@ def run(arguments: Sequence[str]) -> None:
     from ecar.sampling.pictures import grid, save_gif, save_png, strip
 
     *named, file = options.words
-    model, picture, compute = "".join(named) or "cifar10", read_image(file), options.compute.usable()
+    model, picture, compute = "".join(named) or "butterflies", read_image(file), options.compute.usable()
     pipe, seeds = compute.load(model), range(options.seed, options.seed + options.count)
     output = getattr(pipe, method)(
         picture, label=options.class_, seeds=seeds, settings=options.sampling.settings(pipe),

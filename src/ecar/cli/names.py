@@ -13,7 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 
 _BUNDLED = Path(__file__).parent.parent / "bundled"
-_DEFAULT = "fashion"
+_DEFAULT = "butterflies"
 
 
 def completions(current: str, words: Sequence[str]) -> list[str]:

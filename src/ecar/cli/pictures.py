@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 MOST_PIXELS = 1 << 28  # of a sheet: more than that takes gigabytes, and few programs open it
 MOST_GIF_SIDE = 65_535  # the format has two bytes for it
+_STRIP = 10  # classes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +23,7 @@ class PictureFlags:
     out: str = "samples.png"
     """File to write: .png (grid, one row per class) or .npz (arr_0: N x H x W x 3 uint8, labels: N int64)."""
     stages: str | None = None
-    """Also write a strip of the stages of the first images (.png)."""
+    """Also write a strip of the stages of the first image of each class, of ten classes at most (.png)."""
     gif: str | None = None
     """Also write the grid growing stage by stage (.gif)."""
     scale: int = 0
@@ -78,7 +79,7 @@ class PictureFlags:
         else:
             save_png(grid(output.images, columns, scale=scale), out, metadata)
         if self.stages:
-            rows = [[s[i] for i in range(0, count, per_class)] for s in output.stages]
+            rows = [[s[i] for i in range(0, count, per_class)[:_STRIP]] for s in output.stages]
             save_png(strip(rows, scale=scale), Path(self.stages).expanduser(), metadata)
         if self.gif:
             save_gif(output.stages, Path(self.gif).expanduser(), columns, scale=scale)
@@ -88,7 +89,7 @@ class PictureFlags:
 
 
 def _columns(count: int, per_class: int) -> int:
-    """Of the sheet: a row per class; one class is about square."""
+    """Of the sheet: a row per class; one class, or one image of each, is about square."""
     from ecar.sampling.pictures import about_square
 
-    return per_class if count > per_class else about_square(count)
+    return per_class if count > per_class > 1 else about_square(count)

@@ -104,7 +104,7 @@ def build(arguments: dict[str, Any]) -> serve.Application:
         options["num_replicas"] = int(least)
     deployment = serve.deployment(name="ecar", **options)(Replica)
     return deployment.bind(
-        arguments.get("model", "fashion"),
+        arguments.get("model", "butterflies"),
         arguments.get("device", "auto"),
         dtype,
         int(arguments.get("threads", 0)),

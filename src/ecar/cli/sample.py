@@ -21,16 +21,19 @@ if TYPE_CHECKING:
     from ecar.config import SamplingConfig
 
 
+_MANY_CLASSES = 20  # with a row for each, the sheet would have no end
+
+
 @dataclass(frozen=True, kw_only=True)
 class SampleOptions:
     """Generate images from a model."""
 
-    model: Annotated[str, tyro.conf.Positional] = "fashion"
+    model: Annotated[str, tyro.conf.Positional] = "butterflies"
     """Bundled name, folder or Hub id."""
     classes: str = "all"
     """Class names or ids with commas between, `all`, or `none` (no class)."""
-    per_class: int = 8
-    """Images per class."""
+    per_class: int = 0
+    """Images per class; 0 chooses 8, or 1 where there are more than 20 classes."""
     seed: int = 0
     """Seed of the first image; image i uses seed + i."""
     batch_size: int = 64
@@ -51,8 +54,8 @@ OPTIONS = SampleOptions
 def run(arguments: Sequence[str]) -> None:
     """Parse, check, sample, write; prints one JSON object as the last line."""
     options = parse(SampleOptions, arguments, "sample")
-    if options.per_class < 1 or options.batch_size < 1:
-        raise ValueError("--per-class and --batch-size must be at least 1")
+    if options.per_class < 0 or options.batch_size < 1:
+        raise ValueError("--per-class must be 0 or more, and --batch-size at least 1")
     if options.files.one_array:
         _one_array(options)
         return
@@ -61,7 +64,7 @@ def run(arguments: Sequence[str]) -> None:
     files, compute = options.files, options.compute.usable()
     pipe = compute.load(options.model)
     settings, draw = options.sampling.settings(pipe), options.selection.best_of(pipe) or pipe
-    labels = [label for label in _classes(options.classes, pipe) for _ in range(options.per_class)]
+    options, labels = _labels(options, pipe)
     files.check_size(len(labels), options.per_class, pipe.model.config.image_side)
     start, seeds = time.perf_counter(), range(options.seed, options.seed + len(labels))
     output = draw(
@@ -88,7 +91,7 @@ def _one_array(options: SampleOptions) -> None:
         compute = replace(options.compute, device=world.local_device(device)).usable()
         pipe = world.first_then_others(lambda: compute.load(options.model))
         settings, best = options.sampling.settings(pipe), options.selection.best_of(pipe)
-        labels = [label for label in _classes(options.classes, pipe) for _ in range(options.per_class)]
+        options, labels = _labels(options, pipe)
         whose: dict[str, object] = {}
         if world.rank == 0:
             whose = {"weights": weights_fingerprint(options.model), "classes": options.classes,
@@ -125,6 +128,13 @@ def _record(
         "settings": settings.to_json(), **asdict(options.selection), **asdict(compute),
         "device": options.compute.device, "drawn": drawn, "out": options.files.out,
     }  # fmt: skip
+
+
+def _labels(options: SampleOptions, pipe: Pipeline) -> tuple[SampleOptions, list[int | str | None]]:
+    """The class of each image, and the options with the number per class that was chosen."""
+    classes = _classes(options.classes, pipe)
+    options = replace(options, per_class=options.per_class or (1 if len(classes) > _MANY_CLASSES else 8))
+    return options, [label for label in classes for _ in range(options.per_class)]
 
 
 def _classes(text: str, pipe: Pipeline) -> list[int | str | None]:

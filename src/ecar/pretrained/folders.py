@@ -26,7 +26,6 @@ from ecar.pretrained.build import build_model
 from ecar.tokenizers import Tokenizer, load_tokenizer
 
 BUNDLED = Path(__file__).parent.parent / "bundled"
-DEFAULT_MODEL = "fashion"
 _FORMAT = 1
 
 

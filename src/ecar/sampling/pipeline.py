@@ -111,7 +111,7 @@ class Pipeline:
     @classmethod
     def from_pretrained(
         cls,
-        name: str | Path = "fashion",
+        name: str | Path = "butterflies",
         *,
         device: str = "auto",
         dtype: torch.dtype = torch.float32,
