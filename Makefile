@@ -27,8 +27,9 @@ demo: $(VENV)/run
 	@$(BIN)/ecar edit fashion demo/sneaker.png --class "Ankle boot" --box 0,0,20,20 --count 4 --out demo/edit.png >/dev/null
 	@echo "look at demo/samples.png, demo/stages.png, demo/stages.gif and demo/edit.png"
 
+TESTS ?= -m "not slow"
 test: $(VENV)/dev
-	@$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
+	@$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal $(TESTS)
 
 check: $(VENV)/dev
 	@$(BIN)/ruff check .

@@ -35,7 +35,7 @@ class Options:
     """Time ECAR against DiT with random weights; other systems are computed from their published configurations."""
 
     preset: str = "xl"
-    """Model size of both: nano, ti, s, b, l or xl."""
+    """Model size of both: nano, ti, s, b, l, xl, or WIDTHxHEADSxTRUNK+HEAD, as in 1152x16x8+20."""
     resolution: int = 256
     """Side of the images in pixels."""
     factor: int = 16
@@ -44,10 +44,6 @@ class Options:
     """Latent channels, for ECAR."""
     stages: int = 3
     """ECAR's stages."""
-    trunk_depth: int | None = None
-    """Blocks of ECAR's trunk; default: the preset's."""
-    head_depth: int | None = None
-    """Blocks of ECAR's head; default: the preset's."""
     steps: tuple[int, ...] | None = None
     """ECAR's solver steps, one number or one per stage; default 8, then 4 for each finer stage."""
     curve: tuple[str, ...] = ()
@@ -277,9 +273,6 @@ def _check(options: Options) -> None:
     for name, factor in (("--factor", options.factor), ("--peer-factor", options.peer_factor)):
         if options.decoder != "none" and factor.bit_count() != 1:
             raise ValueError(f"{name} must be a power of two with --decoder, got {factor}")
-    for name, depth in (("--trunk-depth", options.trunk_depth), ("--head-depth", options.head_depth)):
-        if depth is not None and depth < 1:
-            raise ValueError(f"{name} must be at least 1, got {depth}")
     for text in options.curve:
         _steps(text, options.stages)
     _check_useful(options)
@@ -315,9 +308,6 @@ def _ecar(options: Options, resolution: int) -> tuple[ModelConfig, SamplingConfi
         "ecar", options.preset, latent=(side, side), stages=stages, channels=options.channels,
         classes=options.classes, image=(resolution, resolution),
     )  # fmt: skip
-    depths = {"trunk_depth": options.trunk_depth, "head_depth": options.head_depth}
-    depths = {name: depth for name, depth in depths.items() if depth is not None}
-    config = config.replace(**depths)
     steps = options.steps or default_steps(stages)
     if options.steps:
         steps = steps * stages if len(steps) == 1 else steps + steps[-1:] * (stages - options.stages)

@@ -18,17 +18,16 @@ ecar tokenizer --data "$butterflies" "$imagewoof" --out "$runs/tokenizer" --reso
 # In float16, before latents are made with it. This is the bundled tokenizer "photographs".
 python recipes/bundle.py --tokenizer "$runs/tokenizer" --out "$runs/photographs"
 
-# The same latents, a sharper decoder. Perceptual and adversarial weights are those that were best at 32x32; 500 steps
-# are too few at 256 (docs/log.md).
-ecar tokenizer --data "$butterflies" "$imagewoof" --out "$runs/sharp" --init-from "$runs/photographs" --freeze-encoder \
-    --resolution 256 --crop 128 --factor 16 --patch 4 --channels 16 --widths 128 192 256 --batch-size 12 \
-    --scale-consistency 0 --perceptual 1 --adversarial 0.2 --lr 1e-4 --max-steps 1600
+# The same latents, a sharper decoder, of butterflies alone.
+ecar tokenizer --data "$butterflies" --out "$runs/sharp" --init-from "$runs/photographs" --freeze-encoder \
+    --resolution 256 --crop 128 --batch-size 12 --scale-consistency 0 --latent-noise 0.05 --perceptual 1 \
+    --adversarial 1 --optimizer muon --lr 1e-3 --max-steps 2500
 
 ecar encode --data "$butterflies" --tokenizer "$runs/photographs" --resolution 256 --flip --out "$runs/latents"
 
-# Model. A starting point, not yet measured: size, stages and steps are the best guess from 32x32.
-ecar train --data "$runs/latents" --flip --out "$runs/model" --resolution 256 --preset nano --stages 2 --compile \
-    --optimizer muon --lr 2e-3 --batch-size 64 --max-steps 20000 --warmup 300 --decay 0.4 --ema 0.99 0.999
+# Model: 64 tokens of 2x2 positions in the last stage, 16 in the first, which trains on twice as many images.
+ecar train --data "$runs/latents" --flip --out "$runs/model" --resolution 256 --preset 256x4x1+6 --patch 2 --stages 2 \
+    --stage-share 1 0.5 --compile --optimizer muon --lr 2e-3 --batch-size 112 --max-steps 7300 --decay 0.4 --ema 0.99 0.998
 
 # The folder of the model, in float16, with its default steps; the critic beside it.
 python recipes/bundle.py --model "$runs/model/final" --decoder "$runs/sharp" --steps 8 4 --out "$runs/butterflies"

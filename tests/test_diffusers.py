@@ -7,13 +7,20 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from conftest import random_model, tiny_config
 from ecar import Pipeline
 from ecar.cli.main import main
+from ecar.config import CardOptions
+from ecar.hub import write_folder
+from ecar.pretrained.folders import weights_fingerprint
+from ecar.tokenizers import PixelTokenizer
+from test_hub_server import Hub
 
 pytest.importorskip("diffusers")
 
@@ -72,3 +79,32 @@ DiffusionPipeline.from_pretrained({str(published)!r}, trust_remote_code=True)
     done = run(code, tmp_path)
     assert done.returncode == 1 and "computed by the Python package ecar" in done.stderr.splitlines()[-1]
     assert json.loads((published / "model_index.json").read_text())["_class_name"] == ["pipeline", "EcarPipeline"]
+
+
+REVISIONS = """
+import sys
+from diffusers import DiffusionPipeline
+from ecar.pretrained.folders import weights_fingerprint
+for revision in (None, 40 * "b"):
+    pipe = DiffusionPipeline.from_pretrained("someone/tiny", revision=revision, trust_remote_code=True)
+    print(weights_fingerprint(pipe.ecar.name))
+"""
+
+
+def test_diffusers_gets_the_model_of_the_commit_that_it_was_asked_for(tmp_path: Path) -> None:
+    """It fetches files by its own rules, and the tokenizer is not among them."""
+    with Hub() as hub:
+        hub.hostile = ()
+        for seed, commit in enumerate("ab"):
+            pipe = Pipeline(random_model(tiny_config(), seed=seed), PixelTokenizer(factor=1))
+            write_folder(pipe, tmp_path / commit, "someone/tiny", CardOptions())
+            hub.revisions[40 * commit] = tmp_path / commit
+        hub.main = 40 * "a"
+        Thread(target=hub.serve_forever, daemon=True).start()
+        done = run(
+            REVISIONS, tmp_path, HF_HUB_OFFLINE="0", HF_ENDPOINT=f"http://127.0.0.1:{hub.server_port}",
+            HF_HUB_DISABLE_XET="1", HF_HUB_DISABLE_TELEMETRY="1", DISABLE_TELEMETRY="1",
+        )  # fmt: skip
+        hub.shutdown()
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [weights_fingerprint(tmp_path / commit) for commit in "ab"]

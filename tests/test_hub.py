@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -12,6 +13,8 @@ import pytest
 import torch
 from huggingface_hub import ModelCard, errors
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from conftest import random_model, tiny_config
 from ecar import Pipeline
@@ -147,7 +150,54 @@ def test_push_creates_the_repository_and_uploads_once(run_folder: Path, monkeypa
     address = push(pipe, "someone/tiny", CardOptions(license="mit"), private=True)
     assert address.endswith("/commit/1") and [name for name, _ in api.calls] == ["create_repo", "upload_folder"]
     assert api.calls[0][1] == {"repo_id": "someone/tiny", "private": True, "exist_ok": True, "repo_type": "model"}
-    assert api.calls[1][1]["files"] == ["README.md", "config.json", "model.safetensors", "samples.png", "tokenizer"]
+    model = ["config.json", "model", "model.safetensors", "model_index.json", "pipeline.py"]
+    assert api.calls[1][1]["files"] == ["README.md", *model, "samples.png", "tokenizer"]
+
+
+def test_push_uploads_report_and_recipe_without_places_of_the_machine(run_folder: Path) -> None:
+    run = run_folder.parent
+    (run / "report.html").write_text("<p>curves</p>")
+    options = (
+        'allow = 1\n[data]\ndata = "/home/someone/photos"\nflip = true\n[run]\nout = "/home/someone/run"\nseed = 0\n'
+    )
+    (run / "recipe.toml").write_text(options)
+    sent: dict[str, str] = {}
+
+    class Keeps(FakeApi):
+        def upload_folder(self, **values: Any) -> Any:
+            sent.update({p.name: p.read_text() for p in Path(values["folder_path"]).glob("re*")})
+
+    push(Pipeline.from_pretrained(run_folder), "someone/tiny", source=run_folder, api=Keeps())
+    assert sent["report.html"] == "<p>curves</p>"
+    assert sent["recipe.toml"] == 'allow = 1\n\n[data]\ndata = "photos"\nflip = true\n\n[run]\nseed = 0\n'
+
+
+def test_weights_say_whose_they_are_and_remain_the_weights_that_were_judged(run_folder: Path, tmp_path: Path) -> None:
+    """Metadata changed the hash by which records name the weights; and several entries, in a new order each time."""
+    ours, plain = run_folder / "model.safetensors", tmp_path / "plain" / "model.safetensors"
+    plain.parent.mkdir()
+    save_file(load_file(ours), plain)  # as before there were metadata
+    assert weights_fingerprint(plain.parent) == weights_fingerprint(run_folder)
+    assert weights_fingerprint(plain.parent) == hashlib.sha256(plain.read_bytes()).hexdigest()[:16]
+    judged = evaluation(run_folder, tmp_path / "eval.json")
+    card = CardOptions(license="mit", evaluation=str(judged))
+    write_folder(Pipeline.from_pretrained(run_folder), tmp_path / "out", "someone/tiny", card, run_folder)
+    assert facts(ours)["license"] == "not stated" and facts(ours)["model"].startswith("ecar, 8x12 pixels, 3 classes")
+    tokenizer = f"pixels {PixelTokenizer(factor=1).fingerprint()}"
+    assert facts(tmp_path / "out" / "model.safetensors") == {
+        "model": "someone/tiny", "tokenizer": tokenizer, "license": "mit",
+    }  # fmt: skip
+    assert facts(run_folder / "tokenizer" / "tokenizer.safetensors") == {
+        "tokenizer": tokenizer, "license": "not stated",
+    }  # fmt: skip
+    shutil.copyfile(plain, ours)
+    assert Pipeline.from_pretrained(run_folder)(labels=["dog"]).images
+
+
+def facts(path: Path) -> dict[str, str]:
+    with safe_open(path, "pt") as file:
+        found: dict[str, str] = json.loads(file.metadata()["ecar"])
+    return found
 
 
 def test_an_upload_that_fails_is_one_line_with_a_way_out(run_folder: Path) -> None:

@@ -39,12 +39,14 @@ class Hub(ThreadingHTTPServer):
         main: commit that the branch is at.
         breaks: name of a file of which only half is sent.
         asked: paths of all requests.
+        hostile: names that it lists besides.
     """
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Answer)
         self.revisions: dict[str, Path] = {}
         self.main, self.breaks, self.asked = "", "", list[str]()
+        self.hostile: tuple[str, ...] = HOSTILE
 
     def handle_error(self, *_: object) -> None:
         """Half answers are meant."""
@@ -63,7 +65,7 @@ class Answer(BaseHTTPRequestHandler):
             if commit not in hub.revisions:
                 return self.send(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
             folder = hub.revisions[commit]
-            names = [str(p.relative_to(folder)) for p in sorted(folder.rglob("*")) if p.is_file()] + list(HOSTILE)
+            names = [str(p.relative_to(folder)) for p in sorted(folder.rglob("*")) if p.is_file()] + list(hub.hostile)
             if "/tree/" in self.path:
                 entries = [{"type": "file", "path": n, "size": 1, "oid": "0" * 40} for n in names]
                 return self.send(200, json.dumps(entries).encode())

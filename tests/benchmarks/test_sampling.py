@@ -94,8 +94,7 @@ def test_a_distilled_model_takes_one_pass_a_step_and_dit_keeps_its_two(
 
 def test_another_split_of_the_depth_keeps_the_size_and_makes_each_step_cost_more(tmp_path: Path) -> None:
     trunk_heavy, head_heavy = (
-        record_of(tmp_path, "--repeats", "0", "--trunk-depth", str(trunk), "--head-depth", str(7 - trunk))
-        for trunk in (5, 2)
+        record_of(tmp_path, "--repeats", "0", "--preset", f"192x6x{trunk}+{7 - trunk}") for trunk in (5, 2)
     )
     assert trunk_heavy["parameters"] == head_heavy["parameters"]
     assert trunk_heavy["flops_per_image"]["ecar"]["total"] < head_heavy["flops_per_image"]["ecar"]["total"]
@@ -170,7 +169,6 @@ def test_default_steps_of_larger_images_are_those_of_their_stages(tmp_path: Path
         (["--batch", "0"], "at least 1"),
         (["--factor", "0"], "--factor"),
         (["--resolution", "250"], "divide"),
-        (["--head-depth", "0"], "--head-depth must be at least 1"),
         (["--curve", "8+4"], "such as 6+3+3"),
         (["--resolution", "0"], "at least 1"),
         (["--stages", "0", "--curve", "x"], "at least 1"),

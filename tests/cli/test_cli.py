@@ -155,6 +155,7 @@ def test_wrong_input_as_a_process(model_folder: Path, tmp_path: Path) -> None:
     assert ecar("sample", model_folder, "--stepps", "3").returncode == 2
 
 
+@pytest.mark.slow
 def test_a_killed_trainer_resumes_and_ends_as_if_nothing_happened(digits_folder: Path, tmp_path: Path) -> None:
     """SIGKILL at a random moment of a real process, then the same command again."""
     common = [
@@ -189,6 +190,7 @@ def test_bundled_model_is_small_described_and_draws(name: str, tmp_path: Path) -
     assert np.asarray(Image.open(tmp_path / "x.png")).std() > 40  # a picture, not a flat field
 
 
+@pytest.mark.slow
 def test_new_users_folder_trains_resumes_and_samples_by_name(tmp_path: Path) -> None:
     """Three classes of RGB PNGs of mixed sizes, one broken file, one 16-bit, one CMYK."""
     generator = np.random.default_rng(0)

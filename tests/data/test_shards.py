@@ -128,6 +128,7 @@ def test_encoding_crashed_at_any_write_goes_on_to_the_same_bytes(
     assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_killed_process_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     (tmp_path / "photos").mkdir()
@@ -365,6 +366,7 @@ def test_bad_images_stop_or_pass_by_policy(photos: Path, tmp_path: Path) -> None
     assert json.loads((tmp_path / "a" / "cache.json").read_text())["images"] == 10
 
 
+@pytest.mark.slow
 def test_photographs_go_from_a_folder_through_an_autoencoder_to_samples(autoencoder: Path, tmp_path: Path) -> None:
     """Encode with both flips, train, sample: the loss falls, and pictures have the size of the photographs."""
     from ecar.sampling.pipeline import Pipeline

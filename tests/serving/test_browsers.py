@@ -15,6 +15,8 @@ from ecar.serving.app import create_app
 from ecar.serving.config import check_origins
 from served import listening, make_engine
 
+pytestmark = pytest.mark.slow
+
 GENERATE = "/v1/images/generations"
 SITE, OTHER = "https://app.example.com", "https://evil.example.com"
 KEY = {"Authorization": "Bearer k"}

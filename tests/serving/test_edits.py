@@ -14,6 +14,7 @@ import numpy as np
 import openai
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 from conftest import random_model, tiny_config
 from ecar.sampling.edit import begins, redrawn
@@ -239,6 +240,7 @@ GOOD = {"image": png(a_picture()), "prompt": "dog"}
 WRONG: list[tuple[dict[str, Any], str, str, str]] = [
     ({"image": ("notes.png", b"not a picture", "image/png")}, "image", "invalid_image", "content"),
     ({"image": b""}, "image", "invalid_image", "content"),
+    ({"image": []}, "image", "missing_required_parameter", "give a picture"),
     ({"image": png(a_picture())[:400]}, "image", "invalid_image", "decoded"),
     ({"image": bomb()}, "image", "invalid_image", "10000x10000 pixels"),
     ({"image": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"}, "image", "invalid_image", "content"),
@@ -274,6 +276,28 @@ def test_wrong_edits_are_the_exceptions_that_clients_catch(
         api.images.edit(**{**GOOD, **change})
     assert (caught.value.param, caught.value.code) == (param, code) and words in caught.value.message
     assert "\n" not in caught.value.message
+
+
+def test_a_picture_of_100_megapixels_is_refused_before_it_is_decoded(
+    api: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its 12 kilobytes would become 100 megabytes and more, for every such request at once."""
+    decoded: list[tuple[int, int]] = []
+    load = PngImageFile.load
+
+    def counted(self: PngImageFile) -> Any:
+        decoded.append(self.size)
+        return load(self)
+
+    monkeypatch.setattr(PngImageFile, "load", counted)
+    for wrong in ({"image": bomb()}, {"mask": bomb()}):
+        with pytest.raises(openai.BadRequestError, match="pixels"):
+            api.images.edit(**{**GOOD, **wrong})
+    with pytest.raises(openai.BadRequestError, match="pixels"):
+        api.images.create_variation(image=bomb())
+    assert (10_000, 10_000) not in decoded
+    api.images.edit(**GOOD)
+    assert SIZE in decoded  # it counts
 
 
 def test_an_edit_with_another_model_or_without_a_picture_is_told_so(api: openai.OpenAI, url: str) -> None:

@@ -22,6 +22,8 @@ from ecar.serving.errors import ApiError
 from ecar.serving.threads import Threads
 from served import listening, make_engine
 
+pytestmark = pytest.mark.slow
+
 GENERATE = "/v1/images/generations"
 
 

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 from test_page import PICTURES, Page, browser, choose, expect, opened, page  # noqa: F401
 
@@ -17,6 +18,8 @@ from conftest import random_model, tiny_config
 from ecar.pretrained.folders import save_model
 from ecar.tokenizers import PixelTokenizer
 from served import server  # noqa: F401
+
+pytestmark = pytest.mark.slow
 
 READ_MASK = """() => {
     const mask = document.getElementById("mask");

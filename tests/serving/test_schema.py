@@ -14,6 +14,8 @@ from starlette.types import Receive, Scope, Send
 from ecar.serving.app import create_app
 from served import make_engine
 
+pytestmark = pytest.mark.slow
+
 engine = make_engine()
 app = create_app(engine, "tiny")
 

@@ -127,6 +127,7 @@ def pictures(folder: Path, **settings: Any) -> torch.Tensor:
     return torch.stack([torch.frombuffer(bytearray(i.tobytes()), dtype=torch.uint8).float() for i in images])
 
 
+@pytest.mark.slow
 def test_a_students_unguided_images_come_near_its_teachers_guided_ones(
     data: Path, tmp_path: Path, source: Path
 ) -> None:
@@ -140,6 +141,7 @@ def test_a_students_unguided_images_come_near_its_teachers_guided_ones(
     assert log[-1]["loss"] < 0.3 * log[1]["loss"]
 
 
+@pytest.mark.slow
 def test_a_students_few_euler_steps_come_near_its_teachers_many(data: Path, tmp_path: Path, source: Path) -> None:
     steps = student(
         data,
@@ -163,6 +165,7 @@ def test_a_students_few_euler_steps_come_near_its_teachers_many(data: Path, tmp_
     assert (learned - wanted).abs().mean() < 0.7 * (plain - wanted).abs().mean()
 
 
+@pytest.mark.slow
 def test_two_processes_and_micro_batches_are_one_and_a_resumed_run_is_the_whole_one(
     data: Path, tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

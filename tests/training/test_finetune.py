@@ -100,7 +100,7 @@ def test_a_deeper_model_starts_as_the_same_function_and_names_its_new_blocks() -
 
 
 def test_a_stage_more_keeps_the_rows_of_the_stages_whose_levels_stay() -> None:
-    three = StageConfig(sides=((2, 2), (4, 4), (8, 8)), ends=(0.7, 0.7, 1.0), rho=0.6)
+    three = StageConfig(sides=((2, 2), (4, 4), (8, 8)), ends=(0.7, 0.7, 1.0))
     ours, theirs, report = moved(small(stages=three, velocity_std=(), sampling=None))
     new, old = ours.head.stage_embedding.weight, theirs.head.stage_embedding.weight
     assert torch.equal(new[0], old[0]) and torch.equal(new[2], old[1])
@@ -218,7 +218,7 @@ def test_killed_before_its_first_checkpoint_the_source_is_read_again_not_forgott
 
 
 def test_a_dit_starts_from_a_dit(digits_folder: Path, tmp_path: Path) -> None:
-    first = loop.train(options(digits_folder, tmp_path / "a", model="dit", max_steps=2))
+    first = loop.train(options(digits_folder, tmp_path / "a", model="dit", preset="16x2x0+1", max_steps=2))
     shutil.copytree(digits_folder / "one", tmp_path / "data" / "one")
     shutil.copytree(digits_folder / "zero", tmp_path / "data" / "null")
     final = loop.train(tuned(tmp_path / "data", tmp_path / "b", first, max_steps=1, lr=1e-12))

@@ -15,6 +15,8 @@ from ecar.training import loop
 from ecar.training.config import TrainConfig
 from ecar.training.engine.checkpoint import load_checkpoint
 
+pytestmark = pytest.mark.slow
+
 
 def job(data: Path, out: Path, **changes: Any) -> dict[str, Any]:
     """Of ``worker.py``."""

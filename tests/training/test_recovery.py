@@ -279,6 +279,7 @@ def started(command: list[str], out: Path) -> subprocess.Popen[str]:
     return process
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130), (signal.SIGUSR1, 75)])
 def test_a_signal_saves_exits_with_its_code_and_is_where_an_undisturbed_run_is(
     digits_folder: Path, tmp_path: Path, number: signal.Signals, code: int
@@ -297,6 +298,7 @@ def test_a_signal_saves_exits_with_its_code_and_is_where_an_undisturbed_run_is(
     assert all(torch.equal(tensor, stopped[0][name]) for name, tensor in alone.items())
 
 
+@pytest.mark.slow
 def test_a_second_run_in_the_same_folder_is_refused_and_a_dead_one_is_taken_over(
     digits_folder: Path, tmp_path: Path
 ) -> None:
@@ -324,6 +326,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_data_are_read(tmp_pat
         loop.train(options(tmp_path / "no data here", tmp_path / "file" / "run"))
 
 
+@pytest.mark.slow
 def test_random_kills_of_two_processes_change_nothing(digits_folder: Path) -> None:
     command = [sys.executable, str(SCRIPTS / "training_kills.py"), "--data", str(digits_folder), "--kills", "3"]
     result = subprocess.run([*command, "--steps", "60"], capture_output=True, text=True, timeout=400)

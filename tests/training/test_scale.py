@@ -34,6 +34,7 @@ def test_a_step_in_less_memory_is_the_same_step(
     same_run(tmp_path / "whole", tmp_path / "parts")
 
 
+@pytest.mark.slow
 def test_compiled_blocks_take_the_same_steps_and_their_checkpoints_have_the_same_names(
     digits_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -82,7 +82,7 @@ class Line:
         return {"kind": "line"}
 
     def picture(self, weights: dict[str, Tensor], step: int) -> Path:  # noqa: ARG002
-        raise AssertionError("pictures are off")
+        return Path("none")
 
     def __enter__(self) -> Self:
         return self
@@ -97,7 +97,7 @@ def run(out: Path, steps: int, bad: tuple[int, ...] = (), accumulate: int = 1) -
         out=str(out), max_steps=steps, batch_size=4, device="cpu", save_every=3,
     )  # fmt: skip
     task = Line(bad)
-    Trainer(task, options, out, ema=(0.5,), scale=ScaleOptions(accumulate=accumulate)).run()
+    Trainer(task, options, out, ema=(0.5,), scale=ScaleOptions(accumulate=accumulate), pictures=False).run()
     return task
 
 

@@ -54,6 +54,7 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 def test_two_processes_of_torchrun_fine_tune_as_one_and_resume_bit_for_bit(
     digits_folder: Path, tmp_path: Path, source: Path
 ) -> None:
@@ -99,6 +100,7 @@ def same_steps(a: Path, b: Path) -> None:
     assert first.keys() == second.keys() and all(torch.allclose(first[k], second[k], atol=5e-5) for k in first)
 
 
+@pytest.mark.slow
 def test_shards_fine_tune_and_distil_as_one_process_does(
     digits_folder: Path, known: Path, tmp_path: Path, source: Path
 ) -> None:
@@ -125,6 +127,7 @@ def test_shards_fine_tune_and_distil_as_one_process_does(
     assert sampling is not None and sampling.guidance == (1.0, 1.0)
 
 
+@pytest.mark.slow
 def test_an_adapter_learns_the_teachers_guidance_in_one_process_and_in_two(
     known: Path, tmp_path: Path, source: Path
 ) -> None:
@@ -145,12 +148,14 @@ def test_an_adapter_learns_the_teachers_guidance_in_one_process_and_in_two(
     assert losses[-1] < 0.7 * losses[0]
 
 
+@pytest.mark.slow
 def test_four_processes_that_hold_the_whole_model_take_the_steps_of_one(digits_folder: Path, tmp_path: Path) -> None:
     worker.start([job(digits_folder, tmp_path / "four", world=4, **STEPS)], tmp_path)
     loop.train(options(digits_folder, tmp_path / "one", **STEPS))
     same_run(tmp_path / "one", tmp_path / "four")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_a_loss_that_is_not_finite_on_one_rank_is_skipped_by_all_and_ends_all(
     digits_folder: Path, tmp_path: Path, parallel: str

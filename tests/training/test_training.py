@@ -453,6 +453,7 @@ def test_perceptual_features_need_no_network_and_see_differences() -> None:
     assert not torch.allclose(features[0], features[1]) and len(network.fingerprint) == 16
 
 
+@pytest.mark.slow
 def test_two_processes_take_the_same_steps_as_one(digits_folder: Path, tmp_path: Path) -> None:
     """torchrun with two gloo processes: the global batch, its noise and the update are those of one process."""
     flags = {

@@ -71,6 +71,7 @@ def command(data: Path, out: Path, **changes: Any) -> list[str]:
     return ["train", *flags]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stopped", [False, True])
 def test_a_stalled_rank_is_named_and_all_processes_end(digits_folder: Path, tmp_path: Path, stopped: bool) -> None:
     """Once the main thread hangs where data are read, once the whole process is stopped (SIGSTOP)."""

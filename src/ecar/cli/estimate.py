@@ -15,7 +15,7 @@ class EstimateOptions:
     """Parameters, memory, FLOPs and time, without allocating weights."""
 
     preset: str = "xl"
-    """Model size: nano, ti, s, b, l or xl."""
+    """Model size: nano, ti, s, b, l, xl, or WIDTHxHEADSxTRUNK+HEAD, as in 1152x16x8+20."""
     model: str = "ecar"
     """ecar or dit."""
     resolution: int = 256

@@ -14,9 +14,7 @@ from ecar.cli.options import changed, flat, output_file, parse
 from ecar.evaluation.config import EvaluationConfig
 
 if TYPE_CHECKING:
-    from ecar import Pipeline
     from ecar.processes.world import World
-    from ecar.refine import BestOf
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,41 +90,13 @@ def _samples_record(options: EvaluateOptions, file: str, out: Path) -> dict[str,
 def _model_record(
     options: EvaluateOptions, compute: AdaptedModelFlags, model: str, out: Path, world: World
 ) -> dict[str, Any]:
-    from ecar.cost.flops import sampling_flops
-    from ecar.evaluation import evaluate
-    from ecar.hub import training_record
-    from ecar.pretrained.folders import resolve_model
+    from ecar.cost.quality import evaluate_model
 
     pipe = world.first_then_others(lambda: compute.load(model))
-    settings, best = options.sampling.settings(pipe), options.selection.best_of(pipe)
-    plain = compute.load_plain(model) if (compute.compile or compute.cuda_graphs) and not world.rank else pipe
-    record = evaluate(
-        pipe, options.comparison, settings=settings, sampler=best, folder=out.with_suffix(".samples"),
-        about={} if world.rank else _about(model, compute, plain, best), picture=out.with_suffix(".closest.png"),
-        device=compute.device, world=world,
+    fast = compute.compile or compute.cuda_graphs
+    how = {name: getattr(compute, name) for name in ("dtype", "compile", "cuda_graphs", "decoder")}
+    return evaluate_model(
+        model, pipe, options.comparison, out, settings=options.sampling.settings(pipe),
+        best=options.selection.best_of(pipe), plain=compute.load_plain(model) if fast and not world.rank else None,
+        how=how, device=compute.device, world=world,
     )  # fmt: skip
-    if world.rank:
-        return {}
-    critic = None if best is None else best.critic
-    flops = sampling_flops(plain, settings, record["candidates_drawn"], critic)
-    ema = training_record(resolve_model(model)).get("ema")  # whose decay the averaged weights have
-    return record | {"flops_per_image": flops, "ema": ema}
-
-
-def _about(model: str, compute: AdaptedModelFlags, plain: Pipeline, best: BestOf | None) -> dict[str, object]:
-    from ecar.pretrained.adapters import adapter_fingerprint
-    from ecar.pretrained.folders import weights_fingerprint
-
-    return {
-        "model": model,
-        "weights": weights_fingerprint(model),
-        "parameters": plain.model.num_parameters(),
-        "dtype": compute.dtype,
-        "compile": compute.compile,
-        "cuda_graphs": compute.cuda_graphs,
-        "decoder": compute.decoder,
-        "adapter": None if compute.adapter is None else adapter_fingerprint(compute.adapter),
-        "candidates": None if best is None else best.candidates,
-        "acceptance": None if best is None else best.acceptance,
-        "critic": None if best is None else best.critic.fingerprint,
-    }

@@ -30,6 +30,7 @@ VERBS = {
     "info": "describe a model",
     "push": "publish a model on the Hub, or write the folder that would be uploaded",
     "serve": "serve a model: OpenAI images API and a web page",
+    "completion": "print a script that completes commands, flags and class names in bash or zsh",
 }
 OK, FAILED, WRONG_INPUT = 0, 1, 2
 _PACKAGE = Path(__file__).resolve().parent.parent
@@ -45,6 +46,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from ecar import __version__
 
         print(f"ecar {__version__}")
+        return OK
+    if args[:2] == ["completion", "names"]:  # asked at every press of Tab: nothing else is imported
+        from ecar.cli.names import completions
+
+        print("\n".join(completions(args[2] if len(args) > 2 else "", args[3:])))
         return OK
     verb = args.pop(0)
     if verb not in VERBS:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,12 +15,10 @@ import tyro
 from ecar.cli.flags import AdaptedModelFlags, CandidateFlags, SamplingFlags
 from ecar.cli.options import parse
 from ecar.cli.pictures import PictureFlags
-from ecar.files.lock import run_lock
 
 if TYPE_CHECKING:
     from ecar import Pipeline
     from ecar.config import SamplingConfig
-    from ecar.processes.world import World
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,58 +74,40 @@ def run(arguments: Sequence[str]) -> None:
 
 
 def _one_array(options: SampleOptions) -> None:
-    """Write an .npz by way of a folder beside it, into which every process writes its batches; the same command goes on
-    with what is there."""
+    """Write an .npz in as many processes as there are."""
     from ecar.devices import resolve_device
+    from ecar.evaluation.making import configuration, write_array
+    from ecar.pretrained.adapters import adapter_fingerprint
+    from ecar.pretrained.folders import weights_fingerprint
     from ecar.processes.signals import StopRequest, exit_when_stopped
     from ecar.processes.world import World
 
     device = resolve_device(options.compute.device)
-    with exit_when_stopped(), StopRequest("while sampling, finished batches stay"), ExitStack() as lock:
+    with exit_when_stopped(), StopRequest("while sampling, finished batches stay"):
         world = World.start(device, tensors=False)
         compute = replace(options.compute, device=world.local_device(device)).usable()
         pipe = world.first_then_others(lambda: compute.load(options.model))
-        out = Path(options.files.out).expanduser()
-        folder = out.with_name(f"{out.name}.parts")
+        settings, best = options.sampling.settings(pipe), options.selection.best_of(pipe)
+        labels = [label for label in _classes(options.classes, pipe) for _ in range(options.per_class)]
+        whose: dict[str, object] = {}
         if world.rank == 0:
-            folder.mkdir(exist_ok=True)
-            lock.enter_context(run_lock(folder))
-        record = _draw(options, compute, pipe, folder, world)
-        if world.rank == 0:
+            whose = {"weights": weights_fingerprint(options.model), "classes": options.classes,
+                     "per_class": options.per_class, **asdict(options.selection), **asdict(compute)}  # fmt: skip
+            whose |= {"device": pipe.model.device.type, "critic": None if best is None else best.critic.fingerprint}
+            whose |= {"configuration": configuration(pipe)}
+            whose |= {"adapter": None if compute.adapter is None else adapter_fingerprint(compute.adapter)}
+        start = time.perf_counter()
+        made = write_array(
+            pipe, labels, Path(options.files.out).expanduser(), seed=options.seed, settings=settings, record=whose,
+            batch=options.batch_size, sampler=best, world=world,
+        )  # fmt: skip
+        if made is not None:
+            missing, drawn = made
+            took = time.perf_counter() - start
+            record = _record(options, compute, settings, missing, took, round(drawn * len(labels)))
+            record |= {"images": len(labels), "resumed": len(labels) - missing, "processes": world.size}
             print(json.dumps(record))
         world.stop()
-
-
-def _draw(
-    options: SampleOptions, compute: AdaptedModelFlags, pipe: Pipeline, folder: Path, world: World
-) -> dict[str, object]:
-    """Draw what is missing and, on rank 0, put it together; the record."""
-    from ecar.evaluation.making import configuration, draw_samples, merge
-    from ecar.pretrained.adapters import adapter_fingerprint
-    from ecar.pretrained.folders import weights_fingerprint
-
-    settings, best = options.sampling.settings(pipe), options.selection.best_of(pipe)
-    labels = [label for label in _classes(options.classes, pipe) for _ in range(options.per_class)]
-    whose: dict[str, object] = {}
-    if world.rank == 0:
-        whose = {"weights": weights_fingerprint(options.model), "classes": options.classes,
-                 "per_class": options.per_class, **asdict(options.selection), **asdict(compute)}  # fmt: skip
-        whose |= {"device": pipe.model.device.type, "critic": None if best is None else best.critic.fingerprint}
-        whose |= {"configuration": configuration(pipe)}
-        whose |= {"adapter": None if compute.adapter is None else adapter_fingerprint(compute.adapter)}
-    start = time.perf_counter()
-    missing = draw_samples(
-        pipe, labels, seed=options.seed, settings=settings, folder=folder, record=whose, batch=options.batch_size,
-        sampler=best, world=world,
-    )  # fmt: skip
-    if world.rank:
-        return {}
-    seconds = time.perf_counter() - start
-    out = Path(options.files.out).expanduser()
-    made = merge(folder, len(labels), out, labelled=pipe.model.config.num_classes > 0)
-    shutil.rmtree(folder)
-    record = _record(options, compute, settings, missing, seconds, round(made.drawn * len(labels)))
-    return record | {"images": len(labels), "resumed": len(labels) - missing, "processes": world.size}
 
 
 def _record(

@@ -6,6 +6,8 @@ import hashlib
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,17 @@ __all__ = ["BadImages", "ImageReport", "ImageSource", "ReadOptions", "iterate_im
 
 _FEW = 5
 _SHOWN, _EXAMPLES = 12, 4  # classes and names in lines for people
+_SAID = ContextVar("said", default=False)
+
+
+@contextmanager
+def said_before() -> Iterator[None]:
+    """No lines about what data sets hold: whoever opens them inside has said it."""
+    token = _SAID.set(True)
+    try:
+        yield
+    finally:
+        _SAID.reset(token)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,7 +207,7 @@ def as_source(opened: Opened, data: str, *, max_images: int | None, first: bool 
         note=opened.note,
         left_out=opened.left_out,
     )
-    if os.environ.get("RANK", "0") == "0":
+    if os.environ.get("RANK", "0") == "0" and not _SAID.get():
         print("\n".join(source.in_words()), file=sys.stderr)
     return source
 

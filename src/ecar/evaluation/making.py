@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from tqdm.auto import tqdm
 
 from ecar.config import SamplingConfig, differences
 from ecar.evaluation.samples import Samples, map_images, read_npz, write_images
+from ecar.files.lock import run_lock
 from ecar.files.records import read_json
 from ecar.processes.watchdog import FORWARD, WAIT, Watchdog
 from ecar.processes.world import World
@@ -50,6 +53,34 @@ def make_samples(
     labels = balanced(pipe, num)
     draw_samples(pipe, labels, seed=seed, settings=settings, folder=folder, record=record, batch=batch, sampler=sampler)
     return collect(folder, num, labelled=pipe.model.config.num_classes > 0)
+
+
+def write_array(
+    pipe: Pipeline, labels: Sequence[Label], out: Path, *, world: World = _ALONE, **options: Any
+) -> tuple[int, float] | None:
+    """Draw an image per label into an ``.npz``, by way of a folder beside it into which every process writes its
+    batches; called again, it goes on with what is there.
+
+    Args:
+        options: of ``draw_samples``.
+
+    Returns:
+        On rank 0 how many images were missing, and the mean number of candidates drawn for one; else None.
+
+    Raises:
+        ValueError: other samples are on the way there, or another process makes them.
+    """
+    folder = out.with_name(f"{out.name}.parts")
+    with ExitStack() as lock:
+        if world.rank == 0:
+            folder.mkdir(exist_ok=True)
+            lock.enter_context(run_lock(folder))
+        missing = draw_samples(pipe, labels, folder=folder, world=world, **options)
+        if world.rank:
+            return None
+        made = merge(folder, len(labels), out, labelled=pipe.model.config.num_classes > 0)
+        shutil.rmtree(folder)
+    return missing, made.drawn
 
 
 def balanced(pipe: Pipeline, num: int) -> list[int | None]:

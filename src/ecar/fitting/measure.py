@@ -20,7 +20,7 @@ from ecar.evaluation.extractors import Extractor, extract, get_extractor
 from ecar.network.model import StageModel
 from ecar.pretrained.build import build_model
 from ecar.sampling.pictures import from_decoded
-from ecar.sampling.pipeline import Pipeline
+from ecar.sampling.pipeline import Output, Pipeline
 from ecar.tokenizers import Tokenizer
 from ecar.training.build import build_config
 from ecar.training.config import TrainConfig
@@ -125,7 +125,10 @@ def _sampling(model: StageModel, tokenizer: Tokenizer) -> float:
     pipe = Pipeline(model, tokenizer)
     labels = [0] * _SAMPLES if model.config.num_classes else None
     device = model.device.type
-    draw = lambda: pipe(labels=labels, seeds=range(_SAMPLES))  # noqa: E731
+
+    def draw() -> Output:
+        return pipe(labels=labels, seeds=range(_SAMPLES))
+
     draw()
     seconds = timed(draw, device)[1] / _SAMPLES
     tokenizer.to("cpu")

@@ -141,7 +141,9 @@ def _plan(config: FitConfig, split: Split, tokens: Tokens, measured: _Measured, 
     if tokenizer_steps:
         seconds["tokenizer"] = tokenizer_steps * tokenizer_step
     seconds["encode"] = copies * tokens.measured.encode
-    samples, judged = _samples(choices, split, speed.sample, look, total if extractor else 0.0)
+    # Looked at: a sample, itself mirrored, and, for comparison, a training picture and what the tokenizer makes of it.
+    each = speed.sample + 5 * look + tokens.measured.encode + tokens.measured.decode
+    samples, judged = _samples(choices, split, each, look, total if extractor else 0.0)
     scales = len(SCALES) * min(samples, JUDGED) * (2 * speed.sample + look)
     guided = split.classes > 1 and samples > 0 and (bool(choices.student_steps) or scales <= _GUIDANCE * total)
     scales = scales if guided else 0.0
@@ -185,10 +187,9 @@ def _tokenizer_steps(choices: Choices, tokens: Tokens, total: float) -> tuple[in
     return (max(20, int(_TOKENIZER * total / step)) if tokens.train else 0), step
 
 
-def _samples(choices: Choices, split: Split, sample: float, look: float, total: float) -> tuple[int, float]:
-    """How many samples are judged, and the seconds of it: features of all pictures, and of samples mirrored too."""
+def _samples(choices: Choices, split: Split, each: float, look: float, total: float) -> tuple[int, float]:
+    """How many samples are judged at ``each`` seconds, and the seconds of all, with a ``look`` at every picture."""
     fixed = look * (split.images + 3 * int(split.record["held_out"]))
-    each = sample + 3 * look
     if choices.samples is not None:
         return choices.samples, choices.samples * each + fixed if choices.samples else 0.0
     if not total:

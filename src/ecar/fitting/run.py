@@ -7,21 +7,22 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ecar.data.source import said_before
 from ecar.devices import resolve_device
 from ecar.files.lock import run_lock
 from ecar.files.options import flag, flat, options_of, read_recipe, write_recipe
-from ecar.files.records import read_json, write_atomically
+from ecar.files.records import make_out, read_json, write_atomically
 from ecar.fitting import parts
 from ecar.fitting.options import FitConfig
 from ecar.fitting.parts import Work
 from ecar.fitting.plan import Plan, in_words, make_plan
 from ecar.fitting.report import write_report
 from ecar.fitting.split import Split, make_split
-from ecar.training.engine.resume import make_out
 
 RECIPE, PLAN, DONE = "recipe.toml", "plan.json", "done.json"
 _OF_THIS_START = ("config",)
@@ -39,12 +40,13 @@ def fit(config: FitConfig) -> dict[str, Any]:
         raise ValueError("ecar fit runs in one process; for several, run the train command of report.html by torchrun")
     data, out = config.photographs.data, make_out(config.allowance.out, config.photographs.data)
     start = time.perf_counter()
-    with run_lock(out):
+    with run_lock(out), ExitStack() as quiet:
         config = _with_recipe(config, out)
         work = out / "work"
         work.mkdir(exist_ok=True)
         print(f"ecar fit: checking {data}", file=sys.stderr, flush=True)
         split = make_split(config.photographs, work / "pictures", config.allowance.seed)
+        quiet.enter_context(said_before())
         plan = _plan(config, split, out, start)
         config = replace(config, choices=plan.choices)
         print("\n".join(plan.in_words(split, config.allowance.seconds / 60)), flush=True)

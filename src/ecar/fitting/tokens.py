@@ -52,8 +52,8 @@ def choose_tokenizer(name: str | None, images: Tensor, seconds: float, device: s
     """
     side = images.shape[-1]
     if name == NEW:
-        tokenizer = ConvTokenizer(image_channels=3, **new_sizes(side))
-        return Tokens(NEW, tokenizer, True, reconstruct(tokenizer, images, device), "trained from the start, as asked")
+        fresh = ConvTokenizer(image_channels=3, **new_sizes(side))
+        return Tokens(NEW, fresh, True, reconstruct(fresh, images, device), "trained from the start, as asked")
     if name is not None:
         tokenizer = load_tokenizer(name)
         measured = reconstruct(tokenizer, images, device)

@@ -1,7 +1,8 @@
 """The model as a pipeline of diffusers. The code in a published folder (``published/``) imports it; ecar itself never
-runs code from a folder."""
+runs code from a folder.
 
-from __future__ import annotations
+Annotations are types here, not text: diffusers 0.35 reads them.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path

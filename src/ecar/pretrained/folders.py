@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ecar.config import ModelConfig
 from ecar.files.access import check_readable
+from ecar.files.records import read_json
 from ecar.files.remote import check_repo_id, hub_reason
 from ecar.files.tensors import (
     CONVERT,
@@ -155,3 +157,9 @@ def load_model(name: str | Path) -> tuple[StageModel, Tokenizer]:
             f"but the folder holds tokenizer {tokenizer.fingerprint()}"
         )
     return model.eval(), tokenizer.eval()
+
+
+def how_trained(folder: Path) -> dict[str, Any]:
+    """The options of the run that made a model folder, as it wrote them; empty where they are not known."""
+    path = folder / "training.json"
+    return read_json(path, "delete it") if path.exists() else {}

@@ -20,8 +20,7 @@ from typing import Any
 from torch import Tensor
 
 from ecar.config import ModelConfig, differences
-from ecar.files.records import read_json
-from ecar.pretrained.folders import load_model, resolve_model, save_model, weights_fingerprint
+from ecar.pretrained.folders import how_trained, load_model, resolve_model, save_model, weights_fingerprint
 
 # What the record keeps of each self-training.
 _HOW = ("data", "max_steps", "batch_size", "optimizer", "lr", "ema", "seed", "stage_share")
@@ -73,7 +72,7 @@ def neon(name: str, trained: Sequence[str], scale: float, out: str, base: str | 
     states = [m.state_dict() for m in own]
     model.load_state_dict(beyond(model.state_dict(), theirs.state_dict(), states, scale))
     save_model(folder, model, tokenizer)
-    record = _record(resolve_model(name))
+    record = how_trained(resolve_model(name))
     whose = {"weights": before if base is None else weights_fingerprint(name), "base": before, "trained": after}
     record["neon"] = {**whose, "scale": scale, "trainings": [_how(own) for own in trained]}
     (folder / "training.json").write_text(json.dumps(record, indent=2) + "\n")
@@ -87,13 +86,7 @@ def _shape(config: ModelConfig) -> dict[str, Any]:
 
 def _how(trained: str) -> dict[str, Any]:
     """What is worth keeping of how ``trained`` was trained."""
-    how = {key: value for key, value in _record(resolve_model(trained)).items() if key in _HOW}
+    how = {key: value for key, value in how_trained(resolve_model(trained)).items() if key in _HOW}
     if not str(how.get("data", "")).startswith("self:"):  # a place on some machine
         how.pop("data", None)
     return how
-
-
-def _record(folder: Path) -> dict[str, Any]:
-    """How a model was trained, where that is known."""
-    path = folder / "training.json"
-    return dict(read_json(path, "delete it")) if path.exists() else {}

@@ -120,7 +120,7 @@ class TermOptions:
     """Weight of the perceptual term; 0 is off (and needs no EfficientNet weights)."""
     adversarial: float = 0.0
     """Weight of the adversarial term, for sharp images; 0 is off. For an autoencoder that is good already: with
-    --init-from, a tenth of the learning rate, and 0.2."""
+    --init-from, and 1."""
     scale_consistency: float = 0.5
     """Weight of the pooled terms; 0 is off."""
     scale_levels: int = 1

@@ -238,9 +238,7 @@ class Trainer:
         if self.step % run.save_every and not last:
             return
         self._save(saver, last=last)
-        if (
-            self.pictures and self.step >= run.save_every
-        ):  # after the checkpoint: it may fail; a short run has no pictures
+        if self.pictures and self.step >= run.save_every:  # after the checkpoint: they may fail; a short run has none
             weights = self.averaged()
             if log is not None:
                 with by_the_way("a grid of samples"):
