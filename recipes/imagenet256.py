@@ -51,6 +51,7 @@ def options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--weights", help="file of the extractor's weights; default: its own")
     add("--tokenizer", default="stabilityai/sd-vae-ft-ema", help="as ecar encode takes it: photographs, a folder, ...")
     add("--preset", default="xl", choices=sorted(PRESETS), help="b, l or xl; smaller ones to try the recipe")
+    add("--shard-size", type=int, default=2048, help="images that a process encodes at a time")
     add("--processes", type=int, default=8, help="one for each GPU")
     add("--resolution", type=int, default=256)
     add("--stages", type=int, default=3)
@@ -115,7 +116,7 @@ def parts(args: argparse.Namespace, images: int, patch: int) -> dict[str, list[s
     return {
         "encode": [
             "encode", "--data", args.data, "--tokenizer", args.tokenizer, "--resolution", str(args.resolution),
-            "--flip", "--out", str(out / "latents"), *few, *device,
+            "--flip", "--shard-size", str(args.shard_size), "--out", str(out / "latents"), *few, *device,
         ],
         "train": [
             "train", "--data", str(out / "latents"), "--flip", "--resolution", str(args.resolution),
