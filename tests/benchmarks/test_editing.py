@@ -99,7 +99,10 @@ def test_figures_of_reconstructions_are_those_of_what_the_tokenizer_loses() -> N
 
 
 def test_an_enlargement_for_which_the_model_has_too_few_stages_is_left_out() -> None:
-    stages, two = StageConfig(sides=((4, 6), (8, 12)), ends=(0.8, 1.0), rho=0.7), SamplingConfig((2, 1), (1.0, 1.0))
+    stages, two = (
+        StageConfig(sides=((4, 6), (8, 12)), ends=(0.8, 1.0), rho=0.7),
+        SamplingConfig(steps=(2, 1), guidance=(1.0, 1.0)),
+    )
     model = random_model(tiny_config(stages=stages, velocity_std=(0.9, 1.0), sampling=two))
     pipe = Pipeline(model, Darker(factor=1))
     some = Subject(pipe, pipe.settings(), subject().images, [0] * 5, 5)
