@@ -14,7 +14,7 @@ from ecar.evaluation.reference import read_images
 from ecar.fitting.measure import Speed, extractor_speed, training_speed
 from ecar.fitting.options import Choices, FitConfig
 from ecar.fitting.split import FEW, Split
-from ecar.fitting.tokens import Tokens, choose_tokenizer, short, token_patch
+from ecar.fitting.tokens import Tokens, choose_tokenizer, token_patch
 from ecar.training.build import build_config
 from ecar.training.config import TrainConfig
 
@@ -208,7 +208,7 @@ def _why(
     model = f"{choices.preset}, {measured.speed.parameters / 1e6:.1f} M parameters, {choices.stages} stages"
     why = {
         "resolution": f"{choices.resolution} pixels: half of the pictures have {split.record['side']:g} or more",
-        "tokenizer": f"{short(tokens.name)}: {tokens.why}",
+        "tokenizer": f"{tokens.name}: {tokens.why}",
         "model": f"{model}; {batch / measured.speed.step:.3g} images/s measured",
         "steps": f"{steps:,} of {batch} images: {passes:.3g} passes over the pictures",
     }
