@@ -185,6 +185,7 @@ def test_the_plan_fills_the_time_and_no_more(tmp_path: Path, monkeypatch: pytest
 def test_a_machine_that_is_too_slow_for_the_time_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = a_plan(tmp_path, monkeypatch, 1.0, step=10.0)
     assert found.choices.max_steps == 20 and "the least that is worth doing takes" in found.why["note"]
+    assert "so few steps draw noise rather than pictures: 3,000 would take 8.3 h" in found.why["note"]
 
 
 def test_the_summary_is_one_object_of_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -27,6 +27,7 @@ _FASTER = 1.5  # times, that smaller pictures have to be
 _LARGER = {"s": (3e17, 5_000), "b": (3e19, 100_000)}  # training FLOPs and pictures from which a larger size pays
 _COMPILED = 1800.0  # seconds for everything from which compiling on a CPU pays
 _LEAST_STEPS, _LEAST_STUDENT = 20, 10
+_FEW_STEPS = 3000  # below, the plan warns; ecar train takes 10,000 by default
 _WATCH, _DISTIL = 1.06, 1.8  # a step with its share of looks, saves and grids; a step of a student
 _STUDENT = 0.1  # of the steps of the training
 JUDGED = 128  # samples that guidance is chosen by, at most
@@ -215,6 +216,9 @@ def _why(
     notes = []
     if split.images < FEW:
         notes.append(f"{split.images} pictures are few: the training stops where it begins to learn them by heart")
+    if steps < _FEW_STEPS:
+        enough = in_words(_FEW_STEPS * measured.speed.step)
+        notes.append(f"so few steps draw noise rather than pictures: {_FEW_STEPS:,} would take {enough}")
     if not choices.samples and not missing:
         notes.append("there is too little time to judge samples")
     if missing:
