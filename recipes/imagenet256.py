@@ -51,6 +51,7 @@ def options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--weights", help="file of the extractor's weights; default: its own")
     add("--tokenizer", default="stabilityai/sd-vae-ft-ema", help="as ecar encode takes it: photographs, a folder, ...")
     add("--preset", default="xl", choices=sorted(PRESETS), help="b, l or xl; smaller ones to try the recipe")
+    add("--shard-size", type=int, default=2048, help="images that a process encodes at a time")
     add("--processes", type=int, default=8, help="one for each GPU")
     add("--resolution", type=int, default=256)
     add("--stages", type=int, default=3)
@@ -67,8 +68,8 @@ def options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--seed", type=int, default=0, help="of the samples: choose steps and guidance on other seeds than you report")
     add("--repo-id", default="owner/imagenet256", help="OWNER/NAME that the card names")
     add("--device", default="auto")
-    add("--train", default="", metavar="OPTIONS", help="further options of ecar train, in one string; they win")
-    add("--evaluate", default="", metavar="OPTIONS", help="further options of ecar evaluate, in one string")
+    add("--train", default="", metavar="OPTIONS", help="further options of ecar train: --train='--compile'; they win")
+    add("--evaluate", default="", metavar="OPTIONS", help="further options of ecar evaluate, in the same way")
     add("--dry-run", action="store_true", help="print commands, time, memory and cost; run nothing")
     add("--images", type=int, default=IMAGES, help="of --dry-run: images of --data")
     add("--classes", type=int, default=CLASSES, help="of --dry-run: classes of --data")
@@ -115,7 +116,7 @@ def parts(args: argparse.Namespace, images: int, patch: int) -> dict[str, list[s
     return {
         "encode": [
             "encode", "--data", args.data, "--tokenizer", args.tokenizer, "--resolution", str(args.resolution),
-            "--flip", "--out", str(out / "latents"), *few, *device,
+            "--flip", "--shard-size", str(args.shard_size), "--out", str(out / "latents"), *few, *device,
         ],
         "train": [
             "train", "--data", str(out / "latents"), "--flip", "--resolution", str(args.resolution),

@@ -15,8 +15,8 @@ from ecar.tokenizers import ConvTokenizer
 from test_recipes import fields_of
 
 SMALL = [
-    "--tokenizer", "pixels:2", "--resolution", "8", "--preset", "nano", "--stages", "2", "--processes", "2",
-    "--batch-size", "8", "--accumulate", "1", "--epochs", "0.2", "--num", "12", "--sample-batch", "4",
+    "--tokenizer", "pixels:2", "--shard-size", "16", "--resolution", "8", "--preset", "nano", "--stages", "2",
+    "--processes", "2", "--batch-size", "8", "--accumulate", "1", "--epochs", "0.2", "--num", "12", "--sample-batch", "4",
     "--steps", "2", "1", "--extractor", "efficientnet-lite0", "--device", "cpu",
 ]  # fmt: skip
 
@@ -70,7 +70,7 @@ def test_the_recipe_runs_in_two_processes_from_parquet_as_the_hub_has_it(digits_
         path = tmp_path / "data" / f"{split}-00000-of-00001.parquet"
         datasets.Dataset.from_dict(rows, features=features).to_parquet(str(path))
     out, data = tmp_path / "run", str(tmp_path / "data")
-    width = "--width 16 --heads 2 --trunk-depth 1 --head-depth 1 --dtype fp32 --sample-every 0 --trackers"
+    width = "--width 16 --heads 2 --trunk-depth 1 --head-depth 1 --dtype fp32 --sample-every 0"
     judged = f"--allow-small --cache {tmp_path / 'cache'}"
     words = ["--data", data, "--reference", data, *SMALL, "--train", width, "--evaluate", judged, "--out", str(out)]
     imagenet256.main(words)

@@ -105,4 +105,5 @@ def test_estimate_takes_the_shares_that_training_takes(capsys: pytest.CaptureFix
         assert main([*words, *share]) == 0
         costs.append(json.loads(capsys.readouterr().out.splitlines()[-1])["training_flops_per_image"])
     assert costs[0] < 0.8 * costs[1]
+    assert main([*words, "--stage-share", "0", "1"]) == 0
     assert main([*words, "--stage-share", "0.5", "1"]) == 2

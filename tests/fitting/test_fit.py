@@ -16,14 +16,15 @@ from PIL import Image
 
 from ecar.cli.main import main
 from ecar.evaluation.reference import RealImages
-from ecar.fitting import parts, plan, run
+from ecar.fitting import parts, plan, run, tokens
 from ecar.fitting.measure import Reconstruction, Speed
 from ecar.fitting.options import FitConfig
 from ecar.fitting.run import fit
 from ecar.fitting.split import Split, make_split
-from ecar.fitting.tokens import Tokens
+from ecar.fitting.tokens import Tokens, choose_tokenizer
 from ecar.network import presets
 from ecar.network.presets import Preset
+from ecar.pretrained.folders import BUNDLED
 from ecar.sampling.pipeline import Pipeline
 from ecar.tokenizers import load_tokenizer
 
@@ -163,10 +164,10 @@ def a_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, minutes: float, **sp
     record = {"train": 950, "held_out": 50, "classes": list(map(str, range(10))), "side": 64.0}
     seconds = {"start": 1.0, "step": 0.05, "sample": 0.02, **speed}
     back = Reconstruction(torch.zeros(1, 3, 64, 64), 25.0, 1e-3, 1e-3)
-    tokens = Tokens("pixels:4", load_tokenizer("pixels:4"), False, back, "said")
+    chosen = Tokens("pixels:4", load_tokenizer("pixels:4"), False, back, "said")
     images = torch.zeros(16, 3, 64, 64, dtype=torch.uint8)
     monkeypatch.setattr(plan, "read_images", lambda *_: RealImages(images, torch.zeros(16), ()))
-    monkeypatch.setattr(plan, "choose_tokenizer", lambda *_: tokens)
+    monkeypatch.setattr(plan, "choose_tokenizer", lambda *_: chosen)
     monkeypatch.setattr(plan, "training_speed", lambda *_: Speed(parameters=5_000_000, **seconds))
     monkeypatch.setattr(plan, "extractor_speed", lambda *_: (object(), 0.005, ""))
     config = FitConfig.of(data="photos", out="model", minutes=minutes, device="cpu")
@@ -184,6 +185,7 @@ def test_the_plan_fills_the_time_and_no_more(tmp_path: Path, monkeypatch: pytest
 def test_a_machine_that_is_too_slow_for_the_time_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = a_plan(tmp_path, monkeypatch, 1.0, step=10.0)
     assert found.choices.max_steps == 20 and "the least that is worth doing takes" in found.why["note"]
+    assert "so few steps draw noise rather than pictures: 3,000 would take 8.3 h" in found.why["note"]
 
 
 def test_the_summary_is_one_object_of_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -192,3 +194,30 @@ def test_the_summary_is_one_object_of_json(tmp_path: Path, capsys: pytest.Captur
     words = ["--resolution", "16", "--tokenizer", "pixels:2", "--max-steps", "2", "--samples", "0", "--minutes", "1"]
     assert main(["fit", config.photographs.data, "--out", config.allowance.out, *words]) == 0
     assert json.loads(capsys.readouterr().out.strip().splitlines()[-1])["steps"] == 2
+
+
+def test_the_tokenizer_of_a_bundled_model_goes_by_its_name() -> None:
+    """A recipe with a place inside the package would not work elsewhere."""
+    images = torch.rand(2, 3, 64, 64).mul(255).byte()
+    assert choose_tokenizer(None, images, 3600.0, "cpu").name == "cifar10"
+    assert load_tokenizer("cifar10").fingerprint() == load_tokenizer(BUNDLED / "cifar10" / "tokenizer").fingerprint()
+
+
+def test_photographs_get_the_smallest_latent_that_is_good(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More decibels are no use to a model that has eight times as many numbers to draw."""
+    decibels = {"photographs": 24.6, "cifar10": 32.7}
+
+    def measured(tokenizer: Any, images: torch.Tensor, _: str) -> Reconstruction:
+        if tokenizer.factor == 4 and tokenizer.image_channels == 1:
+            raise ValueError("grey")
+        return Reconstruction(images, decibels["photographs" if tokenizer.factor == 16 else "cifar10"], 0.1, 0.1)
+
+    monkeypatch.setattr(tokens, "reconstruct", measured)
+    images = torch.zeros(2, 3, 128, 128, dtype=torch.uint8)
+    assert choose_tokenizer(None, images, 3600.0, "cpu").name == "photographs"
+    decibels.update(photographs=18.0, cifar10=19.0)
+    found = choose_tokenizer(None, images, 3600.0, "cpu")
+    assert (found.name, found.train) == ("photographs", True)
+    assert choose_tokenizer(None, images, 60.0, "cpu").name == "cifar10"
+    decibels.update(photographs=12.0, cifar10=13.0)
+    assert choose_tokenizer(None, images, 60.0, "cpu").name == "pixels:8"

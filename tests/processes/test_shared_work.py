@@ -106,7 +106,7 @@ def test_an_evaluation_in_two_processes_is_that_of_one_and_says_once_what_is_wro
         {"world": 2, "words": ["sample", str(model_folder), "--out", str(tmp_path / "x.png")]},
     ]
     codes, said = several.start(jobs, tmp_path)
-    assert codes[:2] == [[0], [0, 0]] and all(2 in some and {*some} <= {2, 75} for some in codes[2:]), said
+    assert codes[:2] == [[0], [0, 0]] and all(2 in some for some in codes[2:]), said
     one, two = (json.loads((tmp_path / f"{size}.json").read_text()) for size in (1, 2))
     assert one["metrics"] == two["metrics"] and one["samples"] == two["samples"]
     files = [(tmp_path / f"{size}.samples" / "samples.npz").read_bytes() for size in (1, 2)]

@@ -102,6 +102,16 @@ def test_trained_model_samples_by_class_name_and_loss_falls(digits_folder: Path,
     assert sum(curves["count"][0]) == 60 * 8 and sum(curves["count"][1]) == 60 * 4  # half the rows in the last stage
 
 
+def test_a_stage_with_share_0_is_computed_but_not_learned(digits_folder: Path, tmp_path: Path) -> None:
+    """The last stage alone, as Neon's trainings have it: the first one has no part in the loss."""
+    config = options(digits_folder, tmp_path, stage_share=(0.0, 1.0), max_steps=1).resolve()
+    assert build.rows_per_stage(config) == (8, 8)
+    assert build.rows_per_stage(options(digits_folder, tmp_path, stage_share=(1.0, 0.0)).resolve()) == (8, 1)
+    loop.train(options(digits_folder, tmp_path, stage_share=(0.0, 1.0), max_steps=1))
+    (line,) = lines(tmp_path)
+    assert line["loss"] == line["loss_2"] and line["loss_1"] > 0
+
+
 def test_unlabelled_images_train_an_unconditional_model(digits_folder: Path, tmp_path: Path) -> None:
     final = loop.train(options(digits_folder / "one", tmp_path))
     pipe = Pipeline.from_pretrained(final)

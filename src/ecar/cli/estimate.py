@@ -85,7 +85,7 @@ def run(arguments: Sequence[str]) -> None:
     from ecar.cost.estimate import estimate
     from ecar.network.presets import default_steps, preset_config
     from ecar.sampling.loop import check_settings
-    from ecar.training.config import shares
+    from ecar.training.shape import shares, through
 
     plan = ClusterPlan(
         devices=options.devices, tflops=options.tflops, parallel=options.parallel, batch=options.batch_size,
@@ -104,7 +104,7 @@ def run(arguments: Sequence[str]) -> None:
     guidance = (scale,) if stages == 1 else (scale,) * (stages - 1) + (1.0,)
     settings = SamplingConfig(steps=steps, guidance=guidance, solver="ab2")
     check_settings(settings, stages)
-    share = shares(options.stage_share, stages)
+    share = through(shares(options.stage_share, stages))
     record = estimate(config, settings, batch=options.batch_size, share=share, bf16=options.dtype == "bf16")
     training, sampling = record["training_flops_per_image"], record["sampling_flops_per_image"]
     memory, parameters = record["training_memory_bytes"], record["parameters"]

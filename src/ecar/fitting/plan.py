@@ -14,7 +14,7 @@ from ecar.evaluation.reference import read_images
 from ecar.fitting.measure import Speed, extractor_speed, training_speed
 from ecar.fitting.options import Choices, FitConfig
 from ecar.fitting.split import FEW, Split
-from ecar.fitting.tokens import Tokens, choose_tokenizer, short, token_patch
+from ecar.fitting.tokens import Tokens, choose_tokenizer, token_patch
 from ecar.training.build import build_config
 from ecar.training.config import TrainConfig
 
@@ -27,6 +27,7 @@ _FASTER = 1.5  # times, that smaller pictures have to be
 _LARGER = {"s": (3e17, 5_000), "b": (3e19, 100_000)}  # training FLOPs and pictures from which a larger size pays
 _COMPILED = 1800.0  # seconds for everything from which compiling on a CPU pays
 _LEAST_STEPS, _LEAST_STUDENT = 20, 10
+_FEW_STEPS = 3000  # below, the plan warns; ecar train takes 10,000 by default
 _WATCH, _DISTIL = 1.06, 1.8  # a step with its share of looks, saves and grids; a step of a student
 _STUDENT = 0.1  # of the steps of the training
 JUDGED = 128  # samples that guidance is chosen by, at most
@@ -208,13 +209,16 @@ def _why(
     model = f"{choices.preset}, {measured.speed.parameters / 1e6:.1f} M parameters, {choices.stages} stages"
     why = {
         "resolution": f"{choices.resolution} pixels: half of the pictures have {split.record['side']:g} or more",
-        "tokenizer": f"{short(tokens.name)}: {tokens.why}",
+        "tokenizer": f"{tokens.name}: {tokens.why}",
         "model": f"{model}; {batch / measured.speed.step:.3g} images/s measured",
         "steps": f"{steps:,} of {batch} images: {passes:.3g} passes over the pictures",
     }
     notes = []
     if split.images < FEW:
         notes.append(f"{split.images} pictures are few: the training stops where it begins to learn them by heart")
+    if steps < _FEW_STEPS:
+        enough = in_words(_FEW_STEPS * measured.speed.step)
+        notes.append(f"so few steps draw noise rather than pictures: {_FEW_STEPS:,} would take {enough}")
     if not choices.samples and not missing:
         notes.append("there is too little time to judge samples")
     if missing:

@@ -113,8 +113,8 @@ def _figures(found: dict[str, Any]) -> list[str]:
     sides = {"samples": "metrics", "training pictures": "floor: training images",
              "reconstructions": "tokenizer's reconstructions of training images"}  # fmt: skip
     known = {name: record[key] for name, key in sides.items() if key in record}
-    measures = [m for m in known["samples"] if m not in ("against", "biased_small_sample")]
-    rows = [[m, *(str(known[name].get(m, "")) for name in known)] for m in measures]
+    measures = [m for m in known["samples"] if m not in ("against", "biased_small_sample") and " std " not in m]
+    rows = [["pictures" if m == "num" else m, *(str(known[name].get(m, "")) for name in known)] for m in measures]
     few = record["metrics"].get("biased_small_sample")
     note = ["<p>So few pictures bias the Frechet distance: compare KID.</p>"] if few else []
     return ["<h2>Figures</h2>", f"<p>Against {record['metrics']['against']} held-out pictures.</p>", *note,

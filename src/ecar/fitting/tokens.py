@@ -9,12 +9,12 @@ from torch import Tensor
 
 from ecar.fitting.measure import Reconstruction, reconstruct
 from ecar.fitting.options import NEW
-from ecar.pretrained.folders import BUNDLED, bundled_models
+from ecar.pretrained.folders import bundled_models
 from ecar.tokenizers import ConvTokenizer, PixelTokenizer, Tokenizer, bundled_tokenizers, load_tokenizer
 
 GOOD = 21.0  # dB: below, a tokenizer is trained where there is time
 POOR = 17.0  # dB: below, pixels themselves are better latents
-_LEAST_SIDE = 8  # of a latent
+_LEAST_SIDE, _MOST_SIDE = 8, 32  # of a latent
 _MOST_TOKENS = 256
 _LARGE = 128  # pixels
 _TIME = 600.0  # seconds in all, below which no tokenizer is trained
@@ -41,7 +41,7 @@ class Tokens:
 def choose_tokenizer(name: str | None, images: Tensor, seconds: float, device: str) -> Tokens:
     """Of the bundled tokenizers that give ``images`` (N, 3, H, W) uint8 back well, the one with the smallest latent.
 
-    Where none does: the best one, trained further if there is time, or pixels if it is poor and there is none.
+    Where none does: of all of them, trained further, if there is time; else the best one, or pixels if it is poor.
 
     Args:
         name: the user's choice, if any.
@@ -61,10 +61,12 @@ def choose_tokenizer(name: str | None, images: Tensor, seconds: float, device: s
     found = {name: one for name in _candidates() if (one := _try(name, images, device)) is not None}
     if found:
         good = [name for name in found if found[name][1].psnr >= GOOD]
-        best = max(found, key=lambda name: found[name][1].psnr)
-        best = min(good, key=lambda name: (_numbers(found[name][0], side), -found[name][1].psnr)) if good else best
+        if good or seconds >= _TIME:
+            best = min(good or found, key=lambda name: (_numbers(found[name][0], side), -found[name][1].psnr))
+        else:
+            best = max(found, key=lambda name: found[name][1].psnr)
         tokenizer, measured = found[best]
-        others = [f"{short(name)} {one[1].psnr:.1f} dB" for name, one in found.items() if name != best]
+        others = [f"{name} {one[1].psnr:.1f} dB" for name, one in found.items() if name != best]
         words = "; ".join([_decibels(measured, len(images)), *others])
         if measured.psnr >= GOOD:
             return Tokens(best, tokenizer, False, measured, words)
@@ -100,33 +102,14 @@ def _numbers(tokenizer: Tokenizer, side: int) -> int:
     return tokenizer.channels * (side // tokenizer.factor) ** 2
 
 
-def _tokens(tokenizer: Tokenizer, side: int) -> int:
-    """Of the last stage."""
-    latent = side // tokenizer.factor
-    return (latent // token_patch(latent)) ** 2
-
-
-def short(name: str) -> str:
-    """A bundled model's tokenizer by the model's name."""
-    return next((f"{model}'s" for model in bundled_models() if name == _of_model(model)), name)
-
-
-def _of_model(model: str) -> str:
-    return str(BUNDLED / model / "tokenizer")
-
-
 def _candidates() -> list[str]:
-    return bundled_tokenizers() + [_of_model(model) for model in bundled_models()]
+    return bundled_tokenizers() + bundled_models()
 
 
 def _try(name: str, images: Tensor, device: str) -> tuple[Tokenizer, Reconstruction] | None:
-    """None where it does not fit: the side does not divide, the latent is tiny, or it knows no colours."""
+    """None where it does not fit: by the side, by the size of the latent, or because it knows no colours."""
     tokenizer, side = load_tokenizer(name), images.shape[-1]
-    if (
-        side % (2 * tokenizer.factor)
-        or side // tokenizer.factor < _LEAST_SIDE
-        or _tokens(tokenizer, side) > _MOST_TOKENS
-    ):
+    if side % (2 * tokenizer.factor) or not _LEAST_SIDE <= side // tokenizer.factor <= _MOST_SIDE:
         return None
     try:
         return tokenizer, reconstruct(tokenizer, images, device)

@@ -35,8 +35,8 @@ def bundled_tokenizers() -> list[str]:
 
 
 def load_tokenizer(name: str | Path) -> Tokenizer:
-    """A tokenizer by name: ``pixels``, ``pixels:FACTOR``, a bundled name, a folder written by ``save``, one of TAEF2's
-    published weights (as safetensors), a diffusers autoencoder's folder, or a Hub id of one.
+    """A tokenizer by name: ``pixels``, ``pixels:FACTOR``, a bundled name (of a model: that model's), a folder written
+    by ``save``, one of TAEF2's published weights (as safetensors), a diffusers autoencoder's folder, or its Hub id.
 
     Raises:
         ValueError: nothing there, an unknown kind, damaged or missing weights.
@@ -48,6 +48,8 @@ def load_tokenizer(name: str | Path) -> Tokenizer:
             raise ValueError(f"tokenizer {text!r}: the factor must be a whole number, as in pixels:4")
         return PixelTokenizer(factor=int(factor))
     folder = BUNDLED / text if text in bundled_tokenizers() else Path(text).expanduser()
+    if not folder.exists() and "/" not in text and (BUNDLED.parent / text / "tokenizer").exists():
+        folder = BUNDLED.parent / text / "tokenizer"
     config = folder / "config.json"
     check_readable(config)
     if config.exists():

@@ -19,17 +19,14 @@ from ecar.training.config import Training
 from ecar.training.finetune import Source
 from ecar.training.held_out import HeldOut
 from ecar.training.own_samples import read_own_samples
+from ecar.training.shape import through
 
 _STATISTICS_IMAGES = 5000
 
 
 def rows_per_stage(config: Training) -> tuple[int, ...]:
-    """How many images of a batch go through each stage; one that is left out of the loss has those of the next."""
-    share, rows = config.stages.stage_share, list[int]()
-    for place in range(len(share)):
-        part = next((s for s in share[place:] if s), 0)
-        rows.append(max(1, round(part * config.run.batch_size)))
-    return tuple(rows)
+    """How many images of a batch go through each stage."""
+    return tuple(max(1, round(part * config.run.batch_size)) for part in through(config.stages.stage_share))
 
 
 def load_table(

@@ -132,3 +132,8 @@ def shares(given: tuple[float, ...], stages: int) -> tuple[float, ...]:
     if trained[:1] != [1.0] or trained != sorted(trained, reverse=True) or trained[-1] < 0:
         raise ValueError(f"--stage-share must start at 1 and not increase (a stage needs the ones before), got {share}")
     return share
+
+
+def through(share: tuple[float, ...]) -> tuple[float, ...]:
+    """Share of a batch that goes through each stage: one that is left out of the loss has that of the next."""
+    return tuple(next((part for part in share[place:] if part), 0.0) for place in range(len(share)))
