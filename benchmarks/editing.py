@@ -52,6 +52,7 @@ from ecar.cost.flops import count_flops, flops_of, sampling_flops
 from ecar.evaluation.classifier import classifier_fingerprint, load_classifier, predict
 from ecar.evaluation.extractors import DISTANCE_NAMES, Extractor, extract, get_extractor
 from ecar.evaluation.judge import check_classes, check_labels, measure
+from ecar.evaluation.linear import linear_classifier
 from ecar.evaluation.metrics import Gaussian, frechet_distance
 from ecar.evaluation.reference import Reference, read_images, reference_from_images
 from ecar.evaluation.samples import Samples
@@ -80,7 +81,6 @@ FACTORS = (2, 4)
 STRENGTHS = tuple(step / 10 for step in range(1, 11))
 _TURNS = 5  # of the clock
 _VARIED = 16  # pictures of the strengths
-_RIDGE = 0.1  # of the linear regression, as a share of the images
 
 Recognise = Callable[[Tensor], Tensor]  # images (N, 3, H, W) uint8 -> class ids (N,)
 
@@ -107,19 +107,6 @@ class Eyes:
             return {**found, "accuracy": None}
         right = self.recognise(images) == torch.tensor(labels)
         return {**found, "accuracy": round(float(right.double().mean()), 4)}
-
-
-def linear_classifier(features: Tensor, labels: Tensor, classes: int) -> Callable[[Tensor], Tensor]:
-    """Features (N, D) -> class ids (N,), by ridge regression of the classes on standardised features."""
-    mean, std = features.double().mean(0), features.double().std(0).clamp_min(1e-6)
-
-    def inputs(features: Tensor) -> Tensor:
-        return torch.cat([(features.double() - mean) / std, torch.ones(len(features), 1, dtype=torch.float64)], 1)
-
-    x, y = inputs(features), torch.nn.functional.one_hot(labels, classes).double()
-    ridge = _RIDGE * len(x) * torch.eye(x.shape[1], dtype=torch.float64)
-    weights = torch.linalg.solve(x.T @ x + ridge, x.T @ y)
-    return lambda features: (inputs(features) @ weights).argmax(1)
 
 
 def measure_holes(subject: Subject, eyes: Eyes) -> dict[str, Any]:

@@ -141,14 +141,6 @@ def test_a_known_part_costs_no_more_than_a_new_picture_and_an_enlargement_less()
         assert record[name]["seconds"] > 0 and len(record[name]["seconds_all"]) == 5
 
 
-def test_linear_regression_tells_classes_apart_that_lie_apart() -> None:
-    draws = torch.Generator().manual_seed(0)
-    labels = torch.randint(3, (200,), generator=draws)
-    features = 5 * torch.eye(3)[labels] + torch.randn(200, 3, generator=draws)
-    classify = editing.linear_classifier(features[:100], labels[:100], 3)
-    assert (classify(features[100:]) == labels[100:]).double().mean() > 0.95
-
-
 def test_accuracy_is_the_share_that_is_taken_for_the_class_asked_for() -> None:
     images = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     eyes = editing.Eyes(Means(), recognise=lambda some: torch.tensor([0, 2, 1, 1])[: len(some)])

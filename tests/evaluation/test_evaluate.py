@@ -79,6 +79,7 @@ def test_command_writes_named_figures_with_their_settings_and_resumes(
     ]  # the reference is the training set
     assert nearest["reference"]["median"] == 0 < nearest["samples"]["min"]
     assert first["memorisation (efficientnet-lite0)"]["share_of_held_out"] == 1  # it is the training set
+    assert first["right class, by linear regression on training images (efficientnet-lite0)"]["reference"] > 0.9
     floor, rebuilt = first["floor: training images"], first["tokenizer's reconstructions of training images"]
     assert floor["FD-EffNetLite0"] == pytest.approx(rebuilt["FD-EffNetLite0"], rel=0.05)  # pixels are kept
     with np.load(tmp_path / "eval.samples" / "samples.npz") as file:  # the format of ADM's evaluator

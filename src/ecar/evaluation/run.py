@@ -21,6 +21,7 @@ from ecar.evaluation.classifier import (
 from ecar.evaluation.config import EvaluationConfig
 from ecar.evaluation.extractors import Extractor, get_extractor
 from ecar.evaluation.judge import Judge, check_classes, check_count, check_labels, measure
+from ecar.evaluation.linear import recognised
 from ecar.evaluation.making import balanced, check_folder, collect, configuration, draw_samples
 from ecar.evaluation.memorisation import copies
 from ecar.evaluation.metrics import chosen
@@ -120,6 +121,7 @@ def _judge(
         record["classifier"] = _judged(config, classifier, reference, samples)
     if train is not None:
         record |= _lines(config, train[0], reference, extractor, None if drawing is None else drawing.pipe)
+        record |= recognised(samples, reference, train, extractor, _cache(config))
         record |= copies(samples.images, reference, train[0], extractor, _cache(config), picture)
     return record
 
@@ -223,7 +225,7 @@ def _train_images(
     if len(images) < 2:
         raise ValueError(f"`train_data` {config.train_data} has {len(images)} image; its floor needs two or more")
     known = real.class_names if real is not None else ()
-    if config.classifier is not None and known and not same_names(names, known):
+    if names and known and not same_names(names, known):
         raise ValueError(f"`train_data` {config.train_data} has classes {names[:5]}, `data` {known[:5]}")
     return images, labels
 
