@@ -16,8 +16,8 @@ from test_recipes import fields_of
 
 SMALL = [
     "--tokenizer", "pixels:2", "--shard-size", "16", "--resolution", "8", "--preset", "nano", "--stages", "2",
-    "--processes", "2", "--batch-size", "8", "--accumulate", "1", "--epochs", "0.2", "--num", "12", "--sample-batch", "4",
-    "--steps", "2", "1", "--extractor", "efficientnet-lite0", "--device", "cpu",
+    "--processes", "2", "--batch-size", "8", "--accumulate", "1", "--epochs", "0.2", "--num", "12",
+    "--sample-batch", "4", "--steps", "2", "1", "--extractor", "efficientnet-lite0", "--device", "cpu",
 ]  # fmt: skip
 
 
