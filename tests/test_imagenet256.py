@@ -30,6 +30,20 @@ def test_every_command_of_the_recipe_exists_with_its_options() -> None:
     assert steps[steps.index("--max-steps") + 1] == "100091"  # 80 epochs in batches of 1,024
 
 
+def test_torchrun_takes_no_option_of_a_command_for_its_own() -> None:
+    """--num is short for its --numa-binding."""
+    from torch.distributed.run import get_args_parser
+
+    args = imagenet256.options(["--data", "d", "--reference", "r.npz"])
+    for words in imagenet256.parts(args, 100, 2).values():
+        command = imagenet256.launched(words, 8)
+        if words[0] != "push":
+            found = get_args_parser().parse_args(command[3:])
+            assert (found.module, found.nproc_per_node, found.training_script) == (True, "8", "ecar")
+            assert found.training_script_args == words
+    assert imagenet256.launched(["train"], 1)[1:] == ["-m", "ecar", "train"]
+
+
 def test_the_plan_adds_up_and_halves_with_twice_the_devices(capsys: pytest.CaptureFixture[str]) -> None:
     common = ["--data", "d", "--reference", "r", *SMALL, "--dry-run", "--price", "2", "--tflops", "1e-6"]
     records = []
