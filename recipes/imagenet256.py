@@ -139,10 +139,11 @@ def parts(args: argparse.Namespace, images: int, patch: int) -> dict[str, list[s
 
 
 def launched(words: list[str], processes: int) -> list[str]:
-    """A command of ``ecar`` in so many processes of this machine."""
+    """A command of ``ecar`` in so many processes of this machine. Behind "--" torchrun reads no options: it would take
+    ``--num`` for one of its own."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     alone = processes == 1 or words[0] == "push"
-    return [sys.executable, *([] if alone else torchrun), "-m", "ecar", *words]
+    return [sys.executable, *([] if alone else torchrun), "-m", *([] if alone else ["--"]), "ecar", *words]
 
 
 def run(args: argparse.Namespace) -> None:

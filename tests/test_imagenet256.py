@@ -17,8 +17,7 @@ from test_recipes import fields_of
 SMALL = [
     "--tokenizer", "pixels:2", "--shard-size", "16", "--resolution", "8", "--preset", "nano", "--stages", "2",
     "--processes", "2", "--batch-size", "8", "--accumulate", "1", "--epochs", "0.2", "--num", "12",
-    "--sample-batch", "4",
-    "--steps", "2", "1", "--extractor", "efficientnet-lite0", "--device", "cpu",
+    "--sample-batch", "4", "--steps", "2", "1", "--extractor", "efficientnet-lite0", "--device", "cpu",
 ]  # fmt: skip
 
 
@@ -29,6 +28,20 @@ def test_every_command_of_the_recipe_exists_with_its_options() -> None:
         assert flags <= fields_of(importlib.import_module(f"ecar.cli.{words[0]}").OPTIONS), words
     steps = imagenet256.parts(args, 1_281_167, 2)["train"]
     assert steps[steps.index("--max-steps") + 1] == "100091"  # 80 epochs in batches of 1,024
+
+
+def test_torchrun_takes_no_option_of_a_command_for_its_own() -> None:
+    """--num is short for its --numa-binding."""
+    from torch.distributed.run import get_args_parser
+
+    args = imagenet256.options(["--data", "d", "--reference", "r.npz"])
+    for words in imagenet256.parts(args, 100, 2).values():
+        command = imagenet256.launched(words, 8)
+        if words[0] != "push":
+            found = get_args_parser().parse_args(command[3:])
+            assert (found.module, found.nproc_per_node, found.training_script) == (True, "8", "ecar")
+            assert found.training_script_args == words
+    assert imagenet256.launched(["train"], 1)[1:] == ["-m", "ecar", "train"]
 
 
 def test_the_plan_adds_up_and_halves_with_twice_the_devices(capsys: pytest.CaptureFixture[str]) -> None:

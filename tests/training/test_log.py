@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from test_training import lines, options
@@ -50,3 +51,17 @@ def test_tensorboard_that_fails_is_off_with_one_warning(tmp_path: Path, capsys: 
             log.write(step=step, loss=1.0)
     assert capsys.readouterr().err.count("off from here on (no space left on device)") == 1
     assert len(read_log(tmp_path)) == 2
+
+
+def test_a_run_without_room_for_the_event_file_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError("no space left on device")
+
+    module = ModuleType("torch.utils.tensorboard")
+    module.SummaryWriter = full  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    with RunLog(tmp_path) as log:
+        log.write(step=1, loss=1.0)
+    assert "TensorBoard is off (no space left on device)" in capsys.readouterr().err and len(read_log(tmp_path)) == 1

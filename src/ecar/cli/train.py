@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 
 from ecar.cli.options import parse
@@ -23,6 +24,8 @@ def run(arguments: Sequence[str]) -> None:
 
     with exit_when_stopped():
         final = train(config)
+    if os.environ.get("RANK", "0") != "0":  # under torchrun the first process says it
+        return
     # A run that was finished already has only a start in its log.
     last = [line for line in read_log(final.parent) if "loss" in line][-1:]
     print(json.dumps({"model": str(final), **(last[0] if last else {})}))

@@ -96,12 +96,17 @@ class RunLog:
 
 
 def _event_file(run: Path, step: int) -> Any:
-    """TensorBoard's writer, which hides what an interrupted run wrote after ``step``; None where it is missing."""
+    """TensorBoard's writer, which hides what an interrupted run wrote after ``step``; None where it is missing, or has
+    no room for its file."""
     try:
         from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter(str(run / "tensorboard"), purge_step=step + 1, flush_secs=30)
     except ImportError:
         return None
-    return SummaryWriter(str(run / "tensorboard"), purge_step=step + 1, flush_secs=30)
+    except Exception as error:
+        print(f"WARNING: TensorBoard is off ({error}); training goes on", file=sys.stderr)
+        return None
 
 
 @contextmanager
