@@ -55,7 +55,7 @@ class Plan:
         pictures = (
             f"{split.images:,} pictures of {split.classes} classes" if split.classes else f"{split.images:,} pictures"
         )
-        lines = [f"plan for {pictures}, {split.record['held_out']} more held out, {minutes:g} minutes:"]
+        lines = [f"plan for {pictures}, {split.record['held_out']} more held out, {minutes:g} min:"]
         lines += [f"  {name:11} {text}" for name, text in self.why.items()]
         lines += [f"  {name:11} {in_words(seconds)}" for name, seconds in self.seconds.items()]
         return [*lines, f"  {'in all':11} {in_words(sum(self.seconds.values()))}"]
