@@ -55,7 +55,7 @@ class Plan:
         pictures = (
             f"{split.images:,} pictures of {split.classes} classes" if split.classes else f"{split.images:,} pictures"
         )
-        lines = [f"plan for {pictures}, {split.record['held_out']} more held out, {minutes:g} minutes:"]
+        lines = [f"plan for {pictures}, {split.record['held_out']} more held out, {minutes:g} min:"]
         lines += [f"  {name:11} {text}" for name, text in self.why.items()]
         lines += [f"  {name:11} {in_words(seconds)}" for name, seconds in self.seconds.items()]
         return [*lines, f"  {'in all':11} {in_words(sum(self.seconds.values()))}"]
@@ -169,7 +169,11 @@ def _plan(config: FitConfig, split: Split, tokens: Tokens, measured: _Measured, 
         preset=values["preset"], stages=values["stages"], patch=values["patch"], batch_size=measured.batch,
         max_steps=steps, compile=int(values["compile"]), student_steps=student, samples=samples, critic_images=critic,
     )  # fmt: skip
-    return Plan(resolved, seconds, _why(split, tokens, measured, resolved, missing, total, sum(seconds.values())))
+    why, notes = _why(split, tokens, measured, resolved), _notes(split, speed.step, choices, resolved, missing)
+    if (needed := sum(seconds.values())) > 1.2 * total:
+        what = "what was asked for" if choices.max_steps else "the least that is worth doing"
+        notes.append(f"{what} takes {in_words(needed)}, more than {in_words(total)}")
+    return Plan(resolved, seconds, why | ({"note": "; ".join(notes)} if notes else {}))
 
 
 def _check_asked(choices: Choices, split: Split, missing: str) -> None:
@@ -200,34 +204,38 @@ def _samples(choices: Choices, split: Split, each: float, look: float, total: fl
     return (count, seconds) if seconds <= _JUDGED_AT_MOST * total else (0, 0.0)
 
 
-def _why(
-    split: Split, tokens: Tokens, measured: _Measured, choices: Choices, missing: str, total: float, needed: float
-) -> dict[str, str]:
-    """The choices in words, and what to know before it begins."""
+def _why(split: Split, tokens: Tokens, measured: _Measured, choices: Choices) -> dict[str, str]:
+    """The choices in words."""
     steps, batch = choices.max_steps or 0, measured.batch
-    passes = steps * batch / split.images
     model = f"{choices.preset}, {measured.speed.parameters / 1e6:.1f} M parameters, {choices.stages} stages"
-    why = {
-        "resolution": f"{choices.resolution} pixels: half of the pictures have {split.record['side']:g} or more",
+    return {
+        "resolution": f"{choices.resolution} pixels; half of the pictures have {split.record['side']:g} or more",
         "tokenizer": f"{tokens.name}: {tokens.why}",
         "model": f"{model}; {batch / measured.speed.step:.3g} images/s measured",
-        "steps": f"{steps:,} of {batch} images: {passes:.3g} passes over the pictures",
+        "steps": f"{steps:,} of {batch} images: {steps * batch / split.images:.3g} passes over the pictures",
     }
+
+
+def _notes(split: Split, step: float, asked: Choices, choices: Choices, missing: str) -> list[str]:
+    """What to know before it begins.
+
+    Args:
+        step: seconds of a training step.
+        asked: what was not left open.
+        choices: everything.
+        missing: why nothing can be judged, if so.
+    """
     notes = []
     if split.images < FEW:
         notes.append(f"{split.images} pictures are few: the training stops where it begins to learn them by heart")
-    if steps < _FEW_STEPS:
-        enough = in_words(_FEW_STEPS * measured.speed.step)
+    if (choices.max_steps or 0) < _FEW_STEPS:
+        enough = in_words(_FEW_STEPS * step)
         notes.append(f"so few steps draw noise rather than pictures: {_FEW_STEPS:,} would take {enough}")
-    if not choices.samples and not missing:
-        notes.append("there is too little time to judge samples")
     if missing:
         notes.append(f"nothing is judged, and guidance stays as it is: {missing}")
-    if needed > 1.2 * total:
-        notes.append(
-            f"the least that is worth doing takes {in_words(needed)}, more than the {in_words(total)} asked for"
-        )
-    return why | ({"note": "; ".join(notes)} if notes else {})
+    elif not choices.samples and asked.samples is None:
+        notes.append("there is too little time to judge samples")
+    return notes
 
 
 def in_words(seconds: float) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import math
 from importlib.resources import files
 from pathlib import Path
 from string import Template
@@ -80,9 +81,8 @@ def _tokenizer(work: Work) -> list[str]:
     images = read_images(str(work.split.held_out), "train", work.side, work.side, _SHOWN).images
     back = reconstruct(tokenizer, images, work.device)
     both = [one.float() / 127.5 - 1 for one in (images, back.images)]
-    text = (
-        f"Held-out pictures, and below them what the tokenizer gives back: {back.psnr:.1f} dB. Samples get no sharper."
-    )
+    quality = "nothing is lost" if math.isinf(back.psnr) else f"{back.psnr:.1f} dB"
+    text = f"Held-out pictures, and below them what the tokenizer gives back: {quality}. Samples get no sharper."
     sheet = grid([image for one in both for image in to_pil(one)], len(images))
     return ["<h2>Reconstructions</h2>", f"<p>{text}</p>", _picture(sheet, "reconstructions")]
 

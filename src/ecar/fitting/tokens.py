@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,4 +119,5 @@ def _try(name: str, images: Tensor, device: str) -> tuple[Tokenizer, Reconstruct
 
 
 def _decibels(measured: Reconstruction, count: int) -> str:
-    return f"{measured.psnr:.1f} dB on {count} held-out pictures"
+    quality = "nothing is lost" if math.isinf(measured.psnr) else f"{measured.psnr:.1f} dB"
+    return f"{quality} on {count} held-out pictures"
