@@ -84,9 +84,19 @@ def test_the_recipe_runs_in_two_processes_from_parquet_as_the_hub_has_it(digits_
         path = tmp_path / "data" / f"{split}-00000-of-00001.parquet"
         datasets.Dataset.from_dict(rows, features=features).to_parquet(str(path))
     out, data = tmp_path / "run", str(tmp_path / "data")
-    width = "--width 16 --heads 2 --trunk-depth 1 --head-depth 1 --dtype fp32 --sample-every 0"
     judged = f"--allow-small --cache {tmp_path / 'cache'}"
-    words = ["--data", data, "--reference", data, *SMALL, "--train", width, "--evaluate", judged, "--out", str(out)]
+    words = [
+        "--data",
+        data,
+        "--reference",
+        data,
+        *SMALL,
+        "--train=--dtype=fp32",
+        "--evaluate",
+        judged,
+        "--out",
+        str(out),
+    ]
     imagenet256.main(words)
     record = json.loads((out / "evaluate.json").read_text())
     assert record["metrics"]["num"] == 12 and record["metrics"]["against"] == "60 real"
