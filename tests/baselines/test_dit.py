@@ -131,6 +131,7 @@ def test_stage_options_are_refused_for_dit() -> None:
         TrainConfig.of(data="x", out="y", model="dit", stages=2)
 
 
+@pytest.mark.slow
 def test_compiled_blocks_have_the_gradients_of_plain_ones_in_bfloat16_on_cpu() -> None:
     def gradients(compiled: bool) -> dict[str, torch.Tensor]:
         model = dit(head_depth=1, width=64, stages=StageConfig(sides=((8, 8),), ends=(1.0,)), image_side=(8, 8)).train()
