@@ -14,7 +14,7 @@ from ecar import Pipeline
 HERE = Path(__file__).parent
 
 
-@pytest.mark.parametrize("name", ["cifar10", "fashion"])
+@pytest.mark.parametrize("name", ["butterflies", "cifar10", "fashion"])
 def test_bundled_models_draw_the_pictures_that_were_kept(name: str) -> None:
     """Float32 sums differ between processors, so a channel may be off by two levels in a pixel here and there."""
     kept = json.loads((HERE / "bundled.json").read_text())
