@@ -49,6 +49,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in files}
 
 
+@pytest.mark.slow
 def test_two_and_four_processes_write_what_one_does_killed_or_not(
     digits_folder: Path, model_folder: Path, tmp_path: Path
 ) -> None:
@@ -92,6 +93,7 @@ def test_two_and_four_processes_write_what_one_does_killed_or_not(
         assert said.count(f"ecar: stopped {doing}; the same command goes on") == 4
 
 
+@pytest.mark.slow
 def test_an_evaluation_in_two_processes_is_that_of_one_and_says_once_what_is_wrong(
     digits_folder: Path, model_folder: Path, tmp_path: Path
 ) -> None:
@@ -116,6 +118,7 @@ def test_an_evaluation_in_two_processes_is_that_of_one_and_says_once_what_is_wro
     assert "several processes write one array" in said
 
 
+@pytest.mark.slow
 def test_when_one_process_of_torchrun_is_killed_all_end_and_one_process_goes_on(
     model_folder: Path, tmp_path: Path
 ) -> None:
