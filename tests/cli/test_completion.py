@@ -81,9 +81,9 @@ def read_until(terminal: int, end: str) -> str:
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
-        ("ecar sample --classes Ank\t", ["--classes", "Ankle boot"]),
-        ("ecar sample --classes Bag,ank\t,Sa\t", ["--classes", "Bag,Ankle boot,Sandal"]),
-        ('ecar sample --classes "Ank\tCLOSED --seed 3', ["--classes", "Ankle boot", "--seed", "3"]),
+        ("ecar sample --classes Lun\t", ["--classes", "Luna Moth"]),
+        ("ecar sample --classes Julia,lun\t,Vic\t", ["--classes", "Julia,Luna Moth,Viceroy"]),
+        ('ecar sample --classes "Lun\tCLOSED --seed 3', ["--classes", "Luna Moth", "--seed", "3"]),
         ("ecar sample cifar10 --classes=fr\t", ["cifar10", "--classes=frog"]),
         ("ecar sample model --classes Re\t,it\t", ["model", "--classes", "Red bird,it's $5"]),
         ("ecar sam\t --per-cl\t 2", ["--per-class", "2"]),
@@ -100,8 +100,8 @@ def test_class_names_are_those_of_the_model_that_is_named_and_need_no_torch(home
     assert completions("", ["ecar", "sample", str(home / "model")])[:2] == ["Red\\ bird", "it\\'s\\ \\$5"]
     assert completions('"cat,Re', ["ecar", "edit", str(home / "model"), "x.png"]) == ["cat,Red bird"]
     assert completions("s", ["ecar", "sample", "--seed", "3", "cifar10"]) == ["ship"]
-    assert completions("B", ["ecar", "sample", "nobody/none"]) == ["Bag"]
-    code = "import sys; from ecar.cli.main import main; main(['completion', 'names', 'B', 'ecar', 'sample'])"
+    assert completions("Lu", ["ecar", "sample", "nobody/none"]) == ["Luna\\ Moth"]
+    code = "import sys; from ecar.cli.main import main; main(['completion', 'names', 'Jul', 'ecar', 'sample'])"
     code += "; print(sorted({'torch', 'tyro', 'numpy'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == ["Bag", "[]"]
+    assert done.stdout.splitlines() == ["Julia", "[]"]
