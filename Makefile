@@ -22,10 +22,10 @@ $(VENV)/dev: $(VENV)/run
 
 demo: $(VENV)/run
 	@mkdir -p demo
-	@$(BIN)/ecar sample --classes all --per-class 1 --out demo/samples.png >/dev/null
-	@$(BIN)/ecar sample --classes "Monarch,Luna Moth,Purple Hairstreak,Adonis" --per-class 4 --out demo/four.png --stages demo/stages.png --gif demo/stages.gif >/dev/null
+	@$(BIN)/ecar sample --classes all --per-class 1 --dtype bf16 --out demo/samples.png >/dev/null
+	@$(BIN)/ecar sample --classes "Monarch,Luna Moth,Purple Hairstreak,Adonis" --per-class 4 --dtype bf16 --out demo/four.png --stages demo/stages.png --gif demo/stages.gif >/dev/null
 	@$(BIN)/ecar sample --classes Monarch --per-class 1 --out demo/monarch.png >/dev/null
-	@$(BIN)/ecar edit demo/monarch.png --class "Luna Moth" --box 128,0,128,256 --count 4 --out demo/edit.png >/dev/null
+	@$(BIN)/ecar edit demo/monarch.png --class "Luna Moth" --box 128,0,128,256 --count 4 --dtype bf16 --out demo/edit.png >/dev/null
 	@echo "look at demo/samples.png, demo/stages.png, demo/stages.gif and demo/edit.png"
 
 TESTS ?= -m "not slow"

@@ -48,10 +48,10 @@ def listening(app: ASGIApp, engine: Engine) -> Iterator[int]:
 
 
 class ServerProcess:
-    """``ecar serve`` at a free port; ``log`` grows as it runs."""
+    """``ecar serve`` of "fashion", which is quick, at a free port; ``log`` grows as it runs."""
 
     def __init__(self, *arguments: object, environment: dict[str, str] | None = None) -> None:
-        command = [sys.executable, "-m", "ecar", "serve", "--port", "0", *map(str, arguments)]
+        command = [sys.executable, "-m", "ecar", "serve", "fashion", "--port", "0", *map(str, arguments)]
         self.process = subprocess.Popen(
             command,
             stdout=subprocess.PIPE,
