@@ -48,10 +48,12 @@ def listening(app: ASGIApp, engine: Engine) -> Iterator[int]:
 
 
 class ServerProcess:
-    """``ecar serve`` of "fashion", which is quick, at a free port; ``log`` grows as it runs."""
+    """``ecar serve`` of "fashion" (it is quick), or of the model that is named, at a free port; ``log`` grows as it runs."""
 
     def __init__(self, *arguments: object, environment: dict[str, str] | None = None) -> None:
-        command = [sys.executable, "-m", "ecar", "serve", "fashion", "--port", "0", *map(str, arguments)]
+        words = [*map(str, arguments)]
+        model = [] if words and not words[0].startswith("-") else ["fashion"]
+        command = [sys.executable, "-m", "ecar", "serve", *model, "--port", "0", *words]
         self.process = subprocess.Popen(
             command,
             stdout=subprocess.PIPE,

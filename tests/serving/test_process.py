@@ -248,7 +248,7 @@ def test_pages_of_another_site_and_a_proxy_in_front_by_their_flags(start: Start)
         (["--host", "0.0.0.0"], "--no-auth"),
         (["--keys-file", "/nowhere"], "cannot be read"),
         (["--max-queue", "1"], "--max-queue"),
-        (["--max-steps", "3"], "--max-steps 3: the model itself takes 8 steps"),
+        (["--max-steps", "3"], "--max-steps 3: the model itself takes 10 steps"),
         (["--deadline", "nan"], "--deadline"),
         (["--host", "256.0.0.1", "--no-auth"], "cannot listen"),
         (["--port", "99999"], "--port"),
