@@ -48,7 +48,7 @@ def listening(app: ASGIApp, engine: Engine) -> Iterator[int]:
 
 
 class ServerProcess:
-    """``ecar serve`` of "fashion" (it is quick), or of the model that is named, at a free port; ``log`` grows as it runs."""
+    """``ecar serve`` of "fashion" (it is quick), or of the model that is named; ``log`` grows as it runs."""
 
     def __init__(self, *arguments: object, environment: dict[str, str] | None = None) -> None:
         words = [*map(str, arguments)]
