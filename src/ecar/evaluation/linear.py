@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ecar.evaluation.extractors import Extractor, extract
-from ecar.evaluation.reference import Reference, kept_features
+from ecar.evaluation.reference import Reference
 from ecar.evaluation.samples import Samples
 
 _RIDGE = 0.1  # as a share of the images
@@ -30,15 +29,17 @@ def linear_classifier(features: Tensor, labels: Tensor, classes: int) -> Callabl
 
 
 def recognised(
-    samples: Samples, reference: Reference, train: tuple[Tensor, Tensor], extractor: Extractor, cache: Path
+    samples: Samples, reference: Reference, features: Tensor | None, labels: Tensor, extractor: Extractor
 ) -> dict[str, object]:
-    """The share of samples, and of the reference, that a linear regression on the training images takes for the class
-    they have. It judges with the network of the distances. Nothing without two classes, or labels on every side."""
-    images, labels = train
+    """The share of samples, and of the reference, that a linear regression takes for the class they have. It is made of
+    ``features`` (N, D) and ``labels`` (N,) of the training images, and judges with the network of the distances.
+    Nothing without two classes, or labels on every side."""
     classes = int(labels.max()) + 1
-    if samples.labels is None or reference.labels is None or reference.features is None or classes < 2:
+    if samples.labels is None or reference.labels is None or reference.features is None or features is None:
         return {}
-    classify = linear_classifier(kept_features(images, extractor, cache)[0], labels, classes)
+    if classes < 2:
+        return {}
+    classify = linear_classifier(features, labels, classes)
     found = {
         "samples": (classify(extract(extractor, samples.images)[0]) == samples.labels).double().mean(),
         "reference": (classify(reference.features) == reference.labels).double().mean(),

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ecar.evaluation.extractors import Extractor, extract
 from ecar.evaluation.metrics import chosen, nearest_distance, nearest_rows
-from ecar.evaluation.reference import Reference, kept_features
+from ecar.evaluation.reference import Reference
 from ecar.sampling.pictures import grid
 
 QUANTILE = 0.01  # of the held-out images are as close to a training image as what counts as a copy
@@ -130,14 +130,13 @@ def memorisation(
 
 
 def copies(
-    samples: Tensor, reference: Reference, train: Tensor, extractor: Extractor, cache: Path, picture: Path
+    samples: Tensor, reference: Reference, train: Tensor, features: Tensor | None, extractor: Extractor, picture: Path
 ) -> dict[str, object]:
     """Does the model copy? Distances of pixels and, beside held-out images (a reference of which more is known than
-    statistics), the gate; its picture is written to ``picture``, features of training images are kept in ``cache``."""
+    statistics), the gate, from ``features`` of the training images; its picture is written to ``picture``."""
     record = pixel_distances(samples, reference.images, train)
-    if reference.images is None:
+    if reference.images is None or features is None:
         return record
-    features, _ = kept_features(train, extractor, cache)
     found, pairs = memorisation(samples, reference.images, train, features, extractor)
     pairs.save(picture)
     return record | {f"memorisation ({extractor.name})": found | {"picture": str(picture)}}

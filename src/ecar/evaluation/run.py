@@ -29,6 +29,7 @@ from ecar.evaluation.reference import (
     RealImages,
     Reference,
     Statistics,
+    kept_features,
     read_images,
     read_statistics,
     reference_from_images,
@@ -121,8 +122,9 @@ def _judge(
         record["classifier"] = _judged(config, classifier, reference, samples)
     if train is not None:
         record |= _lines(config, train[0], reference, extractor, None if drawing is None else drawing.pipe)
-        record |= recognised(samples, reference, train, extractor, _cache(config))
-        record |= copies(samples.images, reference, train[0], extractor, _cache(config), picture)
+        known = None if reference.images is None else kept_features(train[0], extractor, _cache(config))[0]
+        record |= recognised(samples, reference, known, train[1], extractor)
+        record |= copies(samples.images, reference, train[0], known, extractor, picture)
     return record
 
 
