@@ -19,7 +19,7 @@ def url() -> Iterator[str]:
 
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     serve.start(http_options={"host": "127.0.0.1", "port": 8471})
-    serve.run(build({"replicas": "2", "threads": "1"}), name="ecar")
+    serve.run(build({"model": "fashion", "replicas": "2", "threads": "1"}), name="ecar")
     yield "http://127.0.0.1:8471"
     serve.shutdown()
     ray.shutdown()
