@@ -18,12 +18,8 @@ tokenizer makes of them.
 from __future__ import annotations
 
 import argparse
-import sys
 import time
-from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -38,13 +34,10 @@ from ecar.sampling.pictures import from_decoded, grid
 from ecar.stages.resize import down
 from ecar.tokenizers import Tokenizer, load_tokenizer
 from ecar.tokenizers.diffusers import DiffusersTokenizer
+from vgg import Distance, st_lpips
 
 TAESD = ("taesd_encoder.safetensors", "taesd_decoder.safetensors")
 _SHOWN = 8
-# stlpips_pytorch imports these names of packages that it does not ask for, and uses none of them here.
-_UNUSED = {"torchvision": "models", "torchsummary": "summary", "IPython": "embed"}
-
-Distance = Callable[[Tensor, Tensor], Tensor]
 
 
 def load(name: str) -> Tokenizer:
@@ -62,24 +55,6 @@ def load_taesd(folder: Path) -> Tokenizer:
     for part, file in zip((autoencoder.encoder.layers, decoder), TAESD, strict=True):
         load_weights(part, folder / file)
     return DiffusersTokenizer(autoencoder)
-
-
-def st_lpips() -> Distance | None:
-    """Distance (B,) of images in [-1, 1], or None where the package is missing."""
-    missing = [name for name in _UNUSED if find_spec(name) is None]
-    for name in missing:
-        sys.modules[name] = ModuleType(name)
-        setattr(sys.modules[name], _UNUSED[name], None)
-    try:
-        from stlpips_pytorch.stlpips import LPIPS
-    except ImportError as error:
-        print(f"st_lpips is left out: pip install stlpips-pytorch ({error})", file=sys.stderr)
-        return None
-    finally:
-        for name in missing:
-            del sys.modules[name]
-    network = LPIPS(net="vgg", variant="shift_tolerant", verbose=False).requires_grad_(False)
-    return lambda one, other: network(one, other).flatten()
 
 
 def psnr(images: Tensor, others: Tensor) -> Tensor:

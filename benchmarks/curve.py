@@ -4,8 +4,12 @@
         --classifier judge.safetensors --settings 8,4 8,4:1.5 16,8:1:heun --out curve.jsonl
 
 A setting is STEPS[:GUIDANCE[:SOLVER[:FROM]]] with FROM the time from which guidance acts. (In records up to 29 November
-2026 a word stands before FROM: 25:2:ab2:velocity:0.4 is 25:2:ab2:0.4.) Lines for the floor (training images) and for
+2026 a word stands before FROM: 25:2:ab2:velocity:0.4 is 25:2:ab2:0.4.) Lines for the floor (other photographs) and for
 the tokenizer's reconstructions come first. Settings that the file already holds are not run again.
+
+Without --classifier, a linear classifier is made of the features of --data. For photographs, let --data be the training
+images, of which there are enough for a Frechet distance, and --train-data held-out ones. --vgg adds the distances in
+VGG16, which shares no ancestry with EfficientNet.
 
 --teacher-forced also samples the last stage from the maps that training images have in the stages before, of the same
 classes in the same order: the gap to free running is what these stages do wrong, and what remains the last one's own
@@ -28,11 +32,12 @@ from ecar import Pipeline
 from ecar.cli.options import torch_dtype, usable_dtype
 from ecar.config import SamplingConfig, differences
 from ecar.cost.flops import sampling_flops
-from ecar.evaluation.classifier import classifier_fingerprint, load_classifier
-from ecar.evaluation.extractors import get_extractor
+from ecar.evaluation.classifier import Classifier, classifier_fingerprint, load_classifier
+from ecar.evaluation.extractors import Extractor, extract, get_extractor
 from ecar.evaluation.judge import Judge, check_classes, measure
+from ecar.evaluation.linear import linear_classifier
 from ecar.evaluation.metrics import chosen
-from ecar.evaluation.reference import read_images, reference_from_images
+from ecar.evaluation.reference import Reference, read_images, reference_from_images
 from ecar.evaluation.samples import Samples, reconstruct
 from ecar.files.commit import source_commit
 from ecar.pretrained.folders import weights_fingerprint
@@ -41,6 +46,7 @@ from ecar.sampling.loop import sample_latents
 from ecar.sampling.noise import draw_noise
 from ecar.sampling.pictures import from_decoded
 from ecar.stages import end_point, noises, pyramid
+from vgg import VggExtractor
 
 _SAME = ("weights", "dtype", "extractor", "reference", "num", "judge", "decoder")  # in all lines of a file
 
@@ -103,12 +109,34 @@ def one_of_each(labels: Tensor, num: int, classes: int) -> Tensor:
     return torch.stack([found[i % classes][i // classes] for i in range(num)])
 
 
+class Judges:
+    """Samples -> all figures: of one extractor, of a second one, and of a classifier, which is linear by default."""
+
+    def __init__(self, reference: Reference, extractor: Extractor, classifier: Classifier | None) -> None:
+        self.reference, self.extractor = reference, extractor
+        self.second: tuple[Extractor, Reference] | None = None
+        self.whole = Judge(classifier, reference) if classifier else None
+        if classifier is None:
+            assert reference.features is not None and reference.labels is not None
+            self.linear = linear_classifier(reference.features, reference.labels, len(reference.class_names))
+
+    def __call__(self, samples: Samples) -> dict[str, object]:
+        record = {} if self.second is None else measure(samples, self.second[1], self.second[0])
+        record |= measure(samples, self.reference, self.extractor)
+        if self.whole is not None:
+            return record | {k: v for k, v in self.whole(samples).items() if "per_class" not in k}
+        found = self.linear(extract(self.extractor, samples.images)[0])
+        assert samples.labels is not None
+        return record | {"classifier_accuracy": round(float((found == samples.labels).double().mean()), 4)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True)
     parser.add_argument("--data", required=True, help="real images to compare with")
     parser.add_argument("--train-data", required=True, help="real images of the floor and the reconstructions")
-    parser.add_argument("--classifier", type=Path, required=True, help="made by ecar evaluate --classifier")
+    parser.add_argument("--classifier", type=Path, help="made by ecar evaluate --classifier")
+    parser.add_argument("--vgg", action="store_true", help="needs the package stlpips-pytorch")
     parser.add_argument("--extractor", default="efficientnet-lite0")
     parser.add_argument("--settings", nargs="+", required=True)
     parser.add_argument("--decoder", help="another decoder of the same latents")
@@ -131,23 +159,24 @@ def run(args: argparse.Namespace) -> None:
     settings = {text: parse_setting(text, pipe) for text in args.settings}
     height, width = pipe.model.config.image_side
     extractor = get_extractor(args.extractor)
-    reference = reference_from_images(
-        args.data, *read_images(args.data, "test", height, width, None), extractor, args.cache
-    )
+    images = read_images(args.data, "test", height, width, None)
+    reference = reference_from_images(args.data, *images, extractor, args.cache)
     check_classes(pipe.model.config, reference.name, reference.class_names)
-    classifier = load_classifier(args.classifier, reference.class_names)
-    judge = Judge(classifier, reference)
+    classifier = load_classifier(args.classifier, reference.class_names) if args.classifier else None
+    judges = Judges(reference, extractor, classifier)
+    if args.vgg:
+        vgg = VggExtractor()
+        judges.second = vgg, reference_from_images(args.data, *images, vgg, args.cache)
     about = {
         "model": args.model, "weights": weights_fingerprint(args.model), "kind": pipe.model.config.kind,
         "parameters": pipe.model.num_parameters(), "dtype": dtype, "threads": torch.get_num_threads(),
         "commit": source_commit(), "extractor": extractor.fingerprint, "reference": reference.fingerprint,
-        "judge": classifier_fingerprint(classifier), "decoder": pipe.decoder.fingerprint(),
+        "judge": classifier_fingerprint(classifier) if classifier else "linear", "decoder": pipe.decoder.fingerprint(),
     }  # fmt: skip
     done = settings_in(args.out, {**about, "num": args.num})
 
     def write(name: str, samples: Samples, more: dict[str, object]) -> None:
-        record = {"setting": name, **more, **measure(samples, reference, extractor)}
-        record |= {k: v for k, v in judge(samples).items() if "per_class" not in k}
+        record = {"setting": name, **more, **judges(samples)}
         print(json.dumps(record), flush=True)
         with open(args.out, "a") as file:
             file.write(json.dumps(record | about) + "\n")

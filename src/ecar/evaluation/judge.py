@@ -44,7 +44,7 @@ def measure(samples: Samples, reference: Reference, extractor: Extractor) -> dic
     with nullcontext(spatial) if reference.spatial is None else spatial_features(extractor) as spatial:
         features, probabilities = extract(extractor, samples.images)
     count, against = len(features), f"{reference.count} real" if reference.count else "given statistics"
-    distance, suffix = DISTANCE_NAMES[extractor.name], extractor.name
+    distance, suffix = DISTANCE_NAMES.get(extractor.name, f"FD-{extractor.name}"), extractor.name
     record: dict[str, object] = {
         distance: round(frechet_distance(Gaussian.of(features), reference.gaussian), 4),
         "num": count,
