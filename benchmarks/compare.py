@@ -25,7 +25,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 _LARGER_IS_BETTER = "classifier_accuracy"
-_TICKS = (1, 2, 4, 8, 16, 32)
+_TICKS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 def load(files: list[Path]) -> list[dict[str, Any]]:

@@ -26,10 +26,10 @@ from ecar.sampling.pictures import grid
 GAP, CAPTION = 16, 24
 
 
-def rows_of_classes(samples: Samples, classes: int, per_class: int, scale: int) -> Image.Image:
+def rows_of_classes(samples: Samples, classes: range, per_class: int, scale: int) -> Image.Image:
     """The first ``per_class`` images of each class as a row."""
     assert samples.labels is not None
-    chosen = [i for c in range(classes) for i in (samples.labels == c).nonzero().flatten()[:per_class]]
+    chosen = [i for c in classes for i in (samples.labels == c).nonzero().flatten()[:per_class]]
     images = samples.images[torch.stack(chosen)].permute(0, 2, 3, 1).numpy()
     return grid([Image.fromarray(image) for image in images], per_class, scale=scale)
 
@@ -51,22 +51,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--systems", nargs="+", required=True, metavar="NAME=MODEL=SETTING")
     parser.add_argument("--data", required=True, help="real images")
+    parser.add_argument("--decoder", help="another decoder of the latents of all systems")
+    parser.add_argument("--classes", type=int, help="so many of them, evenly spaced; default: all")
     parser.add_argument("--per-class", type=int, default=8)
     parser.add_argument("--scale", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    panels, height, width, classes = [], 0, 0, 0
+    panels, height, width, rows = [], 0, 0, range(0)
     for system in args.systems:
         name, model, setting = system.split("=")
-        pipe = Pipeline.from_pretrained(model)
+        pipe = Pipeline.from_pretrained(model, decoder=args.decoder)
         settings = parse_setting(setting, pipe)
         classes, (height, width) = pipe.model.config.num_classes, pipe.model.config.image_side
+        rows = range(0, classes, max(1, classes // (args.classes or classes)))[: args.classes]
         gflop = sampling_flops(pipe, settings)["total"] / 1e9
         samples, _ = draw(pipe, settings, classes * args.per_class)
-        panels.append((f"{name}: {gflop:.2f} GFLOP", rows_of_classes(samples, classes, args.per_class, args.scale)))
+        panels.append((f"{name}: {gflop:.2f} GFLOP", rows_of_classes(samples, rows, args.per_class, args.scale)))
         print(json.dumps({"system": name, "model": Path(model).name, "setting": setting, "gflop": round(gflop, 3)}))
     images, labels, _ = read_images(args.data, "test", height, width, None)
-    panels.append(("real test images", rows_of_classes(Samples(images, labels), classes, args.per_class, args.scale)))
+    panels.append(("real test images", rows_of_classes(Samples(images, labels), rows, args.per_class, args.scale)))
     sheet(panels).save(args.out)
 
 
