@@ -46,7 +46,8 @@ def st_lpips() -> Distance | None:
 
 
 class VggExtractor:
-    """Means over positions of VGG16's last convolution, (B, 512), of images whose smaller side is 128 pixels.
+    """Means over positions of VGG16's last convolution, (B, 512), of images whose smaller side is 128 pixels. As in
+    LPIPS, the channels of a position have unit length; times the root of 512, so that KID's kernel sees values near 1.
 
     An ``ecar.evaluation.extractors.Extractor``. Computes in bfloat16 where the processor does.
 
@@ -64,7 +65,7 @@ class VggExtractor:
         except ImportError as error:
             raise ValueError(f"the extractor vgg16 needs a package: pip install stlpips-pytorch ({error})") from error
         self.dtype = torch.bfloat16 if computes_bfloat16("cpu") else torch.float32
-        self.fingerprint = state_fingerprint(whole.state_dict(), f"bilinear 128 {self.dtype}".encode())
+        self.fingerprint = state_fingerprint(whole.state_dict(), f"bilinear 128 unit length {self.dtype}".encode())
         self.scale = whole.get_submodule("scaling_layer")
         # channels_last: a third less time on an EPYC
         self.network = nn.Module.to(whole.get_submodule("net"), self.dtype, memory_format=torch.channels_last)
@@ -77,5 +78,5 @@ class VggExtractor:
         ratio = self.side / min(images.shape[2:])
         x = F.interpolate(images.float(), scale_factor=ratio, mode="bilinear", antialias=True, align_corners=False)
         x = self.scale(x / 127.5 - 1).to(self.dtype, memory_format=torch.channels_last)
-        features: Tensor = self.network(x)[-1].float().mean((2, 3))
-        return features
+        maps: Tensor = self.network(x)[-1].float()
+        return F.normalize(maps, dim=1).mean((2, 3)) * self.num_features**0.5
