@@ -48,7 +48,7 @@ from ecar.sampling.pictures import from_decoded
 from ecar.stages import end_point, noises, pyramid
 from vgg import VggExtractor
 
-_SAME = ("weights", "dtype", "extractor", "reference", "num", "judge", "decoder")  # in all lines of a file
+_SAME = ("weights", "dtype", "extractor", "reference", "num", "judge", "decoder", "seed")  # in all lines of a file
 
 
 def parse_setting(text: str, pipe: Pipeline) -> SamplingConfig:
@@ -73,8 +73,9 @@ def draw(
     settings: SamplingConfig,
     num: int,
     real: tuple[Tensor, Tensor] | None = None,
+    seed: int = 0,
 ) -> tuple[Samples, float]:
-    """Balanced samples and the seconds they took.
+    """Balanced samples of seeds from ``seed`` on, and the seconds they took.
 
     Args:
         real: images and labels whose coarse maps are given.
@@ -83,7 +84,7 @@ def draw(
     labels = torch.arange(num) % model.config.num_classes if real is None else real[1][:num]
     for first in range(0, num, 250):
         ids = range(first, min(first + 250, num))
-        noise, known = draw_noise(list(ids), model.plan, model.config.channels), []
+        noise, known = draw_noise([seed + i for i in ids], model.plan, model.config.channels), []
         if real is not None:
             z = pipe.tokenizer.encode(real[0][first : first + len(ids)].float() / 127.5 - 1)
             maps = pyramid(z, len(model.plan))
@@ -142,6 +143,7 @@ def main() -> None:
     parser.add_argument("--decoder", help="another decoder of the same latents")
     parser.add_argument("--teacher-forced", action="store_true")
     parser.add_argument("--num", type=int, default=2000)
+    parser.add_argument("--seed", type=int, default=0, help="of the first sample: choose settings with other seeds")
     parser.add_argument("--dtype", choices=["fp32", "bf16"], default="bf16")
     parser.add_argument("--cache", type=Path, default=Path("~/.cache/ecar").expanduser())
     parser.add_argument("--out", type=Path, required=True)
@@ -169,8 +171,9 @@ def run(args: argparse.Namespace) -> None:
         judges.second = vgg, reference_from_images(args.data, *images, vgg, args.cache)
     about = {
         "model": args.model, "weights": weights_fingerprint(args.model), "kind": pipe.model.config.kind,
-        "parameters": pipe.model.num_parameters(), "dtype": dtype, "threads": torch.get_num_threads(),
-        "commit": source_commit(), "extractor": extractor.fingerprint, "reference": reference.fingerprint,
+        "parameters": pipe.model.num_parameters(), "seed": args.seed, "dtype": dtype,
+        "threads": torch.get_num_threads(), "commit": source_commit(),
+        "extractor": extractor.fingerprint, "reference": reference.fingerprint,
         "judge": classifier_fingerprint(classifier) if classifier else "linear", "decoder": pipe.decoder.fingerprint(),
     }  # fmt: skip
     done = settings_in(args.out, {**about, "num": args.num})
@@ -197,7 +200,7 @@ def run(args: argparse.Namespace) -> None:
             name = text + (" teacher-forced" if forced else "")
             if name in done:
                 continue
-            samples, seconds = draw(pipe, wanted, args.num, real if forced else None)
+            samples, seconds = draw(pipe, wanted, args.num, real if forced else None, args.seed)
             cost = {"seconds_per_image": seconds / args.num, "flops": sampling_flops(pipe, wanted)}
             write(name, samples, {"sampling": wanted.to_json(), **cost})
 
