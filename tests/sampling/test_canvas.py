@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ecar.sampling.canvas import Canvas, Mask, grow_in
+from ecar.sampling.canvas import Canvas, Mask, continued, fading
 
 SIDE = (8, 12)
 GREY = Image.new("RGB", (12, 8), (90, 90, 90))
@@ -85,17 +85,39 @@ def test_picture_and_margins_fill_the_canvas() -> None:
             Canvas.with_margins(white, SIDE, margins, 2)
 
 
-def test_values_grow_in_ring_by_ring() -> None:
-    known = torch.zeros(1, 5, dtype=torch.bool)
-    known[0, 0] = True
-    values, ring = grow_in(torch.full((1, 1, 1, 5), 7.0), known, 3)
-    assert values[0, 0, 0].tolist() == [7, 7, 7, 7, 0] and ring[0].tolist() == [0, 1, 2, 3, 4]
+def test_what_is_known_stays_exactly_and_goes_on_as_a_smooth_surface() -> None:
+    """Of whatever size, also where halves are odd; what was at unknown places has no part in it."""
+    for height, width in ((1, 5), (7, 12), (33, 50)):
+        values = torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(0))
+        known = torch.arange(width).expand(height, -1) % width < 2
+        surface = continued(values, known)
+        assert torch.equal(surface[..., known], values[..., known])
+        assert torch.equal(surface, continued(torch.where(known, values, 9.0), known))
+        assert surface.min() >= values[..., known].min() and surface.max() <= values[..., known].max()
+    assert torch.equal(continued(values, torch.ones(33, 50, dtype=torch.bool)), values)
     both = torch.tensor([[True, False, True]])
-    assert grow_in(torch.tensor([[[[2.0, 9.0, 4.0]]]]), both, 5)[0].flatten().tolist() == [2, 3, 4]
+    assert continued(torch.tensor([[[[2.0, 9.0, 4.0]]]]), both)[0].flatten().tolist() == pytest.approx([2, 3, 4])
+
+
+def test_a_surface_between_two_edges_is_near_the_slope_of_a_membrane() -> None:
+    """Laplace's equation between 0 and 1 has a straight line as its solution."""
+    known = torch.zeros(64, 64, dtype=torch.bool)
+    known[:, :16] = known[:, 48:] = True
+    values = (torch.arange(64) >= 32).float().expand(1, 1, 64, 64)
+    line = ((torch.arange(64) - 15) / 33).clamp(0, 1)
+    assert (continued(values, known)[0, 0] - line).abs().max() < 0.1
+
+
+def test_weights_fall_from_one_to_nothing_over_the_rings_of_the_border() -> None:
+    known = torch.zeros(5, 9, dtype=torch.bool)
+    known[:, :3] = True
+    weights = fading(known, 3)
+    assert weights[2].tolist() == pytest.approx([1, 1, 1, 0.853553, 0.5, 0.146447, 0, 0, 0], abs=1e-6)
+    assert torch.equal(weights, weights[:1].expand(5, -1))
 
 
 def test_the_border_takes_over_the_difference_outside_and_the_middle_is_what_was_drawn() -> None:
     canvas = Canvas(np.full((8, 12, 3), 100, np.uint8), np.arange(12)[None].repeat(8, 0) >= 4)
     image = np.full((1, 8, 12, 3), 160, np.uint8)
-    laid = canvas.composite(image, 2)[0, 3, :, 0].tolist()
-    assert laid == [100] * 4 + [120, 140] + [160] * 6
+    laid = canvas.composite(image, 3)[0, 3, :, 0].tolist()
+    assert laid == [100] * 4 + [109, 130, 151] + [160] * 5

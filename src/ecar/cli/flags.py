@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from ecar.cli.options import check_dtype, one_or_all, torch_dtype, usable_dtype
 from ecar.config import SamplingConfig, check_acceptance
@@ -11,6 +11,8 @@ from ecar.config import SamplingConfig, check_acceptance
 if TYPE_CHECKING:
     from ecar import Pipeline
     from ecar.refine import BestOf
+
+MARGINS = ("left", "top", "right", "bottom")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,3 +108,37 @@ class CandidateFlags:
         from ecar.refine import BestOf, critic_of
 
         return BestOf(pipe, critic_of(pipe.name, self.critic), self.candidates, self.acceptance)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditFlags:
+    """What of a picture is drawn anew."""
+
+    mask: str | None = None
+    """Picture of the same size: its transparent pixels are drawn or, where it has none, its white ones."""
+    box: tuple[int, ...] = ()
+    """X,Y,W,H: draw this box, in pixels of the picture."""
+    strength: float = 1.0
+    """Above 0, at most 1: how much is drawn anew; small values change details only."""
+    expand: tuple[int, ...] = ()
+    """L,T,R,B: draw margins, in pixels of the picture, which is scaled down for them."""
+    upscale: int | None = None
+    """2 or 4: enlarge a picture that is so many times smaller than the model's, and draw its finer stages."""
+
+    def check(self) -> None:
+        """ValueError for flags that do not go together; cheap."""
+        asked = [f"--{name}" for name in ("mask", "box", "expand", "upscale") if getattr(self, name)]
+        asked += ["--strength"] * (self.strength != 1 and bool({"--expand", "--upscale"} & {*asked}))
+        if len(asked) > 1:
+            raise ValueError(f"{asked[0]} and {asked[1]} do not go together: leave one out")
+        if len(self.expand) not in (0, len(MARGINS)):
+            raise ValueError(f"--expand takes four numbers ({', '.join(MARGINS)}), got {len(self.expand)}")
+
+    @property
+    def call(self) -> tuple[str, dict[str, Any]]:
+        """Method of ``Pipeline`` that does it, and its arguments."""
+        if self.expand:
+            return "expand", dict(zip(MARGINS, self.expand, strict=True))
+        if self.upscale is not None:
+            return "upscale", {"factor": self.upscale}
+        return "edit", {"mask": self.mask or self.box or None, "strength": self.strength}

@@ -1,8 +1,10 @@
-"""Files of ``ecar sample``: a sheet or an array of images, a strip of stages, a GIF."""
+"""Files of ``ecar sample`` and ``ecar edit``: a sheet or an array of images, a strip of stages, a GIF."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -93,3 +95,56 @@ def _columns(count: int, per_class: int) -> int:
     from ecar.sampling.pictures import about_square
 
     return per_class if count > per_class > 1 else about_square(count)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditedFlags:
+    """Files to write."""
+
+    out: str = "edited.png"
+    """File to write (.png)."""
+    stages: str | None = None
+    """Also write a strip of the stages (.png)."""
+    gif: str | None = None
+    """Also write the results growing stage by stage (.gif)."""
+
+    @property
+    def of_stages(self) -> bool:
+        """Whether the stages are shown too."""
+        return bool(self.stages or self.gif)
+
+    def check(self) -> None:
+        """ValueError unless each file can be written."""
+        output_file(self.out, (".png",))
+        if self.stages:
+            output_file(self.stages, (".png",), "--stages")
+        if self.gif:
+            output_file(self.gif, (".gif",), "--gif")
+
+    def write(self, output: Output, model: str, inputs: dict[str, str | None], asked: dict[str, object]) -> str:
+        """Write every file asked for. PNGs carry the record that is returned (JSON): the results can be made again.
+
+        Args:
+            output: results and stages.
+            model: which drew them.
+            inputs: files that were read, by what they are; their SHA-256 goes into the record.
+            asked: what else decides the results.
+        """
+        from ecar import __version__
+        from ecar.pretrained.folders import weights_fingerprint
+        from ecar.sampling.pictures import grid, save_gif, save_png, strip
+
+        record = {"model": model, "weights": weights_fingerprint(model), "ecar": __version__, **inputs}
+        record |= {f"{name}_sha256": _digest(file) for name, file in inputs.items()}
+        record |= {**asked, **asdict(self), "settings": output.settings.to_json()}
+        text = json.dumps(record)
+        save_png(grid(output.images), Path(self.out).expanduser(), {"ecar": text})
+        if self.stages:
+            save_png(strip(output.stages), Path(self.stages).expanduser(), {"ecar": text})
+        if self.gif:
+            save_gif(output.stages, Path(self.gif).expanduser(), None)
+        return text
+
+
+def _digest(file: str | None) -> str | None:
+    return None if file is None else hashlib.sha256(Path(file).expanduser().read_bytes()).hexdigest()

@@ -5,6 +5,7 @@ Arrays are (H, W, 3) uint8 for pixels and (H, W) bool for masks, True where the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ Mask = Image.Image | str | Path | np.ndarray | Sequence[int]
 Of an image that has transparent pixels, these are drawn; of any other, the white ones (128 and more). Of an array, what
 is not zero.
 """
+
+_SWEEPS = 8  # of smoothing, on each level of the pyramid
 
 
 @dataclass(frozen=True)
@@ -98,9 +101,8 @@ class Canvas:
         return bool(self.drawn.all())
 
     def filled(self) -> np.ndarray:
-        """The pixels with what is drawn replaced by colours that grow in from the border: nothing of it is seen."""
-        grown, _ = grow_in(_tensor(self.pixels[None]), torch.from_numpy(~self.drawn), max(self.drawn.shape))
-        return _array(grown)[0]
+        """The pixels with what is drawn replaced by a smooth continuation of what is kept: nothing of it is seen."""
+        return _array(continued(_tensor(self.pixels[None]), torch.from_numpy(~self.drawn)))[0]
 
     def composite(self, images: np.ndarray, feather: int) -> np.ndarray:
         """Drawn images (B, H, W, 3) uint8 laid into the picture, of which every kept pixel stays as it is.
@@ -110,27 +112,40 @@ class Canvas:
         """
         kept = torch.from_numpy(~self.drawn)
         images_, picture = _tensor(images), _tensor(self.pixels[None])
-        difference, ring = grow_in(torch.where(kept, picture - images_, 0.0), kept, feather)
-        return _array(images_ + difference * (1 - ring / (feather + 1)))
+        difference = continued(picture - images_, kept)
+        return _array(images_ + difference * fading(kept, feather))
 
 
-def grow_in(values: Tensor, known: Tensor, rings: int) -> tuple[Tensor, Tensor]:
-    """Values (B, C, H, W) where ``known`` (H, W), and around it, ring by ring, the mean of neighbours (3 x 3) before.
+def continued(values: Tensor, known: Tensor) -> Tensor:
+    """Values (B, C, H, W) where ``known`` (H, W), elsewhere a smooth surface through their border, from those alone.
 
-    Returns:
-        The values, 0 beyond the last ring; and the number of the ring (H, W): 0 where known, ``rings`` + 1 beyond.
+    A membrane (Laplace's equation) by a pyramid: means of known values 2 x 2, level by level down to one, and back,
+    where each level is smoothed a little (push-pull).
     """
+    if bool(known.all()):
+        return values
     there = known.to(values.dtype)[None, None]
-    values, ring = values * there, (1 - there) * (rings + 1)
-    for number in range(1, rings + 1):
-        if bool(there.all()):
-            break
-        near = F.avg_pool2d(there, 3, 1, 1)
-        fresh = (near > 0) & (there == 0)
-        values = torch.where(fresh, F.avg_pool2d(values, 3, 1, 1) / near.clamp_min(1e-6), values)
-        ring = torch.where(fresh, float(number), ring)
-        there = torch.maximum(there, fresh.to(there))
-    return values, ring[0, 0]
+    values = values * there
+    if known.numel() == 1:
+        return values
+    share = F.avg_pool2d(there, 2, ceil_mode=True)
+    means = F.avg_pool2d(values, 2, ceil_mode=True) / share.clamp_min(1e-6)
+    coarse = continued(means, share[0, 0] > 0)
+    surface = torch.where(known, values, F.interpolate(coarse, known.shape, mode="bilinear"))
+    for _ in range(_SWEEPS):
+        smooth = F.avg_pool2d(surface, 3, 1, 1, count_include_pad=False)
+        surface = torch.where(known, values, smooth)
+    return surface
+
+
+def fading(known: Tensor, feather: int) -> Tensor:
+    """Weights (H, W): 1 where ``known``, falling to 0 over ``feather`` rings of neighbours around."""
+    reached = known.float()[None, None]
+    rings = reached.clone()  # how many of the rings have reached a pixel
+    for _ in range(feather):
+        reached = F.max_pool2d(reached, 3, 1, 1)
+        rings += reached
+    return torch.sin(math.pi / 2 * rings[0, 0] / (feather + 1)).square()
 
 
 def _asked(mask: Mask, size: tuple[int, int]) -> np.ndarray:
