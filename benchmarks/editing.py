@@ -220,7 +220,7 @@ def edit_flops(one: Subject, make: Callable[[Subject, int], list[Edit]]) -> dict
     edits: list[Edit] = []
     encoder = flops_of(lambda: edits.extend(make(one, 1)))
     drawing = count_flops(one.pipe, lambda labels, noise: sample_latents(
-        one.pipe.model, labels, noise, one.settings, known=edits[0].known(noise)
+        one.pipe.model, labels, noise, one.settings_of(edits[0]), known=edits[0].known(noise)
     ))  # fmt: skip
     return {"encoder": encoder, **drawing, "total": encoder + drawing["total"]}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from ecar import Pipeline
 from ecar.config import SamplingConfig, Side
 from ecar.evaluation.samples import reconstruct
+from ecar.sampling.canvas import Enlarged
 from ecar.sampling.edit import Edit, enlarging, redrawing
 from ecar.sampling.known import Known
 from ecar.sampling.loop import sample_latents
@@ -46,6 +47,12 @@ class Subject:
     def side(self) -> Side:
         """(H, W)."""
         return self.pipe.model.config.image_side
+
+    def settings_of(self, edit: Edit) -> SamplingConfig:
+        """As in ``Pipeline``, enlarging is not guided."""
+        if isinstance(edit.canvas, Enlarged):
+            return replace(self.settings, guidance=(1.0,) * len(self.settings.guidance))
+        return self.settings
 
     def enlarges(self, factor: int) -> bool:
         """Whether the model has enough stages to enlarge ``factor`` times."""
@@ -84,7 +91,8 @@ class Subject:
             some = edits[first : first + self.batch]
             rows = range(first, first + len(some))
             noise = draw_noise([seed + row for row in rows], model.plan, model.config.channels)
-            latents = sample_latents(model, self._ids(rows), noise, self.settings, known=joined(some, noise))
+            settings = self.settings_of(some[0])
+            latents = sample_latents(model, self._ids(rows), noise, settings, known=joined(some, noise))
             decoded = self.pipe.decoder.decode(latents).cpu()
             pictures += [edit.finish(image[None])[0] for edit, image in zip(some, decoded, strict=True)]
         return from_pil(pictures)

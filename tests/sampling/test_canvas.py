@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ecar.sampling.canvas import Canvas, Mask, continued, fading
+from ecar.sampling.canvas import Canvas, Enlarged, Mask, continued
 
 SIDE = (8, 12)
 GREY = Image.new("RGB", (12, 8), (90, 90, 90))
@@ -108,16 +108,35 @@ def test_a_surface_between_two_edges_is_near_the_slope_of_a_membrane() -> None:
     assert (continued(values, known)[0, 0] - line).abs().max() < 0.1
 
 
-def test_weights_fall_from_one_to_nothing_over_the_rings_of_the_border() -> None:
-    known = torch.zeros(5, 9, dtype=torch.bool)
-    known[:, :3] = True
-    weights = fading(known, 3)
-    assert weights[2].tolist() == pytest.approx([1, 1, 1, 0.853553, 0.5, 0.146447, 0, 0, 0], abs=1e-6)
-    assert torch.equal(weights, weights[:1].expand(5, -1))
-
-
-def test_the_border_takes_over_the_difference_outside_and_the_middle_is_what_was_drawn() -> None:
+def test_a_drawn_part_takes_over_the_difference_outside() -> None:
     canvas = Canvas(np.full((8, 12, 3), 100, np.uint8), np.arange(12)[None].repeat(8, 0) >= 4)
     image = np.full((1, 8, 12, 3), 160, np.uint8)
-    laid = canvas.composite(image, 3)[0, 3, :, 0].tolist()
-    assert laid == [100] * 4 + [109, 130, 151] + [160] * 5
+    image[:, 2:4, 6:8] = 220
+    laid = canvas.composite(image)
+    assert (laid[:, 2:4, 6:8] == 160).all() and (laid == 100).sum() == 3 * (8 * 12 - 4)
+
+
+def test_what_the_mask_hides_has_no_part_in_the_result() -> None:
+    draws = np.random.default_rng(0)
+    pixels, image = (draws.integers(0, 256, (8, 12, 3), dtype=np.uint8) for _ in range(2))
+    other = pixels.copy()
+    other[:3, :4] = 0
+    results = [Canvas(some, corner()).composite(image[None]) for some in (pixels, other)]
+    assert (results[0] == results[1]).all() and (results[0][0][~corner()] == pixels[~corner()]).all()
+    everything = Canvas(pixels, np.ones(SIDE, dtype=bool))
+    assert (everything.composite(image[None])[0] == image).all()
+
+
+@pytest.mark.parametrize("factor", [2, 4])
+def test_an_enlarged_picture_keeps_the_mean_of_every_square(factor: int) -> None:
+    """Also where nothing but black and white is given, and whatever is drawn."""
+    draws = np.random.default_rng(0)
+    for pixels in (draws.integers(0, 256, (4, 6, 3)), 255 * draws.integers(0, 2, (4, 6, 3)), np.full((4, 6, 3), 254)):
+        enlarged = Enlarged(pixels.astype(np.uint8), factor)
+        drawn = draws.integers(0, 256, (3, 4 * factor, 6 * factor, 3), dtype=np.uint8)
+        for result in (enlarged.composite(drawn), enlarged.plain()[None]):
+            assert result.shape[1:] == drawn.shape[1:]
+            means = result.reshape(-1, 4, factor, 6, factor, 3).astype(float).mean((2, 4))
+            assert np.abs(means - pixels).max() <= 0.5 + 1e-3
+    flat = Enlarged(np.full((4, 6, 3), 77, np.uint8), factor)
+    assert (flat.plain() == 77).all() and flat.composite(drawn)[0].std() > 20  # details are what was drawn

@@ -15,7 +15,7 @@ from ecar.baselines.dit import DiT
 from ecar.config import ModelConfig, SamplingConfig, StageConfig
 from ecar.pretrained.build import build_model
 from ecar.sampling import loop
-from ecar.sampling.edit import Edit, begins, stage_masks
+from ecar.sampling.edit import Edit, begin_maps, begins, enlarging
 from ecar.sampling.known import Known
 from ecar.sampling.loop import Rows, advance, sample_latents
 from ecar.sampling.noise import StageNoise, draw_noise
@@ -35,7 +35,7 @@ def settings(solver: str = "euler", **changes: object) -> SamplingConfig:
 
 
 def an_edit(drawn: np.ndarray, strength: float = 1.0) -> Edit:
-    return Edit(PLAN, LATENT, stage_masks(PLAN, drawn), begins(PLAN, strength))
+    return Edit(PLAN, LATENT, tuple(torch.from_numpy(m).float()[None, None] for m in begin_maps(PLAN, drawn, strength)))
 
 
 def left_half() -> np.ndarray:
@@ -59,12 +59,20 @@ def test_strength_orders_all_stages_on_one_axis_by_the_data_that_they_add() -> N
     assert begins(make_plan(StageConfig(sides=((4, 4),), ends=(1.0,))), 0.3) == pytest.approx((0.7,))
 
 
-def test_a_position_is_drawn_if_any_of_its_pixels_is() -> None:
+def test_a_position_is_drawn_by_the_share_of_its_pixels() -> None:
+    """As much as the whole picture is at that part of the strength; without any pixel, not at all."""
     drawn = np.zeros((2 * SIDE[0], 2 * SIDE[1]), dtype=bool)
-    drawn[5, 9] = True
-    fine, middle, coarse = reversed(stage_masks(PLAN, drawn))
-    assert [m.sum() for m in (fine, middle, coarse)] == [1, 1, 1]
-    assert fine[0, 0, 2, 4] == middle[0, 0, 1, 2] == coarse[0, 0, 0, 1] == 1
+    drawn[4:6, 8:9] = True  # half of a position of the last stage, an eighth of one before, a 32nd of the first
+    for strength in (1.0, 0.3):
+        maps = begin_maps(PLAN, drawn, strength)
+        assert [m.shape for m in maps] == [stage.side for stage in PLAN]
+        places = zip(range(3), maps, ((0, 1), (1, 2), (2, 4)), (1 / 32, 1 / 8, 1 / 2), strict=True)
+        for stage, times, place, share in places:
+            assert times[place] == pytest.approx(begins(PLAN, strength * share)[stage])
+            assert (np.delete(times.flatten(), np.ravel_multi_index(place, times.shape)) == 1).all()
+    for strength in (1.0, 0.55, 0.1):
+        everywhere = begin_maps(PLAN, np.ones(SIDE, dtype=bool), strength)
+        assert [set(times.flatten()) for times in everywhere] == [{time} for time in begins(PLAN, strength)]
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
@@ -104,10 +112,13 @@ def test_rows_of_edits_and_of_plain_generation_share_a_batch_and_stay_what_they_
     """As a server joins them: other masks and strengths, and rows of no edit, some of which begin later than others."""
     model, config = random_model(tiny_config()), settings(solver, guidance=(1.5, 1.0, 1.0))
     everything = np.ones(SIDE, dtype=bool)
+    corner = np.zeros((2 * SIDE[0], 2 * SIDE[1]), dtype=bool)
+    corner[:5, :7] = True  # positions of which a part is drawn
     edits = [an_edit(left_half()), None, an_edit(everything, 0.2), an_edit(left_half(), 0.7), an_edit(everything, 0.03)]
+    edits.append(an_edit(corner))
     noise = [draw_noise([seed], PLAN, 3) for seed in range(len(edits))]
     known = [None if edit is None else edit.known(own) for edit, own in zip(edits, noise, strict=True)]
-    rows = Rows.start(model, torch.tensor([0, 1, 2, 0, 1]), config)
+    rows = Rows.start(model, torch.tensor([0, 1, 2, 0, 1, 2]), config)
     for stage in PLAN:
         k = stage.index
         draws = [own[k] for own in noise]
@@ -117,7 +128,7 @@ def test_rows_of_edits_and_of_plain_generation_share_a_batch_and_stay_what_they_
         advance(model, rows, together, config, known=parts)
     assert rows.y is not None
     for row, edit in enumerate(edits):
-        alone = sampled(edit, [row], config, [[0, 1, 2, 0, 1][row]])
+        alone = sampled(edit, [row], config, [[0, 1, 2, 0, 1, 2][row]])
         assert torch.allclose(alone[0], rows.y[row], atol=1e-5), row
     assert Known.join([None, None], [noise[0][0].fresh] * 2) is None
 
@@ -210,16 +221,27 @@ class TestPipeline:
         there = torch.from_numpy(np.asarray(nearest).copy()).permute(2, 0, 1) / 127.5 - 1
         assert (there - decoded).abs().max() < 0.02
 
-    def test_an_enlarged_picture_made_small_again_is_near_the_input(self, cifar10: Pipeline) -> None:
-        picture = self.picture(16, 16)
-        large = cifar10.upscale(picture, factor=2, label="ship", seeds=range(4)).images
-        plain = cifar10(["ship"] * 4, seeds=range(4)).images
+    @pytest.mark.parametrize("factor", [2, 4])
+    def test_an_enlarged_picture_made_small_again_is_the_input(self, pipe: Pipeline, factor: int) -> None:
+        """To half a grey level, and one of rounding; details are drawn by the seed."""
+        picture = self.picture(12 // factor, 8 // factor)
+        large = pipe.upscale(picture, factor=factor, label="dog", seeds=[0, 1]).images
+        for image in large:
+            assert image.size == (12, 8)
+            squares = np.asarray(image, float).reshape(8 // factor, factor, 12 // factor, factor, 3).mean((1, 3))
+            assert np.abs(squares - np.asarray(picture)).max() <= 0.51
+        assert large[0].tobytes() != large[1].tobytes()
 
-        def far(images: list[Image.Image]) -> float:
-            small = [np.asarray(image.resize((16, 16), Image.Resampling.BOX), float) for image in images]
-            return float(np.mean([(s - np.asarray(picture, float)) ** 2 for s in small]) ** 0.5)
+    def test_enlarging_is_not_guided_unless_asked_for(self, pipe: Pipeline) -> None:
+        picture = self.picture(6, 4)
+        plain, guided = pipe.settings(guidance=1.0), pipe.settings(guidance=3.0)
+        results = [pipe.upscale(picture, label="dog", settings=s).images[0].tobytes() for s in (None, plain, guided)]
+        assert results[0] == results[1] != results[2]
 
-        assert far(large) < 0.7 * far(plain)
+    def test_an_enlargement_begins_in_the_middle_of_the_first_finer_stage(self, pipe: Pipeline) -> None:
+        for factor, times in ((2, [1, 1, 0.5]), (4, [1, 0.5, 0])):
+            edit = enlarging(pipe.model, pipe.tokenizer, self.picture(12, 8), factor)
+            assert [set(begin.flatten().tolist()) for begin in edit.begin] == [{time} for time in times]
 
     def test_margins_surround_the_picture(self, pipe: Pipeline) -> None:
         out = pipe.expand(self.picture(6, 8), left=3, right=3, label=0)

@@ -58,7 +58,7 @@ def run(arguments: Sequence[str]) -> None:
     pipe, seeds = compute.load(model), range(options.seed, options.seed + options.count)
     method, given = options.kind.call
     output = getattr(pipe, method)(
-        picture, label=options.class_, seeds=seeds, settings=options.sampling.settings(pipe),
+        picture, label=options.class_, seeds=seeds, settings=options.kind.settings(options.sampling, pipe),
         return_stages=options.files.of_stages, **given,
     )  # fmt: skip
     record = options.files.write(output, model, {"image": file, "mask": options.kind.mask}, {

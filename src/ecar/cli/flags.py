@@ -142,3 +142,9 @@ class EditFlags:
         if self.upscale is not None:
             return "upscale", {"factor": self.upscale}
         return "edit", {"mask": self.mask or self.box or None, "strength": self.strength}
+
+    def settings(self, sampling: SamplingFlags, pipe: Pipeline) -> SamplingConfig:
+        """How this is sampled: enlarging is not guided unless that is asked for, as in ``Pipeline.upscale``."""
+        if self.upscale is not None and sampling.guidance is None:
+            sampling = replace(sampling, guidance=(1.0,))
+        return sampling.settings(pipe)

@@ -5,7 +5,6 @@ Arrays are (H, W, 3) uint8 for pixels and (H, W) bool for masks, True where the 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,8 @@ Of an image that has transparent pixels, these are drawn; of any other, the whit
 is not zero.
 """
 
-_SWEEPS = 8  # of smoothing, on each level of the pyramid
+_SWEEPS = 16  # of smoothing, on each level of the pyramid
+_PROJECTIONS = 3  # of a picture's low band, before what is left is spread
 
 
 @dataclass(frozen=True)
@@ -104,16 +104,53 @@ class Canvas:
         """The pixels with what is drawn replaced by a smooth continuation of what is kept: nothing of it is seen."""
         return _array(continued(_tensor(self.pixels[None]), torch.from_numpy(~self.drawn)))[0]
 
-    def composite(self, images: np.ndarray, feather: int) -> np.ndarray:
+    def composite(self, images: np.ndarray) -> np.ndarray:
         """Drawn images (B, H, W, 3) uint8 laid into the picture, of which every kept pixel stays as it is.
 
-        The border is feathered inside the mask, over ``feather`` pixels: there, the drawn image takes over the
-        difference that picture and image have just outside. What the mask hides has no part in it.
+        Inside the mask, an image takes over the difference that it and the picture have outside, as a smooth surface
+        through the border. What the mask hides has no part in it.
         """
-        kept = torch.from_numpy(~self.drawn)
-        images_, picture = _tensor(images), _tensor(self.pixels[None])
-        difference = continued(picture - images_, kept)
-        return _array(images_ + difference * fading(kept, feather))
+        if self.everything:
+            return images
+        drawn = _tensor(images)
+        return _array(drawn + continued(_tensor(self.pixels[None]) - drawn, torch.from_numpy(~self.drawn)))
+
+
+@dataclass(frozen=True)
+class Enlarged:
+    """A picture that is to become ``factor`` times as large.
+
+    Attributes:
+        pixels: (h, w, 3) uint8.
+        factor: 2 or 4.
+    """
+
+    pixels: np.ndarray
+    factor: int
+
+    def plain(self) -> np.ndarray:
+        """Enlarged bicubically, (H, W, 3) uint8, and held to the picture."""
+        return self.composite(_array(self._bicubic(_tensor(self.pixels[None]))))[0]
+
+    def composite(self, images: np.ndarray) -> np.ndarray:
+        """Drawn images (B, H, W, 3) uint8 with the low band of the picture (back projection).
+
+        The mean of every ``factor`` x ``factor`` pixels is the picture's to half a grey level: details are what was
+        drawn, everything else is what was given.
+        """
+        drawn, given = _tensor(images), _tensor(self.pixels[None])
+        for _ in range(_PROJECTIONS):
+            drawn = drawn + self._bicubic(given - F.avg_pool2d(drawn, self.factor))
+        drawn = drawn.clamp(0, 255)
+        mean = F.avg_pool2d(drawn, self.factor)
+        # What is left is spread in proportion to the distance from 0 or 255, so that no value leaves the range.
+        lower, higher = given / mean.clamp_min(1e-6), (255 - given) / (255 - mean).clamp_min(1e-6)
+        down, up = (_repeated(share.clamp(0, 1), self.factor) for share in (lower, higher))
+        return _array(torch.where(_repeated(mean, self.factor) > _repeated(given, self.factor),
+                                  drawn * down, 255 - (255 - drawn) * up))  # fmt: skip
+
+    def _bicubic(self, values: Tensor) -> Tensor:
+        return F.interpolate(values, scale_factor=self.factor, mode="bicubic")
 
 
 def continued(values: Tensor, known: Tensor) -> Tensor:
@@ -133,19 +170,11 @@ def continued(values: Tensor, known: Tensor) -> Tensor:
     coarse = continued(means, share[0, 0] > 0)
     surface = torch.where(known, values, F.interpolate(coarse, known.shape, mode="bilinear"))
     for _ in range(_SWEEPS):
-        smooth = F.avg_pool2d(surface, 3, 1, 1, count_include_pad=False)
-        surface = torch.where(known, values, smooth)
+        edged = F.pad(surface, (1, 1, 1, 1), mode="replicate")
+        across, along = edged[..., 1:-1, :], edged[..., 1:-1]
+        means = (across[..., :-2] + across[..., 2:] + along[..., :-2, :] + along[..., 2:, :]) / 4
+        surface = torch.where(known, values, means)
     return surface
-
-
-def fading(known: Tensor, feather: int) -> Tensor:
-    """Weights (H, W): 1 where ``known``, falling to 0 over ``feather`` rings of neighbours around."""
-    reached = known.float()[None, None]
-    rings = reached.clone()  # how many of the rings have reached a pixel
-    for _ in range(feather):
-        reached = F.max_pool2d(reached, 3, 1, 1)
-        rings += reached
-    return torch.sin(math.pi / 2 * rings[0, 0] / (feather + 1)).square()
 
 
 def _asked(mask: Mask, size: tuple[int, int]) -> np.ndarray:
@@ -193,6 +222,10 @@ def _size(side: Side) -> str:
 
 def _tensor(images: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).float()
+
+
+def _repeated(values: Tensor, factor: int) -> Tensor:
+    return values.repeat_interleave(factor, dim=-1).repeat_interleave(factor, dim=-2)
 
 
 def _array(images: Tensor) -> np.ndarray:

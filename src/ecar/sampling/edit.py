@@ -11,14 +11,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 from ecar.config import Side
 from ecar.files.images import fit
 from ecar.network.model import StageModel
-from ecar.sampling.canvas import Canvas, Mask
+from ecar.sampling.canvas import Canvas, Enlarged, Mask
 from ecar.sampling.known import Known
 from ecar.sampling.noise import StageNoise
 from ecar.sampling.pictures import to_uint8
@@ -31,37 +30,33 @@ class Edit:
     """What sampling needs to know of a picture.
 
     Attributes:
-        plan: the model's stages of which anything is known, 1 .. j.
-        latent: z_j* of the picture, (1, C, h_j, w_j), unit scale.
-        masks: m_1 .. m_j, each (1, 1, h_k, w_k): 1 where the model draws.
-        begin: for each of them the time from which it draws, see ``begins``.
+        plan: the model's stages.
+        latent: z_S* of the picture, (1, C, h_S, w_S), unit scale.
+        begin: for every stage (1, 1, h_k, w_k), the time from which a position is drawn, see ``begin_maps``.
         canvas: what the drawn images are laid into; None: they stand alone.
-        feather: pixels over which the border is feathered.
     """
 
     plan: tuple[Stage, ...]
     latent: Tensor
-    masks: tuple[Tensor, ...]
-    begin: tuple[float, ...]
-    canvas: Canvas | None = None
-    feather: int = 0
+    begin: tuple[Tensor, ...]
+    canvas: Canvas | Enlarged | None = None
 
     def known(self, noise: Sequence[StageNoise]) -> list[Known]:
         """The known path of every stage, with the noise of the B seeds that sampling uses too."""
-        own = noises(self.plan, [draws.fresh for draws in noise[: len(self.plan)]])
+        own = noises(self.plan, [draws.fresh for draws in noise])
         maps = pyramid(self.latent, len(self.plan))
         result = []
-        for stage, z, n, mask, begin in zip(self.plan, maps, own, self.masks, self.begin, strict=True):
+        for stage, z, n, begin in zip(self.plan, maps, own, self.begin, strict=True):
             rows = len(n)
             ends = start_point(stage, z, n), end_point(stage, z, n)
-            result.append(Known(*ends, mask.expand(rows, -1, -1, -1), (begin,) * rows))
+            result.append(Known(*ends, begin.expand(rows, -1, -1, -1), (float(begin.min()),) * rows))
         return result
 
     def finish(self, images: Tensor) -> list[Image.Image]:
         """Decoded images (B, 3, H, W) in [-1, 1] -> pictures, with every kept pixel of the input as it was."""
         arrays = to_uint8(images)
-        if self.canvas is not None and not self.canvas.everything:
-            arrays = self.canvas.composite(arrays, self.feather)
+        if self.canvas is not None:
+            arrays = self.canvas.composite(arrays)
         return [Image.fromarray(array) for array in arrays]
 
 
@@ -111,7 +106,8 @@ def expanding(model: StageModel, tokenizer: Tokenizer, picture: Image.Image, mar
 def enlarging(model: StageModel, tokenizer: Tokenizer, picture: Image.Image, factor: int) -> Edit:
     """Draw the finer stages of a picture that is ``factor`` times smaller than the model's images.
 
-    The picture is scaled to the side that its stage decodes to; its latent is that stage's map.
+    The picture is scaled to a ``factor``-th of the model's size and enlarged bicubically. Drawing begins in the middle
+    of the first finer stage; the result keeps the picture's low band.
 
     Raises:
         ValueError: a factor other than 2 and 4, a model without that many finer stages, or a picture that is too small.
@@ -128,9 +124,10 @@ def enlarging(model: StageModel, tokenizer: Tokenizer, picture: Image.Image, fac
             f"the picture is too small: {picture.width}x{picture.height} pixels, and enlarging {factor} times to the "
             f"model's size starts from {width}x{height}"
         )
-    plan = model.plan[: stages - finer]
-    masks = tuple(torch.zeros(1, 1, *stage.side) for stage in plan)
-    return Edit(plan, _encode(model, tokenizer, fit(picture, height, width)), masks, (1.0,) * len(plan))
+    canvas = Enlarged(fit(picture, height, width), factor)
+    times = (1.0,) * (stages - finer) + (0.5,) + (0.0,) * (finer - 1)
+    begin = tuple(torch.full((1, 1, *stage.side), time) for stage, time in zip(model.plan, times, strict=True))
+    return Edit(model.plan, _encode(model, tokenizer, canvas.plain()), begin, canvas)
 
 
 def begins(plan: Sequence[Stage], strength: float) -> tuple[float, ...]:
@@ -139,25 +136,34 @@ def begins(plan: Sequence[Stage], strength: float) -> tuple[float, ...]:
     All stages lie on one axis, each as long as the share of data that it adds, b_k - a_k. The last part of that axis,
     of the relative length ``strength``, is drawn.
     """
-    left = strength * sum(stage.end - stage.start for stage in plan)
-    result = []
-    for stage in reversed(plan):
-        share = min(1.0, max(0.0, left / (stage.end - stage.start)))
-        result.append(round(1 - share, 9))  # whole stages exactly
-        left -= stage.end - stage.start
-    return tuple(reversed(result))
+    return tuple(float(_begin(plan, stage, np.float64(strength))) for stage in plan)
 
 
-def stage_masks(plan: Sequence[Stage], drawn: np.ndarray) -> tuple[Tensor, ...]:
-    """m_1 .. m_S, each (1, 1, h_k, w_k): a position is drawn if any of its pixels in ``drawn`` (H, W) is."""
-    pixels = torch.from_numpy(drawn).float()[None, None]
-    return tuple(F.adaptive_max_pool2d(pixels, stage.side) for stage in plan)
+def begin_maps(plan: Sequence[Stage], drawn: np.ndarray, strength: float) -> tuple[np.ndarray, ...]:
+    """``begins`` for every position of every stage, (h_k, w_k) each; 1 where a position is not drawn at all.
+
+    A position of which only a part is in ``drawn`` (H, W) is drawn at that part of the strength (as in 2306.00950): the
+    more of its pixels are known, the longer it follows the known path. The middle of the hole comes first.
+    """
+    return tuple(_begin(plan, stage, strength * _covered(drawn, stage.side)) for stage in plan)
+
+
+def _begin(plan: Sequence[Stage], stage: Stage, strength: np.ndarray) -> np.ndarray:
+    lengths = [s.end - s.start for s in plan]
+    left = strength * sum(lengths) - sum(lengths[stage.index + 1 :])
+    return np.round(1 - np.clip(left / lengths[stage.index], 0, 1), 9)  # whole stages exactly
+
+
+def _covered(drawn: np.ndarray, side: Side) -> np.ndarray:
+    """The share of pixels of each position that are True, (h, w); ``side`` divides the size of ``drawn``."""
+    (height, width), (h, w) = drawn.shape, side
+    return drawn.reshape(h, height // h, w, width // w).mean((1, 3))
 
 
 def _edit(model: StageModel, tokenizer: Tokenizer, canvas: Canvas, pixels: np.ndarray, strength: float) -> Edit:
-    latent, masks = _encode(model, tokenizer, pixels), stage_masks(model.plan, canvas.drawn)
-    feather = max(1, tokenizer.factor // 2)
-    return Edit(model.plan, latent, masks, begins(model.plan, strength), canvas, feather)
+    maps = begin_maps(model.plan, canvas.drawn, strength)
+    begin = tuple(torch.from_numpy(times).float()[None, None] for times in maps)
+    return Edit(model.plan, _encode(model, tokenizer, pixels), begin, canvas)
 
 
 def _encode(model: StageModel, tokenizer: Tokenizer, pixels: np.ndarray) -> Tensor:

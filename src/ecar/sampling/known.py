@@ -17,19 +17,20 @@ class Known:
     Attributes:
         start: x_k^{0*}, (B, C, h_k, w_k).
         end: y_k^*, the same size.
-        mask: m_k, (B, 1, h_k, w_k), float: 1 where the model draws, 0 where the path holds.
-        begin: per row, the time in [0, 1] from which the model draws; 0 is the whole stage, 1 is nothing of it.
+        begin: (B, 1, h_k, w_k), float: the time in [0, 1] from which the model draws a position, which follows the path
+            until then; 0 is the whole stage, 1 is nothing of it.
+        first: per row, the earliest of ``begin``.
     """
 
     start: Tensor
     end: Tensor
-    mask: Tensor
-    begin: tuple[float, ...]
+    begin: Tensor
+    first: tuple[float, ...]
 
     @classmethod
     def given(cls, end: Tensor) -> Self:
         """y_k of every row, (B, C, h_k, w_k), taken as it is: nothing of the stage is drawn."""
-        return cls(end, end, torch.zeros_like(end[:, :1]), (1.0,) * len(end))
+        return cls(end, end, torch.ones_like(end[:, :1]), (1.0,) * len(end))
 
     @staticmethod
     def join(parts: Sequence[Known | None], draws: Sequence[Tensor]) -> Known | None:
@@ -42,47 +43,44 @@ class Known:
         if all(part is None for part in parts):
             return None
         filled = [
-            Known(e, e, torch.ones_like(e[:, :1]), (0.0,) * len(e)) if part is None else part
+            Known(e, e, torch.zeros_like(e[:, :1]), (0.0,) * len(e)) if part is None else part
             for part, e in zip(parts, draws, strict=True)
         ]
-        starts, ends, masks = zip(*((part.start, part.end, part.mask) for part in filled), strict=True)
-        begin = tuple(time for part in filled for time in part.begin)
-        return Known(torch.cat(starts), torch.cat(ends), torch.cat(masks), begin)
+        starts, ends, begins = zip(*((part.start, part.end, part.begin) for part in filled), strict=True)
+        first = tuple(time for part in filled for time in part.first)
+        return Known(torch.cat(starts), torch.cat(ends), torch.cat(begins), first)
 
     def select(self, rows: list[int]) -> Known:
         """Some of the rows."""
-        return Known(self.start[rows], self.end[rows], self.mask[rows], tuple(self.begin[row] for row in rows))
+        return Known(self.start[rows], self.end[rows], self.begin[rows], tuple(self.first[row] for row in rows))
 
     def to(self, device: torch.device) -> Known:
         """The same on a device."""
-        return replace(self, start=self.start.to(device), end=self.end.to(device), mask=self.mask.to(device))
+        return replace(self, start=self.start.to(device), end=self.end.to(device), begin=self.begin.to(device))
 
     @property
     def complete(self) -> bool:
         """Whether no row draws anything in this stage."""
-        return all(begin >= 1 for begin in self.begin)
+        return all(time >= 1 for time in self.first)
 
     def steps_before(self, steps: int) -> int:
         """Of ``steps`` equal steps, those that end before any row draws."""
-        return min(int(min(self.begin) * steps + 1e-6), steps - 1)
+        return min(int(min(self.first) * steps + 1e-6), steps - 1)
 
     def at(self, t: float) -> Tensor:
         """The known path at t, (B, C, h_k, w_k)."""
         return torch.lerp(self.start, self.end, t)
 
     def enter(self, x: Tensor) -> Tensor:
-        """Start of the stage: ``x`` (from the jump) where rows draw from the first step on, else x_k^{0*}."""
-        return self._blend(self.start, x, [float(begin <= 0) for begin in self.begin])
+        """Start of the stage: ``x`` (from the jump) at positions that are drawn from the first step on, else
+        x_k^{0*}."""
+        return torch.where(self.begin <= 0, x.to(self.start), self.start)
 
     def hold(self, x: Tensor, now: float, then: float) -> Tensor:
-        """After a solver step: the known path outside the mask, and for the part of the step before ``begin``.
+        """After a solver step: the known path, for the part of the step before ``begin``.
 
-        A row that begins between ``now`` and ``then`` moves along its path until then, and with the solver's slope
+        A position that begins between ``now`` and ``then`` moves along its path until then, and with the solver's slope
         after: with it, the result is continuous in ``begin``.
         """
-        shares = [min(1.0, max(0.0, (then - begin) / (then - now))) for begin in self.begin]
-        return self._blend(self.at(then), x, shares)
-
-    def _blend(self, known: Tensor, x: Tensor, shares: list[float]) -> Tensor:
-        weight = self.mask * self.mask.new_tensor(shares).view(-1, 1, 1, 1)
-        return torch.lerp(known, x.to(known), weight)
+        drawn = ((then - self.begin) / (then - now)).clamp(0, 1)
+        return torch.lerp(self.at(then), x.to(self.end), drawn)

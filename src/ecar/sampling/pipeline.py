@@ -353,7 +353,13 @@ class Pipeline:
         return self._edited(edit, **options)
 
     def upscale(self, image: Picture, *, factor: int = 2, **options: Unpack[EditOptions]) -> Output:
-        """Draw the finer stages of a picture, which is scaled to a 2nd or 4th of the model's size first."""
+        """Draw the finer stages of a picture, which is scaled to a 2nd or 4th of the model's size first.
+
+        Reduced again by means of squares, the result is that picture to half a grey level. Default settings: the
+        model's own without guidance, which would draw more of the class than the picture has.
+        """
+        if options.get("settings") is None:
+            options["settings"] = self.settings(guidance=1.0)
         return self._edited(enlarging(self.model, self.tokenizer, read_image(image), factor), **options)
 
     @torch.no_grad()

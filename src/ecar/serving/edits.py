@@ -13,7 +13,7 @@ from python_multipart.multipart import Field, File, FormParser, parse_options_he
 
 from ecar.files.images import BadImageError, decode_image, load_image
 from ecar.sampling.canvas import Canvas
-from ecar.sampling.edit import begins, redrawn
+from ecar.sampling.edit import begin_maps, redrawn
 from ecar.sampling.pipeline import Pipeline
 from ecar.serving.config import Limits
 from ecar.serving.errors import ApiError
@@ -67,8 +67,8 @@ def read_edit(
     if order.candidates > 1 and fields.prompt is None:
         raise ApiError(400, "invalid_value", "candidates need a prompt: the critic judges by its class", "candidates")
     strength = fields.strength or (0.5 if mask is None else 1.0)
-    redraw = Redraw(_canvas(image, mask, strength, pipe), strength)
-    tokens = pipe.model.plan[-1].tokens  # of the picture
+    redraw, plan = Redraw(_canvas(image, mask, strength, pipe), strength), pipe.model.plan
+    tokens = plan[-1].tokens  # of the picture
     usage = order.usage.model_copy(
         update={
             "input_tokens": 1 + tokens,
@@ -76,7 +76,8 @@ def read_edit(
             "input_tokens_details": TokenDetails(text_tokens=1, image_tokens=tokens),
         }
     )
-    points = drawn_points(order.settings.steps, begins(pipe.model.plan, strength), fields.partial_images or 0)
+    first = [float(times.min()) for times in begin_maps(plan, redraw.canvas.drawn, strength)]
+    points = drawn_points(order.settings.steps, first, fields.partial_images or 0)
     return fields, replace(order, redraw=redraw, points=points, usage=usage)
 
 
