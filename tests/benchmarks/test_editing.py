@@ -94,7 +94,7 @@ def test_figures_of_reconstructions_are_those_of_what_the_tokenizer_loses() -> N
         assert rebuilt["st_lpips"] == pytest.approx(20 / 255, abs=1e-3)
         assert rebuilt["rms_of_input"] == pytest.approx(10, abs=0.3)  # the input is rounded
         assert rebuilt["FD-EffNetLite0"] == pytest.approx(300, rel=0.01)  # three means that moved by 10
-        assert found["bicubic"]["rms_of_input"] < found["enlarged"]["rms_of_input"]
+        assert found["enlarged"]["rms_of_input"] <= 0.5 < found["bicubic"]["rms_of_input"]
     assert editing.perceived(None, subject().images, subject().images) is None
 
 
@@ -134,8 +134,8 @@ def test_strength_begins_at_the_reconstruction_and_ends_at_a_new_picture() -> No
 def test_a_known_part_costs_no_more_than_a_new_picture_and_an_enlargement_less() -> None:
     record = editing.measure_cost(subject(batch=7), torch.device("cpu"))  # more than there are pictures
     flops = {name: record[name]["flops"] for name in ("new picture", "quarter", "strength 0.5", "enlarged 2x")}
-    assert record["batch"] == 7 and flops["quarter"]["model"] == flops["new picture"]["model"]
-    assert flops["enlarged 2x"]["model"] < flops["strength 0.5"]["model"] < flops["quarter"]["model"]
+    assert record["batch"] == 7 and flops["quarter"]["model"] <= flops["new picture"]["model"]
+    assert flops["enlarged 2x"]["model"] < flops["strength 0.5"]["model"] < flops["new picture"]["model"]
     for name, found in flops.items():
         assert found["total"] == sum(count for part, count in found.items() if part != "total")
         assert record[name]["seconds"] > 0 and len(record[name]["seconds_all"]) == 5
