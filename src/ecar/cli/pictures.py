@@ -134,7 +134,12 @@ class EditedFlags:
         from ecar.pretrained.folders import weights_fingerprint
         from ecar.sampling.pictures import grid, save_gif, save_png, strip
 
-        record = {"model": model, "weights": weights_fingerprint(model), "ecar": __version__, **inputs}
+        record: dict[str, object] = {
+            "model": model,
+            "weights": weights_fingerprint(model),
+            "ecar": __version__,
+            **inputs,
+        }
         record |= {f"{name}_sha256": _digest(file) for name, file in inputs.items()}
         record |= {**asked, **asdict(self), "settings": output.settings.to_json()}
         text = json.dumps(record)

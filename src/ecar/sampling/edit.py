@@ -136,7 +136,7 @@ def begins(plan: Sequence[Stage], strength: float) -> tuple[float, ...]:
     All stages lie on one axis, each as long as the share of data that it adds, b_k - a_k. The last part of that axis,
     of the relative length ``strength``, is drawn.
     """
-    return tuple(float(_begin(plan, stage, np.float64(strength))) for stage in plan)
+    return tuple(float(_begin(plan, stage, np.asarray(strength))) for stage in plan)
 
 
 def begin_maps(plan: Sequence[Stage], drawn: np.ndarray, strength: float) -> tuple[np.ndarray, ...]:
