@@ -1,7 +1,10 @@
 """How good edits of held-out photographs are, and what they cost: holes, enlargements, strength, FLOPs and seconds.
 
-    python benchmarks/editing.py cifar10 cifar10/test.parquet --reference cifar10/train.parquet --num 500 \\
+    python benchmarks/editing.py butterflies butterflies/val.parquet --reference butterflies/train.parquet --num 200 \\
         --picture editing.png --out editing.json
+
+A model is a bundled name, a folder or a Hub id; DiT, of one stage, is edited by the same replacement of what is known
+at every solver step, at its own noise level. ``--steps``, ``--guidance`` and ``--solver`` set either side.
 
 ``holes``: a quarter (the middle), a half (below) and brush strokes of 30%, other ones in every picture, drawn anew with
 the picture's own class.

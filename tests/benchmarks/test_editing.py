@@ -14,7 +14,8 @@ from torch import Tensor
 
 import editing
 from conftest import random_model, tiny_config
-from ecar.config import SamplingConfig, StageConfig
+from ecar.config import ModelConfig, SamplingConfig, StageConfig
+from ecar.pretrained.build import build_model
 from ecar.sampling.pictures import from_pil
 from ecar.sampling.pipeline import Pipeline
 from ecar.tokenizers import PixelTokenizer
@@ -139,6 +140,30 @@ def test_a_known_part_costs_no_more_than_a_new_picture_and_an_enlargement_less()
     for name, found in flops.items():
         assert found["total"] == sum(count for part, count in found.items() if part != "total")
         assert record[name]["seconds"] > 0 and len(record[name]["seconds_all"]) == 5
+
+
+def test_dit_is_measured_by_the_same_edits() -> None:
+    """One stage, known pixels replaced at every step of any number; it enlarges nothing."""
+    config = ModelConfig(
+        kind="dit", stages=StageConfig(sides=((8, 8),), ends=(1.0,)), channels=3, width=16, heads=2, trunk_depth=0,
+        head_depth=1, num_classes=3, context_noise=0.0, image_side=(8, 8),
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = build_model(config)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    pipe = Pipeline(model, Darker(factor=1))
+    few, many = (
+        Subject(pipe, pipe.settings(steps), subject().images[..., :8], [0, 1, 2, 0, 1], 3) for steps in ((2,), (9,))
+    )
+    records = [editing.measure_holes(some, editing.Eyes(Means())) for some in (few, many)]
+    assert records[0]["half"]["share"] == records[1]["half"]["share"] == 0.5
+    assert records[0]["half"]["rms"] != records[1]["half"]["rms"] and records[0]["real"] == records[1]["real"]
+    mask = holes(8, 8, 5)["half"]
+    kept = ~torch.from_numpy(mask[0])
+    assert torch.equal(few.draw(few.redrawing(mask))[..., kept], few.images[..., kept])
+    assert editing.measure_enlargements(few, Means(), None) == {"2x": None, "4x": None}
+    assert editing.measure_cost(few, torch.device("cpu")).keys() == {"batch", "new picture", "quarter", "strength 0.5"}
 
 
 def test_accuracy_is_the_share_that_is_taken_for_the_class_asked_for() -> None:
