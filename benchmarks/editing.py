@@ -47,7 +47,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from autoencoders import Distance, psnr, st_lpips
+from autoencoders import psnr
 from common import machine, seconds_of, write_result
 from ecar import Pipeline
 from ecar.cli.options import output_file, torch_dtype, usable_dtype
@@ -78,6 +78,7 @@ from edits import (
     signed,
     square_inside,
 )
+from vgg import Distance, st_lpips
 
 PARTS = ("holes", "enlarge", "strength", "cost")
 FACTORS = (2, 4)
