@@ -199,7 +199,7 @@ class TestPipeline:
         assert np.asarray(out.images[0]).tolist() != np.asarray(out.images[1]).tolist()
 
     def test_at_strength_one_what_the_mask_hides_has_no_part_in_the_result(self, cifar10: Pipeline) -> None:
-        """The encoder would see it through the border, and a feathered border would show it."""
+        """The encoder would see it through the border, and so would a border that blends into it."""
         picture, box = self.picture(32, 32), (8, 8, 16, 16)
         other = picture.copy()
         other.paste((255, 0, 0), (8, 8, 24, 24))
