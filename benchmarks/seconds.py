@@ -35,15 +35,12 @@ def main() -> None:
     for side in ("ecar", "dit"):
         parser.add_argument(f"--{side}", type=Path, nargs="+", required=True)
         parser.add_argument(f"--{side}-model", required=True)
-        parser.add_argument(f"--{side}-decoder", help="another decoder of the same latents")
     parser.add_argument("--images", type=int, default=100, help="a batch")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     pipes = {
-        side: Pipeline.from_pretrained(
-            getattr(args, f"{side}_model"), decoder=getattr(args, f"{side}_decoder"), dtype=torch.bfloat16, device="cpu"
-        )
+        side: Pipeline.from_pretrained(getattr(args, f"{side}_model"), dtype=torch.bfloat16, device="cpu")
         for side in ("ecar", "dit")
     }
     runs = [(side, s) for side in pipes for s in settings_of(getattr(args, side))]

@@ -51,7 +51,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--systems", nargs="+", required=True, metavar="NAME=MODEL=SETTING")
     parser.add_argument("--data", required=True, help="real images")
-    parser.add_argument("--decoder", help="another decoder of the latents of all systems")
     parser.add_argument("--classes", type=int, help="so many of them, evenly spaced; default: all")
     parser.add_argument("--per-class", type=int, default=8)
     parser.add_argument("--scale", type=int, default=1)
@@ -60,7 +59,7 @@ def main() -> None:
     panels, height, width, rows = [], 0, 0, range(0)
     for system in args.systems:
         name, model, setting = system.split("=")
-        pipe = Pipeline.from_pretrained(model, decoder=args.decoder)
+        pipe = Pipeline.from_pretrained(model)
         settings = parse_setting(setting, pipe)
         classes, (height, width) = pipe.model.config.num_classes, pipe.model.config.image_side
         rows = range(0, classes, max(1, classes // (args.classes or classes)))[: args.classes]
