@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ecar.evaluation import reference
 from ecar.evaluation.extractors import InceptionExtractor, spatial_features
-from ecar.evaluation.judge import measure
+from ecar.evaluation.figures import measure
 from ecar.evaluation.metrics import Gaussian
 from ecar.evaluation.reference import read_statistics, reference_from_statistics
 from ecar.evaluation.samples import Samples

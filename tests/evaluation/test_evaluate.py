@@ -28,8 +28,8 @@ from ecar.evaluation.classifier import (
     train_classifier,
 )
 from ecar.evaluation.extractors import Dinov2Extractor, EfficientNetExtractor, get_extractor
-from ecar.evaluation.judge import check_classes, check_count, check_labels, measure
-from ecar.evaluation.making import collect, make_samples
+from ecar.evaluation.figures import check_classes, check_count, check_labels, measure
+from ecar.evaluation.making import balanced, collect, draw_samples
 from ecar.evaluation.metrics import Gaussian, frechet_distance
 from ecar.evaluation.reference import read_images, read_statistics, reference_from_images
 from ecar.evaluation.samples import Samples, read_samples, write_samples
@@ -49,6 +49,11 @@ def trained(digits_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
         dtype="fp32", device="cpu",
     )  # fmt: skip
     return loop.train(config)
+
+
+def make_samples(pipe: Pipeline, num: int, *, folder: Path, **options: Any) -> Samples:
+    draw_samples(pipe, balanced(pipe, num), folder=folder, **options)
+    return collect(folder, num, labelled=pipe.model.config.num_classes > 0)
 
 
 def noise_images(count: int, side: int = 8) -> torch.Tensor:

@@ -45,16 +45,6 @@ class Made:
     drawn: float
 
 
-def make_samples(
-    pipe: Pipeline, num: int, *, seed: int, settings: SamplingConfig, folder: Path, record: dict[str, object],
-    batch: int, sampler: Sampler | None = None,
-) -> Samples:  # fmt: skip
-    """``draw_samples`` of ``num`` images whose classes take turns, and ``collect``."""
-    labels = balanced(pipe, num)
-    draw_samples(pipe, labels, seed=seed, settings=settings, folder=folder, record=record, batch=batch, sampler=sampler)
-    return collect(folder, num, labelled=pipe.model.config.num_classes > 0)
-
-
 def write_array(
     pipe: Pipeline, labels: Sequence[Label], out: Path, *, world: World = _ALONE, **options: Any
 ) -> tuple[int, float] | None:
