@@ -63,29 +63,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with _warnings_in_words():
             module.run(args)
-    except ValueError as error:
-        if os.environ.get("ECAR_TRACEBACK"):
-            raise
-        if getattr(error, "said", False):  # by process 0 of those that torchrun started
-            return WRONG_INPUT
-        from ecar.cli.options import name_flags
-
-        return _refuse(name_flags(str(error), module.OPTIONS))
-    except ImportError as error:
-        return _refuse(f"a package is missing ({error.name}); install it with: pip install 'ecar[all]'")
     except KeyboardInterrupt:
         print("ecar: interrupted", file=sys.stderr)
         return FAILED
-    except PermissionError as error:
+    except (ValueError, ImportError, RuntimeError, OSError) as error:
         if os.environ.get("ECAR_TRACEBACK"):
             raise
-        return _refuse(f"{error.filename}: permission denied" if error.filename else str(error))
-    except (RuntimeError, OSError) as error:
-        if os.environ.get("ECAR_TRACEBACK"):
-            raise
-        print(f"ecar: {_one_line(str(error))}", file=sys.stderr)
-        return FAILED
+        return _failed(error, module.OPTIONS)
     return OK
+
+
+def _failed(error: Exception, options: type) -> int:
+    """Say in one line what is wrong; the exit code."""
+    if getattr(error, "said", False):  # by process 0 of those that torchrun started
+        return WRONG_INPUT
+    if isinstance(error, ValueError):
+        from ecar.cli.options import name_flags
+
+        return _refuse(name_flags(str(error), options))
+    if isinstance(error, ImportError):
+        return _refuse(f"a package is missing ({error.name}); install it with: pip install 'ecar[all]'")
+    if isinstance(error, PermissionError):
+        return _refuse(f"{error.filename}: permission denied" if error.filename else str(error))
+    print(f"ecar: {_one_line(str(error))}", file=sys.stderr)
+    return FAILED
 
 
 @contextmanager

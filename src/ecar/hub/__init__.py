@@ -161,11 +161,8 @@ def push(
 def _evaluation(path: str | None) -> dict[str, Any] | None:
     if path is None:
         return None
-    try:
-        record = json.loads(Path(path).expanduser().read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"--evaluation {path}: cannot be read ({error})") from None
-    if not isinstance(record, dict) or not {"metrics", "extractor", "reference", "settings"} <= set(record):
+    record = read_json(Path(path).expanduser(), "give another --evaluation")
+    if not {"metrics", "extractor", "reference", "settings"} <= set(record):
         raise ValueError(f"--evaluation {path}: not the record of an `ecar evaluate --model ...`")
     return record
 

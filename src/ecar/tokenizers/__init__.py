@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import nn
 
 from ecar.files.access import check_readable
+from ecar.files.records import read_json
 from ecar.tokenizers.base import Tokenizer
 from ecar.tokenizers.conv import ConvTokenizer
 from ecar.tokenizers.pixels import PixelTokenizer
@@ -53,12 +53,7 @@ def load_tokenizer(name: str | Path) -> Tokenizer:
     config = folder / "config.json"
     check_readable(config)
     if config.exists():
-        try:
-            record = json.loads(config.read_text())
-        except ValueError as error:
-            raise ValueError(f"{config}: not JSON ({error})") from None
-        if not isinstance(record, dict):
-            raise ValueError(f"{config}: not the configuration of a tokenizer")
+        record = read_json(config, "restore the configuration of a tokenizer")
         if "kind" in record:
             try:
                 return _load_own(folder, record)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, fields
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ from ecar.tokenizers import load_tokenizer
 from ecar.tokenizers.conv import ConvTokenizer
 from ecar.training.engine.optim import WEIGHT_DECAY, BatchedMuon
 from ecar.training.engine.resume import check_options, keep_options
-from ecar.training.engine.task import Losses
+from ecar.training.engine.task import Losses, Task
 from ecar.training.engine.trainer import Trainer
 from ecar.training.tokenizer_config import Sizes, TokenizerConfig
 from ecar.training.tokenizer_loss import TokenizerLoss, channels_last
@@ -119,7 +119,7 @@ def _optimizers(tokenizer: ConvTokenizer, config: TokenizerConfig) -> list[torch
     return optimizers
 
 
-class Autoencoder:
+class Autoencoder(Task):
     """The task of ``ecar tokenizer``, for a ``Trainer``.
 
     Args:
@@ -129,6 +129,8 @@ class Autoencoder:
         data: number and fingerprint of the images, and of the tokenizer that was started from.
         found: what was found in the data, for the log.
     """
+
+    module: ConvTokenizer
 
     def __init__(
         self,
@@ -166,12 +168,6 @@ class Autoencoder:
     def restore(self, tensors: dict[str, Tensor], updates: int) -> None:
         if self.loss.adversary is not None:
             self.loss.adversary.restore(tensors, updates)
-
-    def ready(self) -> None:
-        """Compiled when it is made."""
-
-    def begin(self, first: bool) -> dict[str, Any]:  # noqa: ARG002
-        return {}
 
     def about(self) -> dict[str, Any]:
         parameters = sum(p.numel() for p in self.module.parameters())
@@ -211,9 +207,6 @@ class Autoencoder:
     def rows_of(self, steps: range) -> dict[int, list[int]]:
         return {step: _rows(self.config, len(self.images), step)[0].tolist() for step in steps}
 
-    def saving(self, step: int) -> None:
-        """Nothing beside the checkpoint."""
-
     def tensors(self) -> dict[str, Tensor]:
         return self.loss.adversary.tensors() if self.loss.adversary else {}
 
@@ -227,12 +220,6 @@ class Autoencoder:
         averaged.load_state_dict({**self.module.state_dict(), **weights})
         _save_reconstructions(averaged, self.images[:16], path, self.config.run.device)
         return path
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Holds nothing open."""
 
 
 def _rows(config: TokenizerConfig, images: int, step: int) -> tuple[Tensor, torch.Generator]:
