@@ -140,7 +140,7 @@ def test_samples_file_scores_as_the_model_it_came_from(trained: Path, digits_fol
         (["--model", "fashion", "--extractor", "vgg"], "unknown extractor"),
         (["--model", "fashion", "--classifier", "none.safetensors"], "--train-data"),
         (["--model", "fashion", "--steps", "1,2,3"], "steps"),
-        (["--samples", "x.npz", "--guidance", "3", "--decoder", "y"], "--guidance, --decoder would change nothing"),
+        (["--samples", "x.npz", "--guidance", "3", "--decoder", "y"], "leave --guidance, --decoder out"),
         (["--model", "fashion", "--allow-small", "--reference-num", "1"], "--reference-num must be at least 2"),
         (["--model", "fashion", "--seed", "-5", "--allow-small"], "--seed must be in 0.."),
         (["--model", "fashion", "--cache", "/proc/nope/x", "--allow-small"], "--cache"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
@@ -10,6 +12,7 @@ from ecar.config import SamplingConfig, check_acceptance
 
 if TYPE_CHECKING:
     from ecar import Pipeline
+    from ecar.processes.world import World
     from ecar.refine import BestOf
 
 MARGINS = ("left", "top", "right", "bottom")
@@ -59,6 +62,21 @@ class AdaptedModelFlags(ModelFlags):
 
     adapter: str | None = None
     """Folder of a LoRA adapter of the model (ecar train --lora-rank)."""
+
+
+@contextmanager
+def together(compute: AdaptedModelFlags, stopped: str) -> Iterator[tuple[World, AdaptedModelFlags]]:
+    """The processes that torchrun started, and how this one computes the model; a signal ends all of them, which say
+    what they were ``stopped`` in."""
+    from ecar.devices import resolve_device
+    from ecar.processes.signals import StopRequest, exit_when_stopped
+    from ecar.processes.world import World
+
+    device = resolve_device(compute.device)
+    with exit_when_stopped(), StopRequest(stopped):
+        world = World.start(device, tensors=False)
+        yield world, replace(compute, device=world.local_device(device)).usable()
+        world.stop()
 
 
 @dataclass(frozen=True, kw_only=True)

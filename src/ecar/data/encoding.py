@@ -155,8 +155,6 @@ def _resume(out: Path, plan: dict[str, Any], command: str) -> list[int] | None:
     if found.name == CACHE:
         _remove_notes(out)
         return None
-    if "shards" in record:
-        raise ValueError(f"{out}: was begun by an earlier version of ecar; delete the folder and encode again")
     if damage := damaged_shards(out, [note for note in notes.values() if note["images"]]):
         raise ValueError(f"{out}: {'; '.join(damage)}; delete the folder and encode again")
     write_atomically(out / PROGRESS, json.dumps({"plan": plan, "command": command}).encode())

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from ecar.data.columns import Columns, cell_bytes
 from ecar.data.reading import ReadOptions
@@ -34,68 +34,49 @@ class Sample:
     data: bytes | BadImageError
 
 
-class Feed(Protocol):
-    """A sequence of samples whose order never changes."""
-
-    @property
-    def name(self) -> str:
-        """What the user asked for, for messages."""
-
-    def __len__(self) -> int:
-        """Number of rows; 0 where that shows only at the end."""
-
-    def classes(self) -> tuple[str, ...] | None:
-        """Names of the classes, whose ids the labels are; None: the labels are whatever the data have."""
-
-    def about(self) -> dict[str, Any]:
-        """What was found and what is left out, for records."""
-
-    def state(self) -> str:
-        """A fingerprint of the data."""
-
-    def samples(self, start: int) -> Iterator[Sample]:
-        """The samples from row ``start`` on."""
-
-    def where(self, sample: Sample) -> str:
-        """Where a sample lies, for messages."""
-
-
 @dataclass(frozen=True)
 class SourceFeed:
-    """The rows of an image source."""
+    """The rows of an image source, whose order never changes."""
 
     source: ImageSource
 
     @property
     def name(self) -> str:
+        """What the user asked for, for messages."""
         return self.source.name
 
     def __len__(self) -> int:
+        """Number of rows; of a stream 0: it shows only at the end."""
         return len(self.source)
 
-    def classes(self) -> tuple[str, ...]:
+    def classes(self) -> tuple[str, ...] | None:
+        """Names of the classes, whose ids the labels are; None: the labels are whatever the data have."""
         return self.source.class_names
 
     def about(self) -> dict[str, Any]:
+        """What was found and what is left out, for records."""
         return self.source.about()
 
     def state(self) -> str:
+        """A fingerprint of the data."""
         source = self.source
         parts = [*source.rows.state(), *source.class_names]
         return _digest(parts, source.labels.tobytes() + source.chosen.tobytes())
 
     def samples(self, start: int) -> Iterator[Sample]:
+        """The samples from row ``start`` on."""
         for row, data in self.source.encoded(start):
             label = int(self.source.labels[row]) if self.source.class_names else None
             yield Sample(row=row, id=self.source.id(row), label=label, data=data)
 
     def where(self, sample: Sample) -> str:
+        """Where a sample lies, for messages."""
         return self.source.path(sample.row)
 
 
 @dataclass(frozen=True)
 class StreamFeed:
-    """A ``datasets.IterableDataset``, never shuffled: its order, and so the place to go on from, is exact.
+    """The same of a ``datasets.IterableDataset``, never shuffled: its order, and so the place to go on from, is exact.
 
     Attributes:
         name: what the user asked for.
@@ -133,14 +114,15 @@ class StreamFeed:
         return f"{self.name}: {sample.id}"
 
 
+Feed = SourceFeed | StreamFeed
+
+
 def open_source(data: str, read: ReadOptions | None = None, *, max_images: int | None = None) -> SourceFeed:
     """As ``load_source``."""
     return SourceFeed(load_source(data, read, max_images=max_images))
 
 
-def open_stream(
-    data: str, read: ReadOptions | None = None, *, max_images: int | None = None
-) -> SourceFeed | StreamFeed:
+def open_stream(data: str, read: ReadOptions | None = None, *, max_images: int | None = None) -> Feed:
     """Parquet files or tars in their order, the first ``max_images``; or a Hub data set without a local copy.
 
     Raises:

@@ -144,7 +144,7 @@ def _common(record: dict[str, Any]) -> dict[str, Any]:
         "tokenizer": record["tokenizer"],
         "skipped": tuple(record["skipped"]),
         "content": _content(record),
-        "about": record.get("data", {}),  # newer than the first caches
+        "about": record["data"],
     }
 
 
@@ -208,7 +208,7 @@ def check_cache(path: str) -> dict[str, Any]:
         record = json.loads((folder / CACHE).read_text())
         shards = record["shards"]
         found = {"cache": path, "images": record["images"], "shards": len(shards), "skipped": len(record["skipped"])}
-        found["data"] = record.get("data", {})
+        found["data"] = record["data"]
         damaged = damaged_shards(folder, shards)
     except (OSError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
         raise ValueError(f"{folder}: damaged latent cache ({error}); {_AGAIN}") from None

@@ -25,15 +25,6 @@ CLASSES = ("AutoencoderKL", "AutoencoderTiny", "AutoencoderDC", "AutoencoderKLFl
 _GAUSSIAN = ("AutoencoderKL", "AutoencoderKLFlux2")
 
 
-class Statistics(nn.Module):
-    """``mean`` and ``std`` by themselves, sharing storage with the tokenizer that they belong to."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        super().__init__()
-        self.register_buffer("mean", tokenizer.mean)
-        self.register_buffer("std", tokenizer.std)
-
-
 class DiffusersTokenizer(Tokenizer):
     """Wraps an autoencoder object. ``encode`` gives the mode of the posterior; ``encode_moments`` all of it.
 
@@ -102,9 +93,12 @@ class DiffusersTokenizer(Tokenizer):
         decoded: Tensor = self.autoencoder.decode(latents, return_dict=False)[0]
         return decoded
 
-    def statistics(self) -> Statistics:
-        """The part of the state that is not the autoencoder's own."""
-        return Statistics(self)
+    def statistics(self) -> nn.Module:
+        """``mean`` and ``std`` by themselves, with the same storage: the state that is not the autoencoder's own."""
+        own = nn.Module()
+        own.register_buffer("mean", self.mean)
+        own.register_buffer("std", self.std)
+        return own
 
     def save(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:  # noqa: ARG002
         """As ``Tokenizer.save``, with the autoencoder in diffusers' own layout and type under ``autoencoder/``."""
