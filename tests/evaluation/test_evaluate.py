@@ -275,7 +275,7 @@ def test_folders_and_files_of_samples_that_cannot_be_judged_are_refused(
     np.save(tmp_path / "float.npy", np.zeros((2, 8, 8, 3)))
     np.save(tmp_path / "object.npy", np.array([{}]), allow_pickle=True)
     for name, word in (
-        ("empty", "no images found"), ("sizes", "1.png has 9x8 pixels"), ("broken", "judged all together"),
+        ("empty", "no images found"), ("sizes", "1.png has 9x8 pixels"), ("broken", "compared all together"),
         ("float.npy", "expected N x H x W x 3 uint8"), ("object.npy", "not a readable .npy"),
     ):  # fmt: skip
         command = ["evaluate", "--samples", str(tmp_path / name), "--data", str(tmp_path), "--allow-small"]

@@ -39,9 +39,7 @@ class EvaluateOptions:
         seed = ["--seed"] if self.comparison.seed else []
         given = changed(self.sampling, self.selection, replace(self.compute, device="auto")) + seed
         if self.samples is not None and given:
-            raise ValueError(
-                f"--samples are compared as they are: leave {', '.join(given)} out"
-            )
+            raise ValueError(f"--samples are compared as they are: leave {', '.join(given)} out")
 
 
 OPTIONS = EvaluateOptions

@@ -25,7 +25,7 @@ VERBS = {
     "critic": "learn to tell a model's samples from real images, to choose among candidates",
     "encode": "encode a data set to latents once",
     "data": "check a data set: broken, tiny, odd and duplicate images",
-    "evaluate": "judge samples against real images",
+    "evaluate": "compare samples with real images",
     "estimate": "parameters, memory, FLOPs and time of a model that does not exist yet",
     "info": "describe a model",
     "push": "publish a model on the Hub, or write the folder that would be uploaded",

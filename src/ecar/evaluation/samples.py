@@ -1,4 +1,4 @@
-"""Samples to be judged, and the files that they are in."""
+"""Samples to evaluate, and the files that they are in."""
 
 from __future__ import annotations
 
@@ -91,13 +91,13 @@ def _read_folder(path: Path) -> Samples:
     images: list[np.ndarray] = []
     for (index, _), image in in_order(lambda item: decode_image(item[1]), source.encoded()):
         if isinstance(image, BadImageError):
-            raise ValueError(f"{source.path(index)}: {image}; samples are judged all together, or not at all")
+            raise ValueError(f"{source.path(index)}: {image}; samples are compared all together, or not at all")
         images.append(np.asarray(image))
         if images[-1].shape != images[0].shape:
             (height, width, _), (first_height, first_width, _) = images[-1].shape, images[0].shape
             raise ValueError(
                 f"{source.path(index)} has {width}x{height} pixels, {source.path(0)} {first_width}x{first_height}; "
-                "samples are judged as they are: give pictures of one size"
+                "samples are compared as they are: give pictures of one size"
             )
     labels = torch.from_numpy(source.labels) if source.class_names else None
     return Samples(to_tensor(np.stack(images)), labels, class_names=source.class_names)

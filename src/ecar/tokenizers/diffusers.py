@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ecar.files.access import check_readable, usual_mode
 from ecar.files.remote import hub_reason
-from ecar.files.tensors import write_tensors
+from ecar.files.tensors import load_weights, write_tensors
 from ecar.tokenizers.base import Tokenizer
 
 CLASSES = ("AutoencoderKL", "AutoencoderTiny", "AutoencoderDC", "AutoencoderKLFlux2")
@@ -99,6 +99,13 @@ class DiffusersTokenizer(Tokenizer):
         own.register_buffer("mean", self.mean)
         own.register_buffer("std", self.std)
         return own
+
+    @classmethod
+    def restore(cls, folder: Path, config: dict[str, Any]) -> Self:
+        """As ``Tokenizer.restore``, with the autoencoder under ``autoencoder/``."""
+        tokenizer = cls.load(str(folder / "autoencoder"), class_name=config["class_name"])
+        load_weights(tokenizer.statistics(), folder / "tokenizer.safetensors")
+        return tokenizer
 
     def save(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:  # noqa: ARG002
         """As ``Tokenizer.save``, with the autoencoder in diffusers' own layout and type under ``autoencoder/``."""

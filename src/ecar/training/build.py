@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 import torch
 
-from ecar.config import ModelConfig, SamplingConfig, StageConfig
+from ecar.config import CONTEXT_NOISE, ModelConfig, SamplingConfig, StageConfig
 from ecar.data.latents import LatentTable, MemoryTable, encode_source
 from ecar.data.shards import is_cache, load_latents
 from ecar.data.source import load_source
@@ -110,7 +110,7 @@ def build_config(config: Training, tokenizer: Tokenizer) -> ModelConfig:
         channels=tokenizer.channels,
         patch=shape.patch,
         **asdict(get_preset(shape.preset)),
-        context_noise=0.0 if shape.model == "dit" else stages.context_noise,
+        context_noise=0.0 if shape.model == "dit" else CONTEXT_NOISE,
         image_side=shape.image_side,
         sampling=SamplingConfig(
             steps=(25,) if count == 1 else default_steps(count), guidance=(1.0,) * count, solver="ab2"
