@@ -64,9 +64,9 @@ def measure(samples: Samples, reference: Reference, extractor: Extractor) -> dic
 def figures(seen: Seen, reference: Reference, extractor: Extractor) -> dict[str, object]:
     """``measure`` of samples whose features are known."""
     features, suffix = seen.features, extractor.name
-    count = len(features)
+    count, distance = len(features), DISTANCE_NAMES.get(suffix, f"FD-{suffix}")
     record: dict[str, object] = {
-        DISTANCE_NAMES.get(suffix, f"FD-{suffix}"): round(frechet_distance(Gaussian.of(features), reference.gaussian), 4),
+        distance: round(frechet_distance(Gaussian.of(features), reference.gaussian), 4),
         "num": count,
         "against": f"{reference.count} real" if reference.count else "given statistics",
         "biased_small_sample": min(count, reference.count or count) <= extractor.num_features,
