@@ -18,8 +18,8 @@ _SHOWN, _LISTED = 5, 20
 
 @dataclass(frozen=True, kw_only=True)
 class CheckOptions(ReadOptions):
-    """List broken, tiny, 16-bit, CMYK, palette, transparent, animated, nearly blank and duplicate images and colour
-    profiles, or the damaged shards of a latent cache; exit code 1 where some are broken."""
+    """List images that are broken, tiny, duplicate, nearly blank, animated, transparent or of odd pixel formats; or the
+    damaged shards of a latent cache. The exit code is 1 where some are broken."""
 
     data: Annotated[str, tyro.conf.Positional]
     """Folder of images, WebDataset tars, parquet file or folder, Hub data set id, or folder of ecar encode."""

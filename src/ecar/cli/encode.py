@@ -32,8 +32,8 @@ class EncodeOptions(ReadOptions):
     flip: bool = False
     """Also encode every image mirrored."""
     posterior: str = "sample"
-    """Of tokenizers that give a distribution (AutoencoderKL, AutoencoderKLFlux2): sample (keep mean and variance;
-    every training step draws its own sample) or mode (keep the mean only; half the size)."""
+    """What to keep of a tokenizer's distribution (AutoencoderKL, AutoencoderKLFlux2). sample: mean and variance, and
+    every training step draws its own sample. mode: the mean only, half the size."""
     shard_size: int = 2048
     """Images per shard: what one process of several does at a time."""
     batch_size: int = 32

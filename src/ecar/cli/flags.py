@@ -107,8 +107,8 @@ class CandidateFlags:
     """Samples drawn for each image, of which the critic of the model (ecar critic) chooses one: costs as many times as
     much."""
     acceptance: float | None = None
-    """Share of samples that the critic accepts, as 0.5: candidates are then drawn one after the other until one is
-    accepted, and --candidates at most; costs about 1 / ACCEPTANCE times as much."""
+    """Draw candidates one after the other until the critic accepts one, --candidates at most. This is the share of
+    samples that it accepts, as 0.5; an image costs about 1 / ACCEPTANCE times as much."""
     critic: str | None = None
     """Critic of the model; default: critic.safetensors in its folder."""
 

@@ -95,8 +95,9 @@ class Generator(Task):
 
     def about(self) -> dict[str, Any]:
         table = self.table
-        counts = {"images": len(table), "skipped": len(table.skipped), "parameters": self.module.num_parameters()}
-        return {"options": flat(self.config), "data": table.about, **counts}
+        counts = {"images_in_data": len(table), "bad_images_skipped": len(table.skipped)}
+        parameters = self.module.num_parameters()
+        return {"options": flat(self.config), "data": table.about, "parameters": parameters, **counts}
 
     def draw(self, step: int) -> tuple[Tensor, Tensor, Draws]:
         return self.batches(step)

@@ -172,7 +172,7 @@ class Autoencoder(Task):
     def about(self) -> dict[str, Any]:
         parameters = sum(p.numel() for p in self.module.parameters())
         images = len(self.images)
-        return {"options": flat(self.config), "images": images, "parameters": parameters, "data": self.found}
+        return {"options": flat(self.config), "data": self.found, "parameters": parameters, "images_in_data": images}
 
     def draw(self, step: int) -> tuple[Tensor, list[Tensor]]:
         return _draw(self.config, self.images, step)

@@ -91,7 +91,7 @@ class Task(ABC):
 
     @abstractmethod
     def about(self) -> dict[str, Any]:
-        """For ``run_record``: options, data, sizes."""
+        """For the log: ``options``, ``data``, ``parameters``, ``images_in_data`` (0: none), ``bad_images_skipped``."""
 
     @abstractmethod
     def record(self) -> dict[str, Any]:
