@@ -303,7 +303,7 @@ def test_shards_are_mapped_not_read(tmp_path: Path) -> None:
         shards.append({"file": f"{i}.safetensors", "images": 8192, **hashed})
     record = {
         "image_side": [32, 32], "crop": CROP, "moments": False, "encoder": "", "tokenizer": tokenizer.fingerprint(),
-        "skipped": [],
+        "skipped": [], "data": {},
         "shift": [0, 0, 0], "scale": [1, 1, 1], "class_names": [], "label_values": [], "shards": shards,
     }  # fmt: skip
     (folder / "cache.json").write_text(json.dumps(record))
