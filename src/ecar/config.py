@@ -52,6 +52,13 @@ class JsonConfig:
         return cls(**values)
 
 
+def image_side(resolution: Sequence[int]) -> Side:
+    """(height, width) of an option that takes one side, or both; ValueError for anything else."""
+    if len(resolution) not in (1, 2) or min(resolution) < 1:
+        raise ValueError(f"--resolution takes one side, or height and width; got {resolution}")
+    return resolution[0], resolution[-1]
+
+
 def check_acceptance(acceptance: float, candidates: int) -> None:
     """ValueError for a share out of range, or where there is nothing to accept."""
     if not 0 < acceptance < 1:

@@ -358,7 +358,7 @@ def test_bad_images_stop_or_pass_by_policy(photos: Path, tmp_path: Path) -> None
         encode.run(arguments(photos, tmp_path / "a", bad_images="stop"))
     with pytest.raises(ValueError, match=r"1 bad images of the first 5"):
         encode.run(arguments(photos, tmp_path / "b", max_bad_share=0))
-    with pytest.raises(ValueError, match="must be skip or stop"):
+    with pytest.raises(SystemExit, match="2"):
         encode.run(arguments(photos, tmp_path / "c", bad_images="ignore"))
     with pytest.raises(ValueError, match="share of bad images"):
         encode.run(arguments(photos, tmp_path / "c", max_bad_share=2))

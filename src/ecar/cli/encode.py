@@ -8,9 +8,10 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ecar.cli.options import parse
+from ecar.config import image_side
 from ecar.data.reading import ReadOptions
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ class EncodeOptions(ReadOptions):
     """Side of the images in pixels, or height and width."""
     flip: bool = False
     """Also encode every image mirrored."""
-    posterior: str = "sample"
+    posterior: Literal["sample", "mode"] = "sample"
     """What to keep of a tokenizer's distribution (AutoencoderKL, AutoencoderKLFlux2). sample: mean and variance, and
     every training step draws its own sample. mode: the mean only, half the size."""
     shard_size: int = 2048
@@ -42,21 +43,12 @@ class EncodeOptions(ReadOptions):
     """Use only so many images: a random choice, or the first ones of a stream."""
     streaming: bool = False
     """Read parquet, tars or a Hub data set in order, a Hub data set without a local copy."""
-    bad_images: str = "skip"
+    bad_images: Literal["skip", "stop"] = "skip"
     """skip (and list) images that cannot be read, or stop at the first."""
     max_bad_share: float = 0.1
     """Stop when more than this share is bad; up to five are let pass unless it is 0."""
     device: str = "auto"
     """auto (cuda where there is one), cpu, cuda, mps."""
-
-    def __post_init__(self) -> None:
-        if len(self.resolution) not in (1, 2) or min(self.resolution) < 1:
-            raise ValueError(f"--resolution takes one side, or height and width; got {self.resolution}")
-        for name, known in (("posterior", ("sample", "mode")), ("bad_images", ("skip", "stop"))):
-            if getattr(self, name) not in known:
-                raise ValueError(
-                    f"--{name.replace('_', '-')} must be {' or '.join(known)}, got {getattr(self, name)!r}"
-                )
 
 
 OPTIONS = EncodeOptions
@@ -89,7 +81,7 @@ def _encode(options: EncodeOptions, command: str, device: str, world: World) -> 
     from ecar.tokenizers import load_tokenizer
 
     plan = EncodePlan(
-        side=(options.resolution[0], options.resolution[-1]),
+        side=image_side(options.resolution),
         flip=options.flip,
         moments=options.posterior == "sample",
         shard_size=options.shard_size,

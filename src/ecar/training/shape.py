@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from ecar.config import MODEL_KINDS, STAGE_END, ModelConfig, Side
+from ecar.config import MODEL_KINDS, STAGE_END, ModelConfig, Side, image_side
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +19,7 @@ class Model:
     @property
     def image_side(self) -> Side:
         """(height, width) in pixels."""
-        return self.resolution[0], self.resolution[-1]
+        return image_side(self.resolution)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +41,8 @@ class ModelOptions:
     def __post_init__(self) -> None:
         if self.model not in (None, *MODEL_KINDS):
             raise ValueError(f"--model must be one of {', '.join(MODEL_KINDS)}, got {self.model!r}")
-        if self.resolution and (len(self.resolution) > 2 or min(self.resolution) < 1):
-            raise ValueError(f"--resolution takes one side, or height and width; got {self.resolution}")
+        if self.resolution:
+            image_side(self.resolution)
 
     def resolve(self, before: ModelConfig | None = None) -> Model:
         """These options with what was left open as it is in the model ``before``, else at its default.
