@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from ecar.cli.flags import together
 from ecar.cli.options import parse
 from ecar.config import image_side
 from ecar.data.reading import ReadOptions
@@ -57,25 +58,18 @@ OPTIONS = EncodeOptions
 def run(arguments: Sequence[str]) -> None:
     """Parse, encode or go on encoding, print a summary as JSON; under torchrun each process takes some shards."""
     options = parse(EncodeOptions, arguments, "encode")
-    from ecar.devices import resolve_device
-    from ecar.processes.signals import StopRequest, exit_when_stopped
-    from ecar.processes.world import World
-
-    device = resolve_device(options.device)
-    with exit_when_stopped(), StopRequest("while encoding, finished shards stay"):
-        world = World.start(device, tensors=False)
+    with together(options.device, "while encoding, finished shards stay") as (world, device):
         command, start = shlex.join(["ecar", "encode", *arguments]), time.perf_counter()
-        summary = _encode(options, command, world.local_device(device), world)
+        summary = _encode(options, command, device, world)
         if world.rank == 0:
             print(json.dumps({**summary, "seconds": round(time.perf_counter() - start, 2)}))
         world.meet("end")
-        world.stop()
 
 
 def _encode(options: EncodeOptions, command: str, device: str, world: World) -> dict[str, Any]:
     from ecar.data.encoding import EncodePlan, encode_shards
-    from ecar.data.feed import Feed, open_source, open_stream
-    from ecar.data.source import BadImages
+    from ecar.data.feed import Feed, open_stream
+    from ecar.data.source import BadImages, load_source
     from ecar.files.lock import run_lock
     from ecar.files.records import make_out
     from ecar.tokenizers import load_tokenizer
@@ -91,7 +85,7 @@ def _encode(options: EncodeOptions, command: str, device: str, world: World) -> 
     out = make_out(options.out, options.data, pictures=False)
     tokenizer = world.first_then_others(lambda: load_tokenizer(options.tokenizer))
     tokenizer.latent_side(*plan.side)
-    opened = open_stream if options.streaming else open_source
+    opened = open_stream if options.streaming else load_source
     feed: Feed = world.first_then_others(lambda: opened(options.data, options.reading(), max_images=options.max_images))
     with ExitStack() as lock:
         if world.rank == 0:

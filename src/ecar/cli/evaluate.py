@@ -74,7 +74,8 @@ def _model_record(options: EvaluateOptions, out: Path) -> dict[str, Any]:
     from ecar.cost.quality import evaluate_model
 
     model = str(options.model)
-    with together(options.compute, "while evaluating, finished batches stay") as (world, compute):
+    with together(options.compute.device, "while evaluating, finished batches stay") as (world, device):
+        compute = replace(options.compute, device=device).usable()
         pipe = world.first_then_others(lambda: compute.load(model))
         fast = compute.compile or compute.cuda_graphs
         return evaluate_model(

@@ -65,17 +65,17 @@ class AdaptedModelFlags(ModelFlags):
 
 
 @contextmanager
-def together(compute: AdaptedModelFlags, stopped: str) -> Iterator[tuple[World, AdaptedModelFlags]]:
-    """The processes that torchrun started, and how this one computes the model; a signal ends all of them, which say
-    what they were ``stopped`` in."""
+def together(device: str, stopped: str) -> Iterator[tuple[World, str]]:
+    """The processes that torchrun started, and the device of this one; a signal ends all of them, which say what they
+    were ``stopped`` in."""
     from ecar.devices import resolve_device
     from ecar.processes.signals import StopRequest, exit_when_stopped
     from ecar.processes.world import World
 
-    device = resolve_device(compute.device)
+    device = resolve_device(device)
     with exit_when_stopped(), StopRequest(stopped):
         world = World.start(device, tensors=False)
-        yield world, replace(compute, device=world.local_device(device)).usable()
+        yield world, world.local_device(device)
         world.stop()
 
 

@@ -81,7 +81,8 @@ def _one_array(options: SampleOptions) -> None:
     from ecar.evaluation.making import configuration, write_array
     from ecar.refine import identity
 
-    with together(options.compute, "while sampling, finished batches stay") as (world, compute):
+    with together(options.compute.device, "while sampling, finished batches stay") as (world, device):
+        compute = replace(options.compute, device=device).usable()
         pipe = world.first_then_others(lambda: compute.load(options.model))
         settings, best = options.sampling.settings(pipe), options.selection.best_of(pipe)
         options, labels = _labels(options, pipe)

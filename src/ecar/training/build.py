@@ -8,7 +8,7 @@ from dataclasses import asdict
 import torch
 
 from ecar.config import CONTEXT_NOISE, ModelConfig, SamplingConfig, StageConfig
-from ecar.data.latents import LatentTable, MemoryTable, encode_source
+from ecar.data.latents import LatentTable, encode_source
 from ecar.data.shards import is_cache, load_latents
 from ecar.data.source import load_source
 from ecar.devices import images_at_once
@@ -77,7 +77,7 @@ def _own_table(config: Training, source: Source) -> tuple[LatentTable, Tokenizer
     """The samples of the source that ``keep_own_samples`` drew."""
     assert source.tokenizer is not None  # kept with the run: these latents are no cache
     latents, labels, content = read_own_samples(config, source)
-    table = MemoryTable(
+    table = LatentTable(
         latents=latents[None],
         labels=labels,
         class_names=source.config.class_names,
