@@ -54,7 +54,7 @@ def crash_at(call: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(checkpoint, "write_tensors", guarded("write_tensors", checkpoint.write_tensors))
     monkeypatch.setattr(checkpoint.shutil, "rmtree", guarded("rmtree", checkpoint.shutil.rmtree))
-    monkeypatch.setattr(checkpoint.os, "fsync", guarded("fsync", os.fsync))
+    monkeypatch.setattr(os, "fsync", guarded("fsync", os.fsync))
     for name in ("mkdir", "rename", "write_text"):
         monkeypatch.setattr(Path, name, guarded(name, getattr(Path, name)))
     return seen

@@ -16,8 +16,9 @@ from torch import Tensor
 from ecar.data.source import ImageReport, ReadOptions, iterate_images, load_source
 from ecar.evaluation.extractors import SPATIAL_FEATURES, Extractor, extract
 from ecar.evaluation.metrics import ADM_NEIGHBOURS, Gaussian
-from ecar.evaluation.samples import checked_images, read_npz, to_tensor
+from ecar.evaluation.samples import checked_images, read_npz
 from ecar.files.tensors import write_tensors
+from ecar.sampling.pictures import channels_first
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ def read_statistics(path: Path, extractor: Extractor) -> Statistics:
         raise ValueError(f"{path}: mu_s has {len(spatial.mean)} numbers, expected {SPATIAL_FEATURES} spatial features")
     images = None
     if "arr_0" in arrays:
-        images = to_tensor(checked_images(arrays["arr_0"], f"{path}: arr_0"))
+        images = channels_first(checked_images(arrays["arr_0"], f"{path}: arr_0"))
         if len(images) <= ADM_NEIGHBOURS:
             raise ValueError(f"{path}: arr_0 has {len(images)} images, precision needs more than {ADM_NEIGHBOURS}")
     return Statistics(str(path), gaussian, spatial, images, hashlib.sha256(path.read_bytes()).hexdigest()[:16])

@@ -28,6 +28,7 @@ from ecar.files.options import changed, flat
 from ecar.files.records import make_out
 from ecar.processes.signals import StopRequest
 from ecar.processes.world import Part
+from ecar.sampling.pictures import grid, to_pil
 from ecar.tokenizers import load_tokenizer
 from ecar.tokenizers.conv import ConvTokenizer
 from ecar.training.engine.optim import WEIGHT_DECAY, BatchedMuon
@@ -307,14 +308,10 @@ def _room(shape: tuple[int, ...], out: Path) -> np.ndarray:
 
 def _save_reconstructions(tokenizer: ConvTokenizer, images: np.ndarray, path: Path, device: str) -> None:
     """Rows: images; decoded latents; decoded pooled latents (enlarged)."""
-    from PIL import Image
-
     batch = torch.from_numpy(to_signed(images)).permute(0, 3, 1, 2).to(device)
     latents = tokenizer.encode(batch)
-    pictures = [batch, tokenizer.decode(latents)]
+    rows = [batch, tokenizer.decode(latents)]
     if min(latents.shape[-2:]) > 1:
         coarse = tokenizer.decode(F.avg_pool2d(latents, 2))
-        pictures.append(F.interpolate(coarse, size=batch.shape[-2:], mode="nearest"))
-    rows = [torch.cat(list(r), dim=2) for r in pictures]
-    grid = ((torch.cat(rows, dim=1) + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy()
-    Image.fromarray(grid).resize((grid.shape[1] * 2, grid.shape[0] * 2), Image.Resampling.NEAREST).save(path)
+        rows.append(F.interpolate(coarse, size=batch.shape[-2:], mode="nearest"))
+    grid(to_pil(torch.cat(rows)), len(images), scale=2).save(path)
