@@ -37,12 +37,11 @@ from ecar.evaluation.metrics import chosen
 from ecar.evaluation.reference import (
     RealImages,
     Reference,
-    Statistics,
     kept_features,
     read_images,
     read_statistics,
     reference_from_images,
-    reference_from_statistics,
+    with_neighbours,
 )
 from ecar.evaluation.samples import Samples, choose, reconstruct
 from ecar.files.commit import source_commit
@@ -59,7 +58,7 @@ class _Inputs(NamedTuple):
 
     extractor: Extractor
     samples: Samples | None
-    real: RealImages | Statistics
+    real: RealImages | Reference
     train: RealImages | None
     classifier: Classifier | None
 
@@ -132,7 +131,7 @@ def _inputs(subject: Pipeline | Samples, config: EvaluationConfig, device: str) 
         check_count(config.reference_num, extractor, config.allow_small, "`reference_num`")
     samples = None if isinstance(subject, Pipeline) else choose(subject, config.num)
     height, width = subject.model.config.image_side if isinstance(subject, Pipeline) else subject.images.shape[2:]
-    real: RealImages | Statistics
+    real: RealImages | Reference
     if config.statistics:
         real = read_statistics(Path(config.data).expanduser(), extractor)
     else:
@@ -142,7 +141,7 @@ def _inputs(subject: Pipeline | Samples, config: EvaluationConfig, device: str) 
     return _Inputs(extractor, samples, real, train, _given_classifier(config, real, subject))
 
 
-def _train_images(config: EvaluationConfig, real: RealImages | Statistics, side: Side) -> RealImages | None:
+def _train_images(config: EvaluationConfig, real: RealImages | Reference, side: Side) -> RealImages | None:
     if config.train_data is None:
         return None
     train = read_images(config.train_data, config.reading(split="train"), *side, None)
@@ -155,7 +154,7 @@ def _train_images(config: EvaluationConfig, real: RealImages | Statistics, side:
 
 
 def _given_classifier(
-    config: EvaluationConfig, real: RealImages | Statistics, subject: Pipeline | Samples
+    config: EvaluationConfig, real: RealImages | Reference, subject: Pipeline | Samples
 ) -> Classifier | None:
     """The classifier in its file; None where there is none yet. ValueError: it could recognise nothing."""
     if config.classifier is None:
@@ -201,8 +200,8 @@ def _compared(
     samples = drawn or given
     assert samples is not None
     cache = Path(config.cache).expanduser()
-    if isinstance(real, Statistics):
-        reference = reference_from_statistics(real, extractor, cache)
+    if isinstance(real, Reference):
+        reference = with_neighbours(real, extractor, cache)
     else:
         reference = reference_from_images(config.data, *real, extractor, cache)
     seen = look(samples.images, extractor, spatial=reference.spatial is not None)
