@@ -107,7 +107,7 @@ def evaluate(
 
     def check() -> None:
         inputs.append(_inputs(subject, config, device))
-        if settings is not None:
+        if pipe is not None and settings is not None:
             check_folder(folder, how, seed=config.seed, settings=settings)
 
     world.from_first(check)
