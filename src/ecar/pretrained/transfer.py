@@ -110,10 +110,10 @@ def _listed(what: str, names: list[str]) -> list[str]:
 
 
 def _rows_in_words(before: ModelConfig, now: ModelConfig, classes: dict[int, int], stages: dict[int, int]) -> list[str]:
-    notes = []
+    notes, kept = [], set(classes.values())
     if new := [_class(now, i) for i in range(now.num_classes) if i not in classes]:
         notes.append(f"initialised fresh: the rows of {len(new)} of {now.num_classes} classes ({_some(new)})")
-    if gone := [_class(before, i) for i in range(before.num_classes) if i not in classes.values()]:
+    if gone := [_class(before, i) for i in range(before.num_classes) if i not in kept]:
         notes.append(f"left out of the source: the rows of {len(gone)} classes ({_some(gone)})")
     if now.has_trunk:
         sides = (("initialised fresh", now, stages.keys()), ("left out of the source", before, stages.values()))
