@@ -32,10 +32,9 @@ from ecar import Pipeline
 from ecar.cli.options import torch_dtype, usable_dtype
 from ecar.config import SamplingConfig, differences
 from ecar.cost.flops import sampling_flops
-from ecar.evaluation.classifier import Classifier, classifier_fingerprint, load_classifier
+from ecar.evaluation.classifier import Classifier, classifier_fingerprint, linear_classifier, load_classifier
 from ecar.evaluation.extractors import Extractor, extract, get_extractor
-from ecar.evaluation.judge import Judge, check_classes, measure
-from ecar.evaluation.linear import linear_classifier
+from ecar.evaluation.figures import Recognition, check_classes, measure
 from ecar.evaluation.metrics import chosen
 from ecar.evaluation.reference import Reference, read_images, reference_from_images
 from ecar.evaluation.samples import Samples, reconstruct
@@ -116,7 +115,7 @@ class Judges:
     def __init__(self, reference: Reference, extractor: Extractor, classifier: Classifier | None) -> None:
         self.reference, self.extractor = reference, extractor
         self.second: tuple[Extractor, Reference] | None = None
-        self.whole = Judge(classifier, reference) if classifier else None
+        self.whole = Recognition(classifier, reference) if classifier else None
         if classifier is None:
             assert reference.features is not None and reference.labels is not None
             self.linear = linear_classifier(reference.features, reference.labels, len(reference.class_names))

@@ -52,10 +52,9 @@ from common import machine, seconds_of, write_result
 from ecar import Pipeline
 from ecar.cli.options import output_file, torch_dtype, usable_dtype
 from ecar.cost.flops import count_flops, flops_of, sampling_flops
-from ecar.evaluation.classifier import classifier_fingerprint, load_classifier, predict
+from ecar.evaluation.classifier import classifier_fingerprint, linear_classifier, load_classifier, predict
 from ecar.evaluation.extractors import DISTANCE_NAMES, Extractor, extract, get_extractor
-from ecar.evaluation.judge import check_classes, check_labels, measure
-from ecar.evaluation.linear import linear_classifier
+from ecar.evaluation.figures import check_classes, check_labels, measure
 from ecar.evaluation.metrics import Gaussian, frechet_distance
 from ecar.evaluation.reference import Reference, read_images, reference_from_images
 from ecar.evaluation.samples import Samples

@@ -20,7 +20,7 @@ import torch
 from common import machine, matmul_peak, write_result
 from ecar import Pipeline
 from ecar.evaluation.extractors import get_extractor
-from ecar.evaluation.judge import measure
+from ecar.evaluation.figures import measure
 from ecar.evaluation.reference import read_images, reference_from_images
 from ecar.evaluation.samples import Samples
 

@@ -98,12 +98,12 @@ def kill_and_restart(
 ) -> list[dict[str, object]]:
     """Kill ``kills`` times, each after a random number of new steps or during start-up; one record per kill.
 
-    Two kills of three take all processes at once, the third a single worker: the others have to go by themselves.
+    Every second kill takes a single worker, where steps are taken: the others have to go by themselves.
     """
     records: list[dict[str, object]] = []
     while len(records) < kills:
         process, before, wanted = start(arguments, output), last_step(out), chance.randint(0, 12)
-        began, single = time.perf_counter(), wanted > 0 and len(records) % 3 == 2
+        began, single = time.perf_counter(), wanted > 0 and len(records) % 2 == 1
         wait(process, out, output, patience, until=before + wanted)
         time.sleep(chance.random() * (2.0 if wanted == 0 else 0.1))
         if process.poll() is not None:
@@ -140,14 +140,14 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp())
     try:
         whole, killed, output = folder / "whole", folder / "killed", folder / "output"
-        for out in (whole, killed):
-            arguments = command(args.data, out, args.steps, args.processes)
-            kills = (args.kills, random.Random(args.seed), args.patience)
-            records = kill_and_restart(arguments, out, output, *kills) if out == killed else []
-            process = start(arguments, output)
-            wait(process, out, output, args.patience)
+        undisturbed = start(command(args.data, whole, args.steps, args.processes), folder / "undisturbed")
+        arguments = command(args.data, killed, args.steps, args.processes)
+        records = kill_and_restart(arguments, killed, output, args.kills, random.Random(args.seed), args.patience)
+        last = start(arguments, output)
+        for process, out, file in ((last, killed, output), (undisturbed, whole, folder / "undisturbed")):
+            wait(process, out, file, args.patience)
             if process.returncode:
-                raise SystemExit(f"{out.name}: rc {process.returncode}\n{output.read_text()}")
+                raise SystemExit(f"{out.name}: rc {process.returncode}\n{file.read_text()}")
         hashes = [weights_hash(out) for out in (whole, killed)]
         record = {
             "kills": records, "steps": args.steps, "processes": args.processes, "seed": args.seed,

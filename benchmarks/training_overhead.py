@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from common import machine, write_result
-from ecar.data.latents import MemoryTable
+from ecar.data.latents import LatentTable
 from ecar.pretrained.build import build_model
 from ecar.tokenizers import PixelTokenizer
 from ecar.training.build import build_config, with_data
@@ -45,7 +45,7 @@ def make_trainer(args: argparse.Namespace, out: Path) -> Trainer:
     latents = torch.randn(1, args.images, tokenizer.channels, side // 2, side // 2).half()
     names = tuple(f"class {i}" for i in range(10))
     labels = torch.randint(0, 10, (args.images,))
-    table = MemoryTable(
+    table = LatentTable(
         latents=latents, labels=labels, class_names=names, image_side=(side, side), tokenizer=tokenizer.fingerprint()
     )
     model = build_model(with_data(build_config(config, tokenizer), table))

@@ -24,9 +24,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from autoencoder_cost import AutoencoderCost, autoencoder_cost
 from ecar.config import ModelConfig, SamplingConfig
-from ecar.cost.autoencoder import AutoencoderCost, autoencoder_cost
-from ecar.cost.cluster import ClusterPlan, cluster
 from ecar.cost.estimate import estimate
 from ecar.cost.memory import sampling_memory
 from ecar.network.presets import PRESETS, default_steps, preset_config
@@ -195,26 +194,16 @@ def plan(args: argparse.Namespace) -> dict[str, Any]:
     share, local = shares((), args.stages), args.batch_size // args.processes // args.accumulate
     cost = autoencoder_cost(tokenizer, side, args.sample_batch)
     model = estimate(config, settings, batch=local, share=share, bf16=True)
-    numbers: Any = model  # a record of numbers, by name
-    where = ClusterPlan(
-        devices=args.processes, tflops=args.tflops, parallel="ddp", batch=local, accumulate=args.accumulate,
-        images=images, epochs=args.epochs, storage_gbs=2.0, save_minutes=30.0, restart_minutes=10.0,
-    )  # fmt: skip
-    training: Any = cluster(
-        config, where, parameters=numbers["parameters"]["total"],
-        activations=numbers["training_memory_bytes"]["saved for backward"],
-        flops_per_image=numbers["training_flops_per_image"], share=share,
-    )  # fmt: skip
+    seconds = images * args.epochs * model["training_flops_per_image"] / (1e12 * args.tflops)
     found = {
         "encode": _encode_plan(args, images, cost, tokenizer, config),
-        "train": _part(args, 3600 * training["device_hours"], memory=training["memory_per_device_bytes"]["total"],
-                       recomputed=training["memory_per_device_bytes"]["total, blocks recomputed"],
-                       disk=2 * training["checkpoint_bytes"]),
-        **_sampling_plan(args, numbers["sampling_flops_per_image"]["total"], cost, config, settings),
+        "train": _part(args, seconds, memory=model["training_memory_bytes"]["total"],
+                       disk=2 * 16 * model["parameters"]["total"]),  # two checkpoints
+        **_sampling_plan(args, model["sampling_flops_per_image"]["total"], cost, config, settings),
     }  # fmt: skip
     total = {key: round(sum(part[key] for part in found.values()), 3) for key in ("hours", "device_hours", "cost")}
     return {
-        "preset": args.preset, "parameters": numbers["parameters"]["total"], "patch": patch,
+        "preset": args.preset, "parameters": model["parameters"]["total"], "patch": patch,
         "sides": [list(s) for s in config.stages.sides], "images": images, "epochs": args.epochs,
         "devices": args.processes, "tflops": args.tflops, "autoencoder_tflops": args.autoencoder_tflops,
         "parts": found, "total": total,
@@ -258,7 +247,7 @@ def _sampling_plan(
 
 def table(record: dict[str, Any]) -> list[str]:
     """Lines for people."""
-    columns = ("hours", "device_hours", "cost", "memory_gb", "recomputed_gb", "disk_gb")
+    columns = ("hours", "device_hours", "cost", "memory_gb", "disk_gb")
     lines = [f"{'':10}" + "".join(f"{name:>15}" for name in columns)]
     for name, part in {**record["parts"], "total": record["total"]}.items():
         lines.append(f"{name:10}" + "".join(f"{part.get(column, ''):>15}" for column in columns))
@@ -274,7 +263,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name, words in parts(args, record["images"], record["patch"]).items():
         print(f"{name}: {shlex.join(launched(words, args.processes))}")
     print("\nBy calculation; reading images, starting up and the distances between features are not in it.")
-    print("Memory is of one device: activations kept, and with --activation-checkpointing.")
+    print("Memory is of one device.")
     print("\n".join(table(record)))
     print(json.dumps(record))
 

@@ -121,7 +121,7 @@ def test_relative_paths_of_the_machine_are_not_published_from_wherever(tmp_path:
 def test_an_evaluation_of_other_weights_is_refused(run_folder: Path, tmp_path: Path) -> None:
     judged = evaluation(run_folder, tmp_path / "eval.json", weights="0123456789abcdef")
     pipe = Pipeline.from_pretrained(run_folder)
-    with pytest.raises(ValueError, match="judged weights 0123456789abcdef, not these"):
+    with pytest.raises(ValueError, match="of weights 0123456789abcdef, not these"):
         write_folder(pipe, tmp_path / "out", "a/b", CardOptions(evaluation=str(judged)), run_folder)
 
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import imagenet256
-from ecar.cost.autoencoder import autoencoder_cost
+from autoencoder_cost import autoencoder_cost
 from ecar.tokenizers import ConvTokenizer
 from test_recipes import fields_of
 

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from ecar.data.encoding import EncodePlan, encode_shards
-from ecar.data.feed import open_source
 from ecar.data.latents import encode_source
 from ecar.data.source import BadImages, load_source
 from ecar.devices import images_at_once
@@ -97,7 +96,7 @@ def test_a_batch_of_large_images_is_encoded_in_parts(digits_folder: Path, tmp_pa
     tokenizer = conv()
     seen = watched(tokenizer.encoder)
     plan = EncodePlan(side=(2 * SIDE, SIDE), batch_size=32)
-    encode_shards(open_source(str(digits_folder)), tokenizer, tmp_path, plan, bad=BadImages())
+    encode_shards(load_source(str(digits_folder)), tokenizer, tmp_path, plan, bad=BadImages())
     assert max(shape[0] for shape in seen) == FEW // 2 and sum(shape[0] for shape in seen) == 120
 
 

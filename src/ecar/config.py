@@ -16,7 +16,7 @@ from typing import Any, Self
 Side = tuple[int, int]
 MODEL_KINDS = ("ecar", "dit")
 PATHS = ("data", "val_data", "tokenizer", "init_from")  # options of a training that may be places on a machine
-HAND_OVER = 0.7  # b_k of every stage but the last: docs/method.md
+STAGE_END = 0.7  # b_k of every stage but the last: docs/method.md
 RHO = 0.7
 CONTEXT_NOISE = 0.3
 _SYMBOLS = "#%&*@!?"  # Unicode has them among the punctuation; others are symbols ("+") there
@@ -50,6 +50,13 @@ class JsonConfig:
             except ValueError as error:
                 raise ValueError(f"{cls.__name__}: {name}: {error}") from None
         return cls(**values)
+
+
+def image_side(resolution: Sequence[int]) -> Side:
+    """(height, width) of an option that takes one side, or both; ValueError for anything else."""
+    if len(resolution) not in (1, 2) or min(resolution) < 1:
+        raise ValueError(f"--resolution takes one side, or height and width; got {resolution}")
+    return resolution[0], resolution[-1]
 
 
 def check_acceptance(acceptance: float, candidates: int) -> None:
@@ -142,7 +149,7 @@ class StageConfig(JsonConfig):
 
     sides: tuple[Side, ...] = ((4, 4), (8, 8))
     """(height, width) of each stage's map in latent positions; each twice the one before. One entry: flow matching."""
-    ends: tuple[float, ...] = (HAND_OVER, 1.0)
+    ends: tuple[float, ...] = (STAGE_END, 1.0)
     """b_k: share of data in the map at the end of each stage, in (0, 1); the last is 1."""
     rho: float = RHO
     """Share of the coarse stage's noise that the next stage keeps, in [0, 1]; 1 is the pyramidal-flow jump."""
@@ -173,7 +180,7 @@ class StageConfig(JsonConfig):
         if side[0] % scale or side[1] % scale:
             raise ValueError(f"a latent map of {side[0]}x{side[1]} does not divide into {stages} stages (by {scale})")
         sides = tuple((side[0] * 2**k // scale, side[1] * 2**k // scale) for k in range(stages))
-        return cls(sides=sides, ends=ends if ends is not None else (HAND_OVER,) * (stages - 1) + (1.0,), rho=rho)
+        return cls(sides=sides, ends=ends if ends is not None else (STAGE_END,) * (stages - 1) + (1.0,), rho=rho)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from ecar.evaluation import reference
 from ecar.evaluation.extractors import InceptionExtractor, spatial_features
-from ecar.evaluation.judge import measure
+from ecar.evaluation.figures import measure
 from ecar.evaluation.metrics import Gaussian
-from ecar.evaluation.reference import read_statistics, reference_from_statistics
+from ecar.evaluation.reference import read_statistics, with_neighbours
 from ecar.evaluation.samples import Samples
 
 
@@ -64,7 +64,7 @@ def test_the_figures_of_adm_are_there_and_perfect_for_its_own_images(
 ) -> None:
     real, fake = pictures(40, 0), pictures(30, 1) // 4
     found = read_statistics(adm_file(tmp_path / "ref.npz", real, extractor), extractor)
-    against = reference_from_statistics(found, extractor, tmp_path)
+    against = with_neighbours(found, extractor, tmp_path)
     same, other = (measure(Samples(images, None), against, extractor) for images in (real, fake))
     assert same["FID"] == pytest.approx(0, abs=1e-3) and same["sFID"] == pytest.approx(0, abs=1e-3)
     assert other["FID"] > 0.01 and other["sFID"] > 0.01  # type: ignore[operator]

@@ -28,8 +28,8 @@ from ecar.evaluation.classifier import (
     train_classifier,
 )
 from ecar.evaluation.extractors import Dinov2Extractor, EfficientNetExtractor, get_extractor
-from ecar.evaluation.judge import check_classes, check_count, check_labels, measure
-from ecar.evaluation.making import collect, make_samples
+from ecar.evaluation.figures import check_classes, check_count, check_labels, measure
+from ecar.evaluation.making import balanced, collect, draw_samples
 from ecar.evaluation.metrics import Gaussian, frechet_distance
 from ecar.evaluation.reference import read_images, read_statistics, reference_from_images
 from ecar.evaluation.samples import Samples, read_samples, write_samples
@@ -49,6 +49,11 @@ def trained(digits_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
         dtype="fp32", device="cpu",
     )  # fmt: skip
     return loop.train(config)
+
+
+def make_samples(pipe: Pipeline, num: int, *, folder: Path, **options: Any) -> Samples:
+    draw_samples(pipe, balanced(pipe, num), folder=folder, **options)
+    return collect(folder, num, labelled=pipe.model.config.num_classes > 0)
 
 
 def noise_images(count: int, side: int = 8) -> torch.Tensor:
@@ -135,7 +140,7 @@ def test_samples_file_scores_as_the_model_it_came_from(trained: Path, digits_fol
         (["--model", "fashion", "--extractor", "vgg"], "unknown extractor"),
         (["--model", "fashion", "--classifier", "none.safetensors"], "--train-data"),
         (["--model", "fashion", "--steps", "1,2,3"], "steps"),
-        (["--samples", "x.npz", "--guidance", "3", "--decoder", "y"], "--guidance, --decoder would change nothing"),
+        (["--samples", "x.npz", "--guidance", "3", "--decoder", "y"], "leave --guidance, --decoder out"),
         (["--model", "fashion", "--allow-small", "--reference-num", "1"], "--reference-num must be at least 2"),
         (["--model", "fashion", "--seed", "-5", "--allow-small"], "--seed must be in 0.."),
         (["--model", "fashion", "--cache", "/proc/nope/x", "--allow-small"], "--cache"),
@@ -270,7 +275,7 @@ def test_folders_and_files_of_samples_that_cannot_be_judged_are_refused(
     np.save(tmp_path / "float.npy", np.zeros((2, 8, 8, 3)))
     np.save(tmp_path / "object.npy", np.array([{}]), allow_pickle=True)
     for name, word in (
-        ("empty", "no images found"), ("sizes", "1.png has 9x8 pixels"), ("broken", "judged all together"),
+        ("empty", "no images found"), ("sizes", "1.png has 9x8 pixels"), ("broken", "compared all together"),
         ("float.npy", "expected N x H x W x 3 uint8"), ("object.npy", "not a readable .npy"),
     ):  # fmt: skip
         command = ["evaluate", "--samples", str(tmp_path / name), "--data", str(tmp_path), "--allow-small"]

@@ -1,10 +1,10 @@
-"""The linear judge of classes."""
+"""The linear classifier."""
 
 from __future__ import annotations
 
 import torch
 
-from ecar.evaluation.linear import linear_classifier
+from ecar.evaluation.classifier import linear_classifier
 
 
 def test_linear_regression_tells_classes_apart_that_lie_apart() -> None:

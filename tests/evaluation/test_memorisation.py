@@ -35,7 +35,8 @@ TRAIN, HELD_OUT = pictures(400, 0), pictures(300, 1)
 
 def judged(samples: torch.Tensor) -> dict[str, object]:
     extractor = Pooled()
-    return memorisation(samples, HELD_OUT, TRAIN, extractor(TRAIN)[0], extractor)[0]  # type: ignore[arg-type]
+    sides = ((images, extractor(images)[0]) for images in (samples, HELD_OUT, TRAIN))
+    return memorisation(*sides, extractor)[0]  # type: ignore[call-arg, arg-type]
 
 
 @pytest.mark.parametrize("mirrored", [False, True])
@@ -124,7 +125,8 @@ def test_the_nearest_training_image_may_be_mirrored() -> None:
 
 def test_closeness_says_which_training_image_it_is() -> None:
     extractor = Pooled()
-    found = closeness(torch.stack([TRAIN[7], TRAIN[9].flip(-1)]), extractor(TRAIN)[0], extractor)  # type: ignore[arg-type]
+    images = torch.stack([TRAIN[7], TRAIN[9].flip(-1)])
+    found = closeness(images, extractor(images)[0], extractor(TRAIN)[0], extractor)  # type: ignore[arg-type]
     assert found.rows.tolist() == [7, 9] and found.mirrored.tolist() == [False, True]
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from ecar.evaluation.judge import measure
+from ecar.evaluation.figures import measure
 from ecar.evaluation.metrics import (
     Gaussian,
     frechet_distance,

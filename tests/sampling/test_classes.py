@@ -12,7 +12,7 @@ import pytest
 from conftest import random_model, tiny_config
 from ecar.config import ModelConfig, match_names, plain_name, same_names
 from ecar.evaluation.classifier import Classifier, load_classifier, save_classifier
-from ecar.evaluation.judge import check_classes
+from ecar.evaluation.figures import check_classes
 from ecar.pretrained.transfer import class_rows, transfer
 from ecar.sampling.classes import AmbiguousClass, Classes, UnknownClass
 

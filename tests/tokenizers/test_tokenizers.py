@@ -38,6 +38,22 @@ def diffusers_autoencoder(name: str) -> Any:
     return diffusers.AutoencoderKL(**blocks, scaling_factor=0.25, shift_factor=0.1)
 
 
+@pytest.mark.parametrize("kind", sorted(Tokenizer.kinds))
+def test_every_tokenizer_gives_unit_scale_and_comes_back_from_its_folder(kind: str, tmp_path: Path) -> None:
+    """A new one is found by its kind: a file in the folder of tokenizers is all that it takes."""
+    torch.manual_seed(0)
+    made = Tokenizer.kinds[kind]
+    tokenizer = made(diffusers_autoencoder("AutoencoderTiny")) if kind == "diffusers" else made()  # type: ignore[call-arg]
+    images = torch.rand(4, 3, 32, 64) * 2 - 1
+    tokenizer.measure([tokenizer.encode_raw(images)])
+    z = tokenizer.encode(images)
+    assert z.shape == (4, tokenizer.channels, *tokenizer.latent_side(32, 64)) and abs(float(z.std()) - 1) < 0.05
+    assert tokenizer.decode(z).shape == images.shape
+    tokenizer.save(tmp_path)
+    again = load_tokenizer(tmp_path)
+    assert type(again) is made and again.fingerprint() == tokenizer.fingerprint()
+
+
 DIFFUSERS = ["AutoencoderKL", "AutoencoderTiny", "AutoencoderDC", "AutoencoderKLFlux2"]
 
 

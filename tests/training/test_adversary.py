@@ -46,4 +46,4 @@ def test_it_learns_to_tell_smooth_images_from_real_ones_and_points_away_from_the
 
 
 def verdict(adversary: Adversary, images: torch.Tensor) -> torch.Tensor:
-    return torch.stack([v.mean() for v in adversary.judge(images)]).sum()
+    return torch.stack([v.mean() for v in adversary.verdicts(images)]).sum()

@@ -14,7 +14,6 @@ from test_training import killed_at_five, options, weights
 
 from ecar.training import loop, loss
 from ecar.training.config import TrainConfig
-from ecar.training.engine.ema import EMA
 
 
 def test_each_horizon_is_what_a_run_of_that_one_alone_gives(digits_folder: Path, tmp_path: Path) -> None:
@@ -50,15 +49,6 @@ def test_a_run_from_when_there_were_fewer_options_still_resumes(digits_folder: P
         loop.train(options(digits_folder, tmp_path / run, max_steps=8))
     a, b = weights(tmp_path / "new"), weights(tmp_path / "old")
     assert all(torch.equal(a[k], b[k]) for k in a)
-
-
-def test_an_average_that_the_checkpoint_lacks_starts_as_the_first_one() -> None:
-    layer = torch.nn.Linear(2, 2)
-    one = EMA(layer, 0.5)
-    one.weights["bias"].fill_(3.0)
-    two = EMA(layer, (0.9, 0.5))
-    two.restore(one.tensors())
-    assert all(torch.equal(average["bias"], torch.full((2,), 3.0)) for average in two.averages.values())
 
 
 def test_steps_without_a_finite_loss_or_gradient_leave_every_average_as_it_was(

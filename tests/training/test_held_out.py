@@ -11,8 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from ecar.data.encoding import EncodePlan, encode_shards
-from ecar.data.feed import open_source
-from ecar.data.source import BadImages
+from ecar.data.source import BadImages, load_source
 from ecar.tokenizers import PixelTokenizer
 from ecar.training import build, held_out, loop
 from ecar.training.config import TrainConfig
@@ -100,7 +99,7 @@ def test_held_out_data_of_another_kind_are_refused_before_anything_is_encoded(
 ) -> None:
     shutil.copytree(digits_folder / "one", tmp_path / "unknown" / "two")
     for name, factor, side in (("other", 4, 8), ("larger", 2, 16)):
-        tokenizer, feed = PixelTokenizer(factor=factor), open_source(str(digits_folder))
+        tokenizer, feed = PixelTokenizer(factor=factor), load_source(str(digits_folder))
         (tmp_path / name).mkdir()
         encode_shards(feed, tokenizer, tmp_path / name, EncodePlan(side=(side, side)), bad=BadImages())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ def test_batches_drawn_ahead_are_those_of_their_step(digits_folder: Path, tmp_pa
     config = options(digits_folder, tmp_path, device="cpu").resolve()
     table, _ = build.load_table(config)
     plan, before = random_model(tiny_config()).plan[:2], threading.active_count()
-    with BatchesAhead(config, table, plan, 3, ahead=True) as batches:
+    with closing(BatchesAhead(config, table, plan, 3, ahead=True)) as batches:
         for step in (1, 2, 4, 4, 5, 6):
             assert same(batches(step), draw_batch(config, table, plan, 3, step))
     assert threading.active_count() == before
@@ -95,7 +96,7 @@ def test_what_goes_wrong_in_the_thread_ends_the_step(
     def fails(*_: object) -> None:
         raise OSError("a shard cannot be read")
 
-    with BatchesAhead(config, table, random_model(tiny_config()).plan[:2], 3, ahead=True) as batches:
+    with closing(BatchesAhead(config, table, random_model(tiny_config()).plan[:2], 3, ahead=True)) as batches:
         batches(1)
         batches._next[1].result()  # type: ignore[index]
         monkeypatch.setattr(draws, "draw_batch", fails)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import pytest
 import torch
@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from ecar.processes.world import Part
 from ecar.training.engine.log import read_log
 from ecar.training.engine.options import RunOptions, ScaleOptions
-from ecar.training.engine.task import Losses
+from ecar.training.engine.task import Losses, Task
 from ecar.training.engine.trainer import NonFiniteLossError, Trainer
 
 TRUTH = torch.tensor([[1.0, -2.0, 0.5]])
 
 
-class Line:
+class Line(Task):
     """Learns ``TRUTH`` by regression; the batches of some steps are not finite."""
 
     names, rows = ("error", "updates"), (4,)
@@ -27,9 +27,6 @@ class Line:
     def __init__(self, bad: tuple[int, ...] = ()) -> None:
         torch.manual_seed(0)
         self.module, self.bad, self.saved, self.ready_after = nn.Linear(3, 1, bias=False), bad, list[int](), -1.0
-
-    def wrapped(self) -> tuple[nn.Module, list[nn.Module], bool]:
-        return self.module, [], False
 
     def optimizers(self) -> tuple[list[torch.optim.Optimizer], list[torch.optim.Optimizer]]:
         return [torch.optim.AdamW(self.module.parameters(), lr=1.0)], []
@@ -83,12 +80,6 @@ class Line:
 
     def picture(self, weights: dict[str, Tensor], step: int) -> Path:  # noqa: ARG002
         return Path("none")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
 
 
 def run(out: Path, steps: int, bad: tuple[int, ...] = (), accumulate: int = 1) -> Line:

@@ -19,7 +19,6 @@ from safetensors.torch import load_file
 from conftest import random_model, tiny_config
 from ecar.cli.main import main
 from ecar.data.encoding import EncodePlan, encode_shards
-from ecar.data.feed import SourceFeed
 from ecar.data.latents import encode_source
 from ecar.data.shards import load_latents
 from ecar.data.source import BadImages, load_source
@@ -187,7 +186,7 @@ def test_one_image_is_enough_to_train_on(digits_folder: Path, tmp_path: Path) ->
 def encode_cache(data: Path, tokenizer: Tokenizer, out: Path) -> None:
     out.mkdir()
     plan = EncodePlan(side=(8, 8), flip=True, batch_size=250)  # as encode_source does
-    encode_shards(SourceFeed(load_source(str(data))), tokenizer, out, plan, bad=BadImages())
+    encode_shards(load_source(str(data)), tokenizer, out, plan, bad=BadImages())
 
 
 def test_latent_cache_trains_as_images_do_and_refuses_a_changed_tokenizer(digits_folder: Path, tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ from ecar.data.reading import ReadOptions
 
 @dataclass(frozen=True, kw_only=True)
 class CriticOptions(ReadOptions):
-    """Learn to tell a model's samples from real images. With the file as critic.safetensors in the model's folder,
-    ecar sample and ecar evaluate draw --candidates of each image, and it chooses: better images at more cost."""
+    """Learn to tell a model's samples from real images, to choose among candidates: better images at more cost. Put the
+    file into the model's folder as critic.safetensors, and give --candidates to ecar sample and ecar evaluate."""
 
     model: Annotated[str, tyro.conf.Positional]
     """Folder, bundled name or Hub id."""

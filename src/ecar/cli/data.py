@@ -11,6 +11,7 @@ from typing import Annotated
 import tyro
 
 from ecar.cli.options import output_file, parse
+from ecar.config import image_side
 from ecar.data.reading import ReadOptions
 
 _SHOWN, _LISTED = 5, 20
@@ -18,8 +19,8 @@ _SHOWN, _LISTED = 5, 20
 
 @dataclass(frozen=True, kw_only=True)
 class CheckOptions(ReadOptions):
-    """List broken, tiny, 16-bit, CMYK, palette, transparent, animated, nearly blank and duplicate images and colour
-    profiles, or the damaged shards of a latent cache; exit code 1 where some are broken."""
+    """List images that are broken, tiny, duplicate, nearly blank, animated, transparent or of odd pixel formats; or the
+    damaged shards of a latent cache. The exit code is 1 where some are broken."""
 
     data: Annotated[str, tyro.conf.Positional]
     """Folder of images, WebDataset tars, parquet file or folder, Hub data set id, or folder of ecar encode."""
@@ -43,8 +44,7 @@ def run(arguments: Sequence[str]) -> None:
     if action != "check":
         raise ValueError(f"ecar data knows check, not {action!r}")
     options = parse(CheckOptions, rest, "data check")
-    if len(options.resolution) not in (1, 2) or min(options.resolution) < 1:
-        raise ValueError(f"--resolution takes one side, or height and width; got {options.resolution}")
+    side = image_side(options.resolution)
     out = output_file(options.out, (".json",)) if options.out else None
     from ecar.data.check import BROKEN, check_images
     from ecar.data.shards import check_cache, is_cache
@@ -62,7 +62,7 @@ def run(arguments: Sequence[str]) -> None:
             sys.exit(1)
         return
     source = load_source(options.data, options.reading(), max_images=options.max_images)
-    report = check_images(source, options.resolution[0], options.resolution[-1])
+    report = check_images(source, *side)
     record = {
         "data": options.data,
         **source.about(),

@@ -8,9 +8,11 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from ecar.cli.flags import together
 from ecar.cli.options import parse
+from ecar.config import image_side
 from ecar.data.reading import ReadOptions
 
 if TYPE_CHECKING:
@@ -31,9 +33,9 @@ class EncodeOptions(ReadOptions):
     """Side of the images in pixels, or height and width."""
     flip: bool = False
     """Also encode every image mirrored."""
-    posterior: str = "sample"
-    """Of tokenizers that give a distribution (AutoencoderKL, AutoencoderKLFlux2): sample (keep mean and variance;
-    every training step draws its own sample) or mode (keep the mean only; half the size)."""
+    posterior: Literal["sample", "mode"] = "sample"
+    """What to keep of a tokenizer's distribution (AutoencoderKL, AutoencoderKLFlux2). sample: mean and variance, and
+    every training step draws its own sample. mode: the mean only, half the size."""
     shard_size: int = 2048
     """Images per shard: what one process of several does at a time."""
     batch_size: int = 32
@@ -42,21 +44,12 @@ class EncodeOptions(ReadOptions):
     """Use only so many images: a random choice, or the first ones of a stream."""
     streaming: bool = False
     """Read parquet, tars or a Hub data set in order, a Hub data set without a local copy."""
-    bad_images: str = "skip"
+    bad_images: Literal["skip", "stop"] = "skip"
     """skip (and list) images that cannot be read, or stop at the first."""
     max_bad_share: float = 0.1
     """Stop when more than this share is bad; up to five are let pass unless it is 0."""
     device: str = "auto"
     """auto (cuda where there is one), cpu, cuda, mps."""
-
-    def __post_init__(self) -> None:
-        if len(self.resolution) not in (1, 2) or min(self.resolution) < 1:
-            raise ValueError(f"--resolution takes one side, or height and width; got {self.resolution}")
-        for name, known in (("posterior", ("sample", "mode")), ("bad_images", ("skip", "stop"))):
-            if getattr(self, name) not in known:
-                raise ValueError(
-                    f"--{name.replace('_', '-')} must be {' or '.join(known)}, got {getattr(self, name)!r}"
-                )
 
 
 OPTIONS = EncodeOptions
@@ -65,31 +58,24 @@ OPTIONS = EncodeOptions
 def run(arguments: Sequence[str]) -> None:
     """Parse, encode or go on encoding, print a summary as JSON; under torchrun each process takes some shards."""
     options = parse(EncodeOptions, arguments, "encode")
-    from ecar.devices import resolve_device
-    from ecar.processes.signals import StopRequest, exit_when_stopped
-    from ecar.processes.world import World
-
-    device = resolve_device(options.device)
-    with exit_when_stopped(), StopRequest("while encoding, finished shards stay"):
-        world = World.start(device, tensors=False)
+    with together(options.device, "while encoding, finished shards stay") as (world, device):
         command, start = shlex.join(["ecar", "encode", *arguments]), time.perf_counter()
-        summary = _encode(options, command, world.local_device(device), world)
+        summary = _encode(options, command, device, world)
         if world.rank == 0:
             print(json.dumps({**summary, "seconds": round(time.perf_counter() - start, 2)}))
         world.meet("end")
-        world.stop()
 
 
 def _encode(options: EncodeOptions, command: str, device: str, world: World) -> dict[str, Any]:
     from ecar.data.encoding import EncodePlan, encode_shards
-    from ecar.data.feed import Feed, open_source, open_stream
-    from ecar.data.source import BadImages
+    from ecar.data.feed import Feed, open_stream
+    from ecar.data.source import BadImages, load_source
     from ecar.files.lock import run_lock
     from ecar.files.records import make_out
     from ecar.tokenizers import load_tokenizer
 
     plan = EncodePlan(
-        side=(options.resolution[0], options.resolution[-1]),
+        side=image_side(options.resolution),
         flip=options.flip,
         moments=options.posterior == "sample",
         shard_size=options.shard_size,
@@ -99,7 +85,7 @@ def _encode(options: EncodeOptions, command: str, device: str, world: World) -> 
     out = make_out(options.out, options.data, pictures=False)
     tokenizer = world.first_then_others(lambda: load_tokenizer(options.tokenizer))
     tokenizer.latent_side(*plan.side)
-    opened = open_stream if options.streaming else open_source
+    opened = open_stream if options.streaming else load_source
     feed: Feed = world.first_then_others(lambda: opened(options.data, options.reading(), max_images=options.max_images))
     with ExitStack() as lock:
         if world.rank == 0:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from ecar.cli.options import check_dtype, output_file, parse
 
@@ -48,16 +48,6 @@ class EstimateOptions:
     """Throughput of one device in TFLOP/s that is reached in practice (not the peak of the data sheet)."""
     devices: int = 1
     """Number of devices, scaling taken as perfect."""
-    parallel: str = "ddp"
-    """ddp (a copy of everything on each device) or fsdp (split over all devices)."""
-    accumulate: int = 1
-    """Passes of --batch-size images on each device that make one update."""
-    storage_gbs: float = 2.0
-    """GB/s at which a checkpoint is written."""
-    save_minutes: float = 30.0
-    """Minutes between checkpoints."""
-    restart_minutes: float = 10.0
-    """Minutes to notice a failure and start again."""
     out: str | None = None
     """Also write the record here (.json)."""
 
@@ -69,58 +59,43 @@ def run(arguments: Sequence[str]) -> None:
     """Parse, estimate; prints one JSON object as the last line."""
     options = parse(EstimateOptions, arguments, "estimate")
     out = output_file(options.out, (".json",)) if options.out else None
-    positive = options.images, options.epochs, options.tflops, options.devices, options.batch_size, options.classes
-    if not all(0 < value < math.inf for value in positive):  # so nan fails too
-        raise ValueError("--images, --epochs, --tflops, --devices, --batch-size and --classes must be positive numbers")
-    rate = 1e12 * options.tflops * options.devices
-    if not 0 < rate < math.inf or not options.images * options.epochs / rate * 1e18 < math.inf:  # an image takes less
-        raise ValueError("--tflops, --devices, --images and --epochs: these give times that are no numbers")
+    for name in ("images", "epochs", "tflops", "devices", "batch_size", "classes", "factor", "patch"):
+        if not 0 < getattr(options, name) < math.inf:  # so nan fails too
+            raise ValueError(f"`{name}` must be a positive number, got {getattr(options, name)}")
     check_dtype(options.dtype)
-    if options.factor < 1 or options.patch < 1 or options.resolution % (options.factor * options.patch):
+    side, rest = divmod(options.resolution, options.factor)
+    if rest or side % options.patch:
         raise ValueError(
             f"--resolution {options.resolution} does not divide by factor x patch ({options.factor}, {options.patch})"
         )
     from ecar.config import SamplingConfig
-    from ecar.cost.cluster import ClusterPlan, cluster
     from ecar.cost.estimate import estimate
     from ecar.network.presets import default_steps, preset_config
     from ecar.sampling.loop import check_settings
     from ecar.training.shape import shares, through
 
-    plan = ClusterPlan(
-        devices=options.devices, tflops=options.tflops, parallel=options.parallel, batch=options.batch_size,
-        accumulate=options.accumulate, images=options.images, epochs=options.epochs, storage_gbs=options.storage_gbs,
-        save_minutes=options.save_minutes, restart_minutes=options.restart_minutes,
-    )  # fmt: skip
-    stages = (1 if options.model == "dit" else 3) if options.stages is None else options.stages
-    side = options.resolution // options.factor
+    stages = options.stages or (1 if options.model == "dit" else 3)
     config = preset_config(
         options.model, options.preset, latent=(side, side), stages=stages, channels=options.channels,
         classes=options.classes, image=(options.resolution, options.resolution), patch=options.patch,
     )  # fmt: skip
     steps = options.steps or ((250,) if options.model == "dit" else default_steps(stages))
-    steps = steps * stages if len(steps) == 1 else steps
     scale = 1.5 if options.guidance else 1.0
-    guidance = (scale,) if stages == 1 else (scale,) * (stages - 1) + (1.0,)
-    settings = SamplingConfig(steps=steps, guidance=guidance, solver="ab2")
+    settings = SamplingConfig(
+        steps=steps * stages if len(steps) == 1 else steps,
+        guidance=(scale,) if stages == 1 else (scale,) * (stages - 1) + (1.0,),
+        solver="ab2",
+    )
     check_settings(settings, stages)
     share = through(shares(options.stage_share, stages))
-    record = estimate(config, settings, batch=options.batch_size, share=share, bf16=options.dtype == "bf16")
-    training, sampling = record["training_flops_per_image"], record["sampling_flops_per_image"]
-    memory, parameters = record["training_memory_bytes"], record["parameters"]
-    assert isinstance(training, int) and isinstance(sampling, dict)
-    assert isinstance(memory, dict) and isinstance(parameters, dict)
-    saved, total = memory["saved for backward"], parameters["total"]
-    run = cluster(config, plan, parameters=total, activations=saved, flops_per_image=training, share=share)
+    found = estimate(config, settings, batch=options.batch_size, share=share, bf16=options.dtype == "bf16")
+    epoch, rate = found["training_flops_per_image"] * options.images, 1e12 * options.tflops * options.devices
     record = {
-        "model": options.model, "preset": options.preset, "resolution": options.resolution,
-        "sides": [list(s) for s in config.stages.sides], "sampling": settings.to_json(), **record,
-        "training_flops_per_epoch": training * options.images,
-        "training_hours": round(training * options.images * options.epochs / rate / 3600, 3),
-        "run": run,
-        "sampling_images_per_second": round(rate / sampling["total"], 3),
-        "assumed": {"tflops": options.tflops, "devices": options.devices, "images": options.images,
-                    "epochs": options.epochs, "stage_share": share, "decoder": "not counted"},
+        **asdict(options), "sides": config.stages.sides, "sampling": settings.to_json(), **found,
+        "training_flops_per_epoch": epoch,
+        "training_hours": round(epoch * options.epochs / rate / 3600, 3),
+        "sampling_images_per_second": round(rate / found["sampling_flops_per_image"]["total"], 3),
+        "not_counted": "decoder",
     }  # fmt: skip
     if out is not None:
         out.write_text(json.dumps(record, indent=2) + "\n")

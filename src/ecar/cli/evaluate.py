@@ -7,19 +7,16 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ecar.cli.flags import AdaptedModelFlags, CandidateFlags, SamplingFlags
+from ecar.cli.flags import AdaptedModelFlags, CandidateFlags, SamplingFlags, together
 from ecar.cli.options import changed, flat, output_file, parse
 from ecar.evaluation.config import EvaluationConfig
-
-if TYPE_CHECKING:
-    from ecar.processes.world import World
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOptions:
-    """Judge a model, or a file of samples, against real images."""
+    """Compare a model, or a file of samples, with real images."""
 
     model: str | None = None
     """Bundled name, folder or Hub id to sample from."""
@@ -42,7 +39,7 @@ class EvaluateOptions:
         seed = ["--seed"] if self.comparison.seed else []
         given = changed(self.sampling, self.selection, replace(self.compute, device="auto")) + seed
         if self.samples is not None and given:
-            raise ValueError(f"--samples are judged as they are: {', '.join(given)} would change nothing; leave it out")
+            raise ValueError(f"--samples are compared as they are: leave {', '.join(given)} out")
 
 
 OPTIONS = EvaluateOptions
@@ -53,50 +50,37 @@ def run(arguments: Sequence[str]) -> None:
     processes sample together, and the first one does the rest."""
     options = parse(EvaluateOptions, arguments, "evaluate")
     out = output_file(options.out, (".json",))
-    if options.samples is not None:
-        record = _samples_record(options, options.samples, out)
-    else:
-        from ecar.devices import resolve_device
-        from ecar.processes.signals import StopRequest, exit_when_stopped
-        from ecar.processes.world import World
-
-        device = resolve_device(options.compute.device)
-        with exit_when_stopped(), StopRequest("while evaluating, finished batches stay"):
-            world = World.start(device, tensors=False)
-            compute = replace(options.compute, device=world.local_device(device)).usable()
-            record = _model_record(options, compute, str(options.model), out, world)
-            world.stop()
-        if world.rank:
-            return
-    record = {"command": flat(options), **record}
-    out.write_text(json.dumps(record, indent=2) + "\n")
-    print(json.dumps(record))
+    record = _samples_record(options, out) if options.samples is not None else _model_record(options, out)
+    if record:  # else the first process has it
+        record = {"command": flat(options), **record}
+        out.write_text(json.dumps(record, indent=2) + "\n")
+        print(json.dumps(record))
 
 
-def _samples_record(options: EvaluateOptions, file: str, out: Path) -> dict[str, Any]:
+def _samples_record(options: EvaluateOptions, out: Path) -> dict[str, Any]:
     from ecar.evaluation import evaluate
     from ecar.evaluation.samples import read_samples
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError("--samples are judged by one process: leave torchrun out")
-    samples = read_samples(Path(file).expanduser())
-    record = evaluate(
-        samples, options.comparison, picture=out.with_suffix(".closest.png"), device=options.compute.device
-    )
-    record["samples"]["file"] = file
+        raise ValueError("--samples are compared by one process: leave torchrun out")
+    samples = read_samples(Path(str(options.samples)).expanduser())
+    picture, device = out.with_suffix(".closest.png"), options.compute.device
+    record = evaluate(samples, options.comparison, picture=picture, device=device)
+    record["samples"]["file"] = options.samples
     return record
 
 
-def _model_record(
-    options: EvaluateOptions, compute: AdaptedModelFlags, model: str, out: Path, world: World
-) -> dict[str, Any]:
+def _model_record(options: EvaluateOptions, out: Path) -> dict[str, Any]:
     from ecar.cost.quality import evaluate_model
 
-    pipe = world.first_then_others(lambda: compute.load(model))
-    fast = compute.compile or compute.cuda_graphs
-    how = {name: getattr(compute, name) for name in ("dtype", "compile", "cuda_graphs", "decoder")}
-    return evaluate_model(
-        model, pipe, options.comparison, out, settings=options.sampling.settings(pipe),
-        best=options.selection.best_of(pipe), plain=compute.load_plain(model) if fast and not world.rank else None,
-        how=how, device=compute.device, world=world,
-    )  # fmt: skip
+    model = str(options.model)
+    with together(options.compute.device, "while evaluating, finished batches stay") as (world, device):
+        compute = replace(options.compute, device=device).usable()
+        pipe = world.first_then_others(lambda: compute.load(model))
+        fast = compute.compile or compute.cuda_graphs
+        return evaluate_model(
+            pipe, options.comparison, out, settings=options.sampling.settings(pipe),
+            best=options.selection.best_of(pipe), plain=compute.load_plain(model) if fast and not world.rank else None,
+            how={name: getattr(compute, name) for name in ("dtype", "compile", "cuda_graphs", "decoder")},
+            device=compute.device, world=world,
+        )  # fmt: skip

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
@@ -10,6 +12,7 @@ from ecar.config import SamplingConfig, check_acceptance
 
 if TYPE_CHECKING:
     from ecar import Pipeline
+    from ecar.processes.world import World
     from ecar.refine import BestOf
 
 MARGINS = ("left", "top", "right", "bottom")
@@ -61,6 +64,21 @@ class AdaptedModelFlags(ModelFlags):
     """Folder of a LoRA adapter of the model (ecar train --lora-rank)."""
 
 
+@contextmanager
+def together(device: str, stopped: str) -> Iterator[tuple[World, str]]:
+    """The processes that torchrun started, and the device of this one; a signal ends all of them, which say what they
+    were ``stopped`` in."""
+    from ecar.devices import resolve_device
+    from ecar.processes.signals import StopRequest, exit_when_stopped
+    from ecar.processes.world import World
+
+    device = resolve_device(device)
+    with exit_when_stopped(), StopRequest(stopped):
+        world = World.start(device, tensors=False)
+        yield world, world.local_device(device)
+        world.stop()
+
+
 @dataclass(frozen=True, kw_only=True)
 class SamplingFlags:
     """How the model is sampled."""
@@ -89,8 +107,8 @@ class CandidateFlags:
     """Samples drawn for each image, of which the critic of the model (ecar critic) chooses one: costs as many times as
     much."""
     acceptance: float | None = None
-    """Share of samples that the critic accepts, as 0.5: candidates are then drawn one after the other until one is
-    accepted, and --candidates at most; costs about 1 / ACCEPTANCE times as much."""
+    """Draw candidates one after the other until the critic accepts one, --candidates at most. This is the share of
+    samples that it accepts, as 0.5; an image costs about 1 / ACCEPTANCE times as much."""
     critic: str | None = None
     """Critic of the model; default: critic.safetensors in its folder."""
 

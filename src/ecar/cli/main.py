@@ -25,7 +25,7 @@ VERBS = {
     "critic": "learn to tell a model's samples from real images, to choose among candidates",
     "encode": "encode a data set to latents once",
     "data": "check a data set: broken, tiny, odd and duplicate images",
-    "evaluate": "judge samples against real images",
+    "evaluate": "compare samples with real images",
     "estimate": "parameters, memory, FLOPs and time of a model that does not exist yet",
     "info": "describe a model",
     "push": "publish a model on the Hub, or write the folder that would be uploaded",
@@ -63,29 +63,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with _warnings_in_words():
             module.run(args)
-    except ValueError as error:
-        if os.environ.get("ECAR_TRACEBACK"):
-            raise
-        if getattr(error, "said", False):  # by process 0 of those that torchrun started
-            return WRONG_INPUT
-        from ecar.cli.options import name_flags
-
-        return _refuse(name_flags(str(error), module.OPTIONS))
-    except ImportError as error:
-        return _refuse(f"a package is missing ({error.name}); install it with: pip install 'ecar[all]'")
     except KeyboardInterrupt:
         print("ecar: interrupted", file=sys.stderr)
         return FAILED
-    except PermissionError as error:
+    except (ValueError, ImportError, RuntimeError, OSError) as error:
         if os.environ.get("ECAR_TRACEBACK"):
             raise
-        return _refuse(f"{error.filename}: permission denied" if error.filename else str(error))
-    except (RuntimeError, OSError) as error:
-        if os.environ.get("ECAR_TRACEBACK"):
-            raise
-        print(f"ecar: {_one_line(str(error))}", file=sys.stderr)
-        return FAILED
+        return _failed(error, module.OPTIONS)
     return OK
+
+
+def _failed(error: Exception, options: type) -> int:
+    """Say in one line what is wrong; the exit code."""
+    if getattr(error, "said", False):  # by process 0 of those that torchrun started
+        return WRONG_INPUT
+    if isinstance(error, ValueError):
+        from ecar.cli.options import name_flags
+
+        return _refuse(name_flags(str(error), options))
+    if isinstance(error, ImportError):
+        return _refuse(f"a package is missing ({error.name}); install it with: pip install 'ecar[all]'")
+    if isinstance(error, PermissionError):
+        return _refuse(f"{error.filename}: permission denied" if error.filename else str(error))
+    print(f"ecar: {_one_line(str(error))}", file=sys.stderr)
+    return FAILED
 
 
 @contextmanager

@@ -14,8 +14,8 @@ from ecar.cli.options import parse
 
 @dataclass(frozen=True, kw_only=True)
 class NeonOptions:
-    """Negative extrapolation from self-training (Neon, arXiv 2510.03597): move the weights of a model away from those
-    that short trainings on its own samples gave it. Better samples at the same sampling cost, without data."""
+    """Extrapolate a model negatively from short trainings on its own samples (Neon, arXiv 2510.03597): better samples
+    at the same sampling cost, without data."""
 
     model: Annotated[str, tyro.conf.Positional]
     """Folder, bundled name or Hub id."""
@@ -28,8 +28,8 @@ class NeonOptions:
     out: str
     """Folder to write, new or empty."""
     scale: float = 1.0
-    """Extrapolation weight: 1 is as far as the training went, in the opposite direction. Try 0.5 to 2, and judge each
-    with ecar evaluate."""
+    """Extrapolation weight: 1 is as far as the training went, in the opposite direction. Try 0.5 to 2, and compare
+    them with ecar evaluate."""
 
 
 OPTIONS = NeonOptions

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import tyro
 
 from ecar.files.commit import source_commit as source_commit
+from ecar.files.options import flag as _flag
 from ecar.files.options import flat as flat
 from ecar.files.options import recipe_flags
 from ecar.files.records import output_file as output_file
@@ -100,10 +101,6 @@ def name_flags(message: str, kind: type) -> str:
     message = re.sub(r"`(\w+)`", flag, message)
     message = re.sub(r"(?<![^\s(])([a-z]+_\w+)(?![^\s,;:.)]|\.\S)", flag, message)
     return re.sub(r"^(\w+)(?= (?:must|needs|takes) )", flag, message)
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
 
 
 def _is_list(hint: Any) -> bool:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from ecar.cli.flags import AdaptedModelFlags, CandidateFlags, SamplingFlags
+from ecar.cli.flags import AdaptedModelFlags, CandidateFlags, SamplingFlags, together
 from ecar.cli.options import parse
 from ecar.cli.pictures import PictureFlags
 
@@ -78,27 +78,19 @@ def run(arguments: Sequence[str]) -> None:
 
 def _one_array(options: SampleOptions) -> None:
     """Write an .npz in as many processes as there are."""
-    from ecar.devices import resolve_device
     from ecar.evaluation.making import configuration, write_array
-    from ecar.pretrained.adapters import adapter_fingerprint
-    from ecar.pretrained.folders import weights_fingerprint
-    from ecar.processes.signals import StopRequest, exit_when_stopped
-    from ecar.processes.world import World
+    from ecar.refine import identity
 
-    device = resolve_device(options.compute.device)
-    with exit_when_stopped(), StopRequest("while sampling, finished batches stay"):
-        world = World.start(device, tensors=False)
-        compute = replace(options.compute, device=world.local_device(device)).usable()
+    with together(options.compute.device, "while sampling, finished batches stay") as (world, device):
+        compute = replace(options.compute, device=device).usable()
         pipe = world.first_then_others(lambda: compute.load(options.model))
         settings, best = options.sampling.settings(pipe), options.selection.best_of(pipe)
         options, labels = _labels(options, pipe)
         whose: dict[str, object] = {}
         if world.rank == 0:
-            whose = {"weights": weights_fingerprint(options.model), "classes": options.classes,
-                     "per_class": options.per_class, **asdict(options.selection), **asdict(compute)}  # fmt: skip
-            whose |= {"device": pipe.model.device.type, "critic": None if best is None else best.critic.fingerprint}
-            whose |= {"configuration": configuration(pipe)}
-            whose |= {"adapter": None if compute.adapter is None else adapter_fingerprint(compute.adapter)}
+            whose = {"classes": options.classes, "per_class": options.per_class, **asdict(compute),
+                     **identity(pipe, best), "configuration": configuration(pipe),
+                     "device": pipe.model.device.type}  # fmt: skip
         start = time.perf_counter()
         made = write_array(
             pipe, labels, Path(options.files.out).expanduser(), seed=options.seed, settings=settings, record=whose,
@@ -110,7 +102,6 @@ def _one_array(options: SampleOptions) -> None:
             record = _record(options, compute, settings, missing, took, round(drawn * len(labels)))
             record |= {"images": len(labels), "resumed": len(labels) - missing, "processes": world.size}
             print(json.dumps(record))
-        world.stop()
 
 
 def _record(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,7 +50,7 @@ def saved_bytes(model: StageModel, batch: int, share: Sequence[float], *, bf16: 
 
 def estimate(
     config: ModelConfig, settings: SamplingConfig, *, batch: int, share: Sequence[float], bf16: bool
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """Parameters, training memory for ``batch`` images on one device, FLOPs of sampling and training.
 
     Memory counts float32 weights, gradients, AdamW's two moments, the weight average, and what the loss saves for the

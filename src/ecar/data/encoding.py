@@ -19,7 +19,8 @@ from tqdm.auto import tqdm
 
 from ecar.config import Side, differences
 from ecar.data.ahead import in_order
-from ecar.data.feed import Feed, Sample
+from ecar.data.feed import Feed
+from ecar.data.rows import Sample
 from ecar.data.shards import CACHE, PROGRESS, damaged_shards, note_file, shard_file, shard_notes
 from ecar.data.source import BadImages
 from ecar.devices import images_at_once
@@ -155,8 +156,6 @@ def _resume(out: Path, plan: dict[str, Any], command: str) -> list[int] | None:
     if found.name == CACHE:
         _remove_notes(out)
         return None
-    if "shards" in record:
-        raise ValueError(f"{out}: was begun by an earlier version of ecar; delete the folder and encode again")
     if damage := damaged_shards(out, [note for note in notes.values() if note["images"]]):
         raise ValueError(f"{out}: {'; '.join(damage)}; delete the folder and encode again")
     write_atomically(out / PROGRESS, json.dumps({"plan": plan, "command": command}).encode())
@@ -260,7 +259,7 @@ def _encode(tokenizer: Tokenizer, pixels: Tensor, flip: bool, moments: bool) -> 
 
 def _label(feed: Feed, sample: Sample, found: Found) -> int:
     """The class of a sample, or the place of its label among ``found.label_values``."""
-    names, label, values = feed.classes(), sample.label, found.label_values
+    names, label, values = feed.class_names, sample.label, found.label_values
     if names == ():
         return 0
     if names is None and label is None and not values:
@@ -328,7 +327,7 @@ def _finish(out: Path, plan: dict[str, Any], tokenizer: Tokenizer, feed: Feed, b
         "shift": shift.tolist(),
         "scale": scale.tolist(),
         "images": sum(shard["images"] for shard in shards),
-        "class_names": list(feed.classes() or ()),
+        "class_names": list(feed.class_names or ()),
         "label_values": notes[-1]["label_values"],
         "skipped": skipped,
         "data": feed.about(),

@@ -2,100 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from ecar.data.columns import Columns, cell_bytes
 from ecar.data.reading import ReadOptions
-from ecar.data.rows import FolderRows, printable
+from ecar.data.rows import FolderRows, Sample, printable
 from ecar.data.source import ImageSource, as_source, check_hub_id, hub_error, load_source, open_data
 from ecar.data.tables import hub_columns, label_of
 from ecar.files.images import BadImageError
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sample:
-    """An image of a feed.
-
-    Attributes:
-        row: its place in the feed.
-        id: its stable name.
-        label: as the data have it; None without labels.
-        data: its encoded bytes, or why they cannot be read.
-    """
-
-    row: int
-    id: str
-    label: int | str | None
-    data: bytes | BadImageError
-
-
-class Feed(Protocol):
-    """A sequence of samples whose order never changes."""
-
-    @property
-    def name(self) -> str:
-        """What the user asked for, for messages."""
-
-    def __len__(self) -> int:
-        """Number of rows; 0 where that shows only at the end."""
-
-    def classes(self) -> tuple[str, ...] | None:
-        """Names of the classes, whose ids the labels are; None: the labels are whatever the data have."""
-
-    def about(self) -> dict[str, Any]:
-        """What was found and what is left out, for records."""
-
-    def state(self) -> str:
-        """A fingerprint of the data."""
-
-    def samples(self, start: int) -> Iterator[Sample]:
-        """The samples from row ``start`` on."""
-
-    def where(self, sample: Sample) -> str:
-        """Where a sample lies, for messages."""
-
-
-@dataclass(frozen=True)
-class SourceFeed:
-    """The rows of an image source."""
-
-    source: ImageSource
-
-    @property
-    def name(self) -> str:
-        return self.source.name
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def classes(self) -> tuple[str, ...]:
-        return self.source.class_names
-
-    def about(self) -> dict[str, Any]:
-        return self.source.about()
-
-    def state(self) -> str:
-        source = self.source
-        parts = [*source.rows.state(), *source.class_names]
-        return _digest(parts, source.labels.tobytes() + source.chosen.tobytes())
-
-    def samples(self, start: int) -> Iterator[Sample]:
-        for row, data in self.source.encoded(start):
-            label = int(self.source.labels[row]) if self.source.class_names else None
-            yield Sample(row=row, id=self.source.id(row), label=label, data=data)
-
-    def where(self, sample: Sample) -> str:
-        return self.source.path(sample.row)
-
-
 @dataclass(frozen=True)
 class StreamFeed:
-    """A ``datasets.IterableDataset``, never shuffled: its order, and so the place to go on from, is exact.
+    """Samples of a ``datasets.IterableDataset``, never shuffled: its order, and so the place to go on from, is exact.
 
     Attributes:
         name: what the user asked for.
@@ -114,7 +37,9 @@ class StreamFeed:
     def __len__(self) -> int:
         return 0
 
-    def classes(self) -> tuple[str, ...] | None:
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """None: the labels are whatever the data have."""
         return self.columns.class_names or (None if self.columns.label else ())
 
     def about(self) -> dict[str, Any]:
@@ -133,14 +58,11 @@ class StreamFeed:
         return f"{self.name}: {sample.id}"
 
 
-def open_source(data: str, read: ReadOptions | None = None, *, max_images: int | None = None) -> SourceFeed:
-    """As ``load_source``."""
-    return SourceFeed(load_source(data, read, max_images=max_images))
+Feed = ImageSource | StreamFeed
+open_source = load_source
 
 
-def open_stream(
-    data: str, read: ReadOptions | None = None, *, max_images: int | None = None
-) -> SourceFeed | StreamFeed:
+def open_stream(data: str, read: ReadOptions | None = None, *, max_images: int | None = None) -> Feed:
     """Parquet files or tars in their order, the first ``max_images``; or a Hub data set without a local copy.
 
     Raises:
@@ -151,7 +73,7 @@ def open_stream(
         opened = open_data(data, read)
         if isinstance(opened.rows, FolderRows):
             raise ValueError(f"{data}: only parquet, tars and Hub ids are streamed; leave out --streaming")
-        return SourceFeed(as_source(opened, data, max_images=max_images, first=True))
+        return as_source(opened, data, max_images=max_images, first=True)
     check_hub_id(data)
     version = _hub_revision(data)
     table, columns = hub_columns(_stream(data, read.split, version), data, read)
@@ -192,10 +114,3 @@ def _example_id(example: dict[str, Any], row: int) -> str:
     if "__key__" not in example:
         return f"row-{row}"
     return printable(f"{Path(str(example.get('__url__', ''))).name}/{example['__key__']}")
-
-
-def _digest(parts: list[str], data: bytes = b"") -> str:
-    digest = hashlib.sha256(data)
-    for part in parts:
-        digest.update(part.encode("utf-8", "surrogateescape") + b"\0")
-    return digest.hexdigest()[:16]

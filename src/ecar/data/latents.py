@@ -1,10 +1,8 @@
-"""Latent tables: the latents of a data set, in memory (here) or in the shards of a cache folder (``shards``)."""
+"""Latent tables: the latents of a data set, in memory or in the shards of a cache folder (``shards``)."""
 
 from __future__ import annotations
 
-import dataclasses
-from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import torch
@@ -23,10 +21,17 @@ _MEASURED = 10_000  # images, at most, of which statistics are taken
 
 
 @dataclass(frozen=True, kw_only=True)
-class LatentTable(ABC):
-    """Unit-scale latents of N images.
+class LatentTable:
+    """Unit-scale latents of N images, in memory or in shards that are mapped into it: what a batch reads is loaded, and
+    the system may drop it again.
 
     Attributes:
+        latents: (F, N, C, h, w) float16, or per shard (F, n, C, h, w); F = 2 when the second half are the mirrored
+            images, else 1. Means where there is ``logvar``.
+        logvar: per shard like ``latents``: logarithm of the variance; empty where the tokenizer is deterministic.
+        shift: (C,) subtracted at loading; None: nothing, and nothing is divided.
+        scale: (C,) divided by at loading.
+        chosen: rows of the shards that are used; None: all.
         labels: (N,) int64.
         class_names: one name per class; empty for unlabelled data.
         image_side: (height, width) of the images.
@@ -37,6 +42,11 @@ class LatentTable(ABC):
         about: what was found and what is left out (``ImageSource.about``), for records.
     """
 
+    latents: Tensor | tuple[Tensor, ...]
+    logvar: tuple[Tensor, ...] = ()
+    shift: Tensor | None = None
+    scale: Tensor | None = None
+    chosen: Tensor | None = None
     labels: Tensor
     class_names: tuple[str, ...]
     image_side: Side
@@ -50,55 +60,55 @@ class LatentTable(ABC):
         return len(self.labels)
 
     @property
-    @abstractmethod
-    def sides(self) -> int:
-        """2 where the images are there mirrored too, else 1."""
-
-    @abstractmethod
-    def batch(self, sides: Tensor, rows: Tensor, seed: int | None = None) -> Tensor:
-        """Latents (B, C, h, w) float32 of ``rows`` (B,), as they are (side 0) or mirrored (side 1). Where the table
-        holds distributions, a sample of each, drawn from ``seed``; their means without one."""
-
-    @abstractmethod
-    def take(self, rows: Tensor) -> Self:
-        """The images ``rows`` (M,) of the table alone."""
-
-    @abstractmethod
-    def part(self, *, flip: bool, images: int | None) -> Self:
-        """``images`` of the table, at random (always the same ones), without the mirrored ones unless ``flip``."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class MemoryTable(LatentTable):
-    """A table in memory.
-
-    Attributes:
-        latents: (F, N, C, h, w) float16; F = 2 when the second half are the mirrored images, else 1.
-    """
-
-    latents: Tensor
+    def shards(self) -> tuple[Tensor, ...]:
+        """``latents`` per shard; in memory there is one."""
+        return (self.latents,) if isinstance(self.latents, Tensor) else self.latents
 
     @property
     def sides(self) -> int:
-        return self.latents.shape[0]
+        """2 where the images are there mirrored too, else 1."""
+        return self.shards[0].shape[0]
 
-    def batch(self, sides: Tensor, rows: Tensor, seed: int | None = None) -> Tensor:  # noqa: ARG002
-        return self.latents[sides, rows].float()
+    def batch(self, sides: Tensor, rows: Tensor, seed: int | None = None) -> Tensor:
+        """Latents (B, C, h, w) float32 of ``rows`` (B,), as they are (side 0) or mirrored (side 1). Where the table
+        holds distributions, a sample of each, drawn from ``seed``; their means without one."""
+        z = self._gather(self.shards, sides, rows)
+        if self.logvar and seed is not None:
+            noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(seed))
+            z = z + torch.exp(0.5 * self._gather(self.logvar, sides, rows)) * noise
+        if self.shift is None or self.scale is None:
+            return z
+        return (z - self.shift.view(-1, 1, 1)) / self.scale.view(-1, 1, 1)
 
     def take(self, rows: Tensor) -> Self:
-        return dataclasses.replace(self, latents=self.latents[:, rows], labels=self.labels[rows])
+        """The images ``rows`` (M,) of the table alone."""
+        chosen = rows if self.chosen is None else self.chosen[rows]
+        return replace(self, chosen=chosen, labels=self.labels[rows])
 
     def part(self, *, flip: bool, images: int | None) -> Self:
-        table = dataclasses.replace(self, latents=self.latents[: 2 if flip else 1])
-        if images is None or images >= len(self.labels):
-            return table
-        return table.take(torch.from_numpy(choose_rows(len(self.labels), images)))
+        """``images`` of the table, at random (always the same ones), without the mirrored ones unless ``flip``."""
+        table = self.take(torch.from_numpy(choose_rows(len(self), images)))
+        latents, logvar = (tuple(x[: 2 if flip else 1] for x in shards) for shards in (self.shards, self.logvar))
+        return replace(table, latents=latents, logvar=logvar)
+
+    def _gather(self, shards: tuple[Tensor, ...], sides: Tensor, rows: Tensor) -> Tensor:
+        rows = torch.as_tensor(rows) if self.chosen is None else self.chosen[torch.as_tensor(rows)]
+        ends = torch.tensor([shard.shape[1] for shard in shards]).cumsum(0)
+        home, out = torch.searchsorted(ends, rows, right=True), torch.empty(len(rows), *shards[0].shape[2:])
+        for shard in home.unique().tolist():
+            here = home == shard
+            start = int(ends[shard - 1]) if shard else 0
+            out[here] = shards[shard][sides[here], rows[here] - start].float()
+        return out
+
+
+MemoryTable = LatentTable
 
 
 @torch.no_grad()
 def encode_source(
     source: ImageSource, tokenizer: Tokenizer, side: Side, *, flip: bool, device: str = "cpu"
-) -> MemoryTable:
+) -> LatentTable:
     """Encode every image of ``source``. Statistics that were not measured yet (pixels, a diffusers
     autoencoder as published) are measured on the way, in place.
 
@@ -132,7 +142,7 @@ def encode_source(
             both = raw.pop(0)
             latents[:, done : done + both.shape[1]] = tokenizer.normalize(both).half()
             done += both.shape[1]
-    return MemoryTable(
+    return LatentTable(
         latents=latents[:, :done],
         labels=torch.cat(labels),
         class_names=source.class_names,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
+from ecar.files.options import flag
+
 
 @dataclass(frozen=True, kw_only=True)
 class ReadOptions:
@@ -26,8 +28,7 @@ class ReadOptions:
         """ValueError where one of these is given and ``what`` the data are has neither splits nor columns."""
         for field in fields(ReadOptions):
             if getattr(self, field.name) != getattr(type(self), field.name):  # its default
-                flag = f"--{field.name.replace('_', '-')}"
-                raise ValueError(f"{flag} would change nothing: {data} is {what}; leave it out")
+                raise ValueError(f"{flag(field.name)} would change nothing: {data} is {what}; leave it out")
 
 
 def add_left_out(left_out: dict[str, list[str]], more: dict[str, list[str]]) -> None:

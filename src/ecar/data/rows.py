@@ -11,6 +11,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ecar.files.images import BadImageError
+
 
 class Rows(Protocol):
     """Random access to encoded images."""
@@ -28,6 +30,23 @@ class Rows(Protocol):
 
     def state(self) -> list[str]:
         """What changes when the data do: names, sizes and times of files, or a fingerprint."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """An encoded image.
+
+    Attributes:
+        row: its place in the data.
+        id: its stable name.
+        label: as the data have it; None without labels.
+        data: its encoded bytes, or why they cannot be read.
+    """
+
+    row: int
+    id: str
+    label: int | str | None
+    data: bytes | BadImageError
 
 
 @dataclass(frozen=True, kw_only=True)

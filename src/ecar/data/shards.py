@@ -10,79 +10,22 @@ tokenizer/
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from ecar.data.labels import class_ids
 from ecar.data.latents import LatentTable
-from ecar.data.rows import choose_rows
 from ecar.files.access import check_readable
 from ecar.files.images import CROP
 from ecar.tokenizers import Tokenizer, load_tokenizer
 
 CACHE, PROGRESS = "cache.json", "progress.json"
 _AGAIN = "run ecar encode again"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShardTable(LatentTable):
-    """A table in shards that are mapped into memory: what a batch reads is loaded, and the system may drop it again.
-
-    Attributes:
-        latents: per shard (F, n, C, h, w) float16: means where there is ``logvar``.
-        logvar: per shard like ``latents``: logarithm of the variance; empty where the tokenizer is deterministic.
-        ends: (shards,) rows up to the end of each.
-        shift: (C,) subtracted at loading.
-        scale: (C,) divided by at loading.
-        count: F that is used.
-        chosen: rows of the shards that are used; None: all.
-    """
-
-    latents: tuple[Tensor, ...]
-    logvar: tuple[Tensor, ...] = ()
-    ends: Tensor
-    shift: Tensor
-    scale: Tensor
-    count: int
-    chosen: Tensor | None = None
-
-    @property
-    def sides(self) -> int:
-        return self.count
-
-    def batch(self, sides: Tensor, rows: Tensor, seed: int | None = None) -> Tensor:
-        z = self._gather(self.latents, sides, rows)
-        if self.logvar and seed is not None:
-            noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(seed))
-            z = z + torch.exp(0.5 * self._gather(self.logvar, sides, rows)) * noise
-        return (z - self.shift.view(-1, 1, 1)) / self.scale.view(-1, 1, 1)
-
-    def take(self, rows: Tensor) -> Self:
-        chosen = rows if self.chosen is None else self.chosen[rows]
-        return dataclasses.replace(self, chosen=chosen, labels=self.labels[rows])
-
-    def part(self, *, flip: bool, images: int | None) -> Self:
-        table = self.take(torch.from_numpy(choose_rows(len(self.labels), images)))
-        return dataclasses.replace(table, count=2 if flip else 1)
-
-    def _gather(self, shards: tuple[Tensor, ...], sides: Tensor, rows: Tensor) -> Tensor:
-        rows = torch.as_tensor(rows) if self.chosen is None else self.chosen[torch.as_tensor(rows)]
-        out = torch.empty(len(rows), *shards[0].shape[2:])
-        home = torch.searchsorted(self.ends, rows, right=True)
-        for shard in home.unique().tolist():
-            here = home == shard
-            start = int(self.ends[shard - 1]) if shard else 0
-            out[here] = shards[shard][sides[here], rows[here] - start].float()
-        return out
 
 
 def shard_file(number: int) -> str:
@@ -144,7 +87,7 @@ def _common(record: dict[str, Any]) -> dict[str, Any]:
         "tokenizer": record["tokenizer"],
         "skipped": tuple(record["skipped"]),
         "content": _content(record),
-        "about": record.get("data", {}),  # newer than the first caches
+        "about": record["data"],
     }
 
 
@@ -154,7 +97,7 @@ def _content(record: dict[str, Any]) -> str:
     return hashlib.sha256(" ".join(hashes).encode()).hexdigest()[:16]
 
 
-def _open_shards(folder: Path, record: dict[str, Any]) -> ShardTable:
+def _open_shards(folder: Path, record: dict[str, Any]) -> LatentTable:
     latents, logvar, labels = [], [], []
     for shard in record["shards"]:
         path = folder / shard["file"]
@@ -172,14 +115,12 @@ def _open_shards(folder: Path, record: dict[str, Any]) -> ShardTable:
     if record["label_values"]:
         codes, common["class_names"] = class_ids(record["label_values"], (), str(folder))
         ids = torch.from_numpy(codes)[ids]
-    return ShardTable(
+    return LatentTable(
         latents=tuple(latents),
         logvar=tuple(logvar),
         labels=ids,
-        ends=torch.from_numpy(np.cumsum([shard["images"] for shard in record["shards"]])),
         shift=torch.tensor(record["shift"], dtype=torch.float32),
         scale=torch.tensor(record["scale"], dtype=torch.float32),
-        count=latents[0].shape[0],
         encoder=record["encoder"],
         **common,
     )
@@ -208,7 +149,7 @@ def check_cache(path: str) -> dict[str, Any]:
         record = json.loads((folder / CACHE).read_text())
         shards = record["shards"]
         found = {"cache": path, "images": record["images"], "shards": len(shards), "skipped": len(record["skipped"])}
-        found["data"] = record.get("data", {})
+        found["data"] = record["data"]
         damaged = damaged_shards(folder, shards)
     except (OSError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
         raise ValueError(f"{folder}: damaged latent cache ({error}); {_AGAIN}") from None

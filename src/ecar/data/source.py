@@ -18,7 +18,7 @@ from ecar.data.ahead import in_order
 from ecar.data.folders import Found, is_of_split, of_split, open_folder, walk
 from ecar.data.labels import class_ids
 from ecar.data.reading import ReadOptions, add_left_out, shortened
-from ecar.data.rows import Opened, Rows, choose_rows, natural_key, printable
+from ecar.data.rows import Opened, Rows, Sample, choose_rows, natural_key, printable
 from ecar.data.tables import TableFile, look_into, no_images, open_hub, open_parquet, paths_of
 from ecar.data.tars import find_tars, open_tars
 from ecar.files.access import check_readable
@@ -82,6 +82,23 @@ class ImageSource:
                 yield index, error
             except OSError as error:
                 yield index, BadImageError(str(error))
+
+    def samples(self, start: int = 0) -> Iterator[Sample]:
+        """The images from index ``start`` on."""
+        for row, data in self.encoded(start):
+            label = int(self.labels[row]) if self.class_names else None
+            yield Sample(row=row, id=self.id(row), label=label, data=data)
+
+    def where(self, sample: Sample) -> str:
+        """Where a sample lies, for messages."""
+        return self.path(sample.row)
+
+    def state(self) -> str:
+        """A fingerprint of the data."""
+        digest = hashlib.sha256(self.labels.tobytes() + self.chosen.tobytes())
+        for part in (*self.rows.state(), *self.class_names):
+            digest.update(part.encode("utf-8", "surrogateescape") + b"\0")
+        return digest.hexdigest()[:16]
 
     def path(self, index: int) -> str:
         """Path of one image's file, or its row number, for messages."""

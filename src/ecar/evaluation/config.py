@@ -16,7 +16,7 @@ class EvaluationConfig(ReadOptions):
     data: str
     """Reference: image folder, WebDataset tars, parquet, Hub data set, or an .npz with mu and sigma (ADM)."""
     num: int = 10_000
-    """Images to judge, balanced over the classes; of a larger file of --samples, so many at random."""
+    """Samples to compare, balanced over the classes; of a larger file of --samples, so many at random."""
     extractor: str = "efficientnet-lite0"
     """efficientnet-lite0 (offline), inception (FID) or dinov2."""
     weights: str | None = None

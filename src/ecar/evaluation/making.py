@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from ecar.config import SamplingConfig, differences
 from ecar.evaluation.samples import Samples, map_images, read_npz, write_images
 from ecar.files.lock import run_lock
-from ecar.files.records import read_json
+from ecar.files.records import read_json, write_atomically
 from ecar.processes.watchdog import FORWARD, WAIT, Watchdog
 from ecar.processes.world import World
 from ecar.sampling.classes import Label
@@ -43,16 +43,6 @@ class Made:
     labels: np.ndarray
     seconds: float
     drawn: float
-
-
-def make_samples(
-    pipe: Pipeline, num: int, *, seed: int, settings: SamplingConfig, folder: Path, record: dict[str, object],
-    batch: int, sampler: Sampler | None = None,
-) -> Samples:  # fmt: skip
-    """``draw_samples`` of ``num`` images whose classes take turns, and ``collect``."""
-    labels = balanced(pipe, num)
-    draw_samples(pipe, labels, seed=seed, settings=settings, folder=folder, record=record, batch=batch, sampler=sampler)
-    return collect(folder, num, labelled=pipe.model.config.num_classes > 0)
 
 
 def write_array(
@@ -142,7 +132,7 @@ def _begin(folder: Path, record: dict[str, object], seed: int, settings: Samplin
         left.unlink()
     path = folder / "samples.json"
     if not path.exists():
-        _write_text(path, json.dumps(_whole(record, seed, settings), indent=2) + "\n")
+        write_atomically(path, (json.dumps(_whole(record, seed, settings), indent=2) + "\n").encode())
     return [int(i) for file in sorted(folder.glob("ids_*.npz")) for i in _read_part(file)["ids"]]
 
 
@@ -243,10 +233,4 @@ def write_part(path: Path, arrays: dict[str, np.ndarray]) -> None:
     temporary = path.with_name(path.name + ".tmp")
     with open(temporary, "wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
-    temporary.replace(path)
-
-
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
     temporary.replace(path)

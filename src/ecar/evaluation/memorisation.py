@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +12,6 @@ from torch import Tensor
 
 from ecar.evaluation.extractors import Extractor, extract
 from ecar.evaluation.metrics import chosen, nearest_distance, nearest_rows
-from ecar.evaluation.reference import Reference
 from ecar.sampling.pictures import grid
 
 QUANTILE = 0.01  # of the held-out images are as close to a training image as what counts as a copy
@@ -21,6 +19,9 @@ _LOOKED_AT = 2000  # samples, and held-out images, at most: each is seen mirrore
 _FLIPPED = 250  # at once
 _COPY = 1e-3  # of the median distance of held-out images: closer is the same image, but for the rounding of features
 _PAIRS = 16  # in the picture
+
+
+WithFeatures = tuple[Tensor, Tensor]  # images and their features
 
 
 @dataclass(frozen=True)
@@ -56,14 +57,15 @@ class Gate:
     excess: bool
 
 
-def closeness(images: Tensor, train: Tensor, extractor: Extractor) -> Closeness:
+def closeness(images: Tensor, features: Tensor, train: Tensor, extractor: Extractor) -> Closeness:
     """The closest training image in the space of an extractor.
 
     Args:
         images: (N, 3, H, W) uint8. They are mirrored in place of the training images, which are more.
+        features: (N, D) of these.
         train: features (M, D) of the training images.
     """
-    distances, rows = nearest_rows(extract(extractor, images)[0], train)
+    distances, rows = nearest_rows(features, train)
     flipped, flipped_rows = nearest_rows(
         torch.cat([extract(extractor, part.flip(-1))[0] for part in images.split(_FLIPPED)]), train
     )
@@ -91,19 +93,20 @@ def gate(samples: Tensor, held_out: Tensor) -> Gate:
 
 
 def memorisation(
-    samples: Tensor, held_out: Tensor, train: Tensor, train_features: Tensor, extractor: Extractor
+    samples: WithFeatures, held_out: WithFeatures, train: WithFeatures, extractor: Extractor
 ) -> tuple[dict[str, object], Image.Image]:
     """The gate's record, and a picture of the closest pairs: sample on the left, training image on the right.
 
     Args:
-        samples, held_out, train: (N, 3, H, W), (M, 3, H, W), (L, 3, H, W) uint8; of more than 2,000 samples or held-out
-            images so many are looked at, always the same ones.
-        train_features: (L, D).
+        samples, held_out, train: images (N, 3, H, W) uint8 with their features (N, D). Of more than 2,000 samples or
+            held-out images so many are looked at, always the same ones.
     """
-    ids = chosen(len(samples), _LOOKED_AT)
-    seen = held_out[chosen(len(held_out), _LOOKED_AT)]
-    near, usual = closeness(samples[ids], train_features, extractor), closeness(seen, train_features, extractor)
-    found = gate(near.distances, usual.distances)
+    near, usual = (
+        closeness(images[some], features[some], train[1], extractor)
+        for images, features in (samples, held_out)
+        for some in [chosen(len(images), _LOOKED_AT)]
+    )
+    ids, found = chosen(len(samples[0]), _LOOKED_AT), gate(near.distances, usual.distances)
     order = near.distances.argsort()[:_PAIRS].tolist()
     closest = [
         {
@@ -122,24 +125,11 @@ def memorisation(
         "median_distance": round(float(near.distances.median()), 4),
         "median_distance_of_held_out": round(float(usual.distances.median()), 4),
         "samples": len(ids),
-        "held_out": len(seen),
-        "training_images": len(train),
+        "held_out": len(usual.rows),
+        "training_images": len(train[0]),
         "closest": closest,
     }
-    return record, _pairs(samples[ids][order], train[near.rows[order]])
-
-
-def copies(
-    samples: Tensor, reference: Reference, train: Tensor, features: Tensor | None, extractor: Extractor, picture: Path
-) -> dict[str, object]:
-    """Does the model copy? Distances of pixels and, beside held-out images (a reference of which more is known than
-    statistics), the gate, from ``features`` of the training images; its picture is written to ``picture``."""
-    record = pixel_distances(samples, reference.images, train)
-    if reference.images is None or features is None:
-        return record
-    found, pairs = memorisation(samples, reference.images, train, features, extractor)
-    pairs.save(picture)
-    return record | {f"memorisation ({extractor.name})": found | {"picture": str(picture)}}
+    return record, _pairs(samples[0][ids[order]], train[0][near.rows[order]])
 
 
 def pixel_distances(samples: Tensor, held_out: Tensor | None, train: Tensor, num: int = 1000) -> dict[str, object]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,8 +16,9 @@ from torch import Tensor
 from ecar.data.source import ImageReport, ReadOptions, iterate_images, load_source
 from ecar.evaluation.extractors import SPATIAL_FEATURES, Extractor, extract
 from ecar.evaluation.metrics import ADM_NEIGHBOURS, Gaussian
-from ecar.evaluation.samples import checked_images, read_npz, to_tensor
+from ecar.evaluation.samples import checked_images, read_npz
 from ecar.files.tensors import write_tensors
+from ecar.sampling.pictures import channels_first
 
 
 @dataclass(frozen=True)
@@ -26,12 +27,14 @@ class Reference:
 
     Attributes:
         spatial: of the spatial features, where a file of statistics has them: for sFID.
-        neighbours: features (M, D) of some of the images, which ADM's files have: for precision and recall.
+        some: images (M, 3, H, W) uint8, which ADM's files have: for precision and recall.
+        neighbours: features (M, D) of these.
     """
 
     name: str
     gaussian: Gaussian
     spatial: Gaussian | None = None
+    some: Tensor | None = None
     neighbours: Tensor | None = None
     count: int | None = None
     features: Tensor | None = None
@@ -97,17 +100,7 @@ def _cached(path: Path) -> Tensor | None:
         return None
 
 
-class Statistics(NamedTuple):
-    """An ADM reference file, checked: the Gaussians, images (M, 3, H, W) uint8 or None, and the file's hash."""
-
-    name: str
-    gaussian: Gaussian
-    spatial: Gaussian | None
-    images: Tensor | None
-    fingerprint: str
-
-
-def read_statistics(path: Path, extractor: Extractor) -> Statistics:
+def read_statistics(path: Path, extractor: Extractor) -> Reference:
     """An ADM reference file: ``mu`` (D,) and ``sigma`` (D, D) of Inception features; maybe ``mu_s`` and ``sigma_s`` of
     spatial features, and in ``arr_0`` some of the images (M, H, W, 3) uint8.
 
@@ -129,10 +122,11 @@ def read_statistics(path: Path, extractor: Extractor) -> Statistics:
         raise ValueError(f"{path}: mu_s has {len(spatial.mean)} numbers, expected {SPATIAL_FEATURES} spatial features")
     images = None
     if "arr_0" in arrays:
-        images = to_tensor(checked_images(arrays["arr_0"], f"{path}: arr_0"))
+        images = channels_first(checked_images(arrays["arr_0"], f"{path}: arr_0"))
         if len(images) <= ADM_NEIGHBOURS:
             raise ValueError(f"{path}: arr_0 has {len(images)} images, precision needs more than {ADM_NEIGHBOURS}")
-    return Statistics(str(path), gaussian, spatial, images, hashlib.sha256(path.read_bytes()).hexdigest()[:16])
+    fingerprint = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    return Reference(str(path), gaussian, spatial, some=images, fingerprint=fingerprint)
 
 
 def _gaussian(path: Path, arrays: dict[str, np.ndarray], mean: str, covariance: str) -> Gaussian:
@@ -154,7 +148,6 @@ def _gaussian(path: Path, arrays: dict[str, np.ndarray], mean: str, covariance: 
     return Gaussian(torch.from_numpy(mu), torch.from_numpy(sigma))
 
 
-def reference_from_statistics(found: Statistics, extractor: Extractor, cache: Path) -> Reference:
+def with_neighbours(found: Reference, extractor: Extractor, cache: Path) -> Reference:
     """What ``read_statistics`` read, with the features of its images."""
-    neighbours = None if found.images is None else kept_features(found.images, extractor, cache)[0]
-    return Reference(found.name, found.gaussian, found.spatial, neighbours, fingerprint=found.fingerprint)
+    return found if found.some is None else replace(found, neighbours=kept_features(found.some, extractor, cache)[0])

@@ -1,4 +1,4 @@
-"""Samples to be judged, and the files that they are in."""
+"""Samples to evaluate, and the files that they are in."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ecar.data.source import load_source
 from ecar.devices import images_at_once
 from ecar.evaluation.metrics import chosen
 from ecar.files.images import BadImageError, decode_image
-from ecar.sampling.pictures import from_decoded
+from ecar.sampling.pictures import channels_first, from_decoded
 from ecar.sampling.pipeline import Pipeline
 
 _IMAGES = "arr_0.npy"  # in an .npz
@@ -56,7 +56,7 @@ def read_samples(path: Path) -> Samples:
     if path.is_dir():
         return _read_folder(path)
     if path.suffix == ".npy":
-        return Samples(to_tensor(checked_images(_read_npy(path), str(path))), None)
+        return Samples(channels_first(checked_images(_read_npy(path), str(path))), None)
     arrays = read_npz(path)
     if "arr_0" not in arrays:
         raise ValueError(
@@ -68,7 +68,7 @@ def read_samples(path: Path) -> Samples:
     if labels is not None and (labels.shape != (len(images),) or labels.dtype.kind not in "iu"):
         raise ValueError(f"{path}: {name} are {labels.shape} {labels.dtype}, expected {len(images)} integers")
     known = None if labels is None else torch.from_numpy(labels.astype(np.int64))
-    return Samples(to_tensor(images), known)
+    return Samples(channels_first(images), known)
 
 
 def checked_images(images: np.ndarray, where: str) -> np.ndarray:
@@ -91,16 +91,16 @@ def _read_folder(path: Path) -> Samples:
     images: list[np.ndarray] = []
     for (index, _), image in in_order(lambda item: decode_image(item[1]), source.encoded()):
         if isinstance(image, BadImageError):
-            raise ValueError(f"{source.path(index)}: {image}; samples are judged all together, or not at all")
+            raise ValueError(f"{source.path(index)}: {image}; samples are compared all together, or not at all")
         images.append(np.asarray(image))
         if images[-1].shape != images[0].shape:
             (height, width, _), (first_height, first_width, _) = images[-1].shape, images[0].shape
             raise ValueError(
                 f"{source.path(index)} has {width}x{height} pixels, {source.path(0)} {first_width}x{first_height}; "
-                "samples are judged as they are: give pictures of one size"
+                "samples are compared as they are: give pictures of one size"
             )
     labels = torch.from_numpy(source.labels) if source.class_names else None
-    return Samples(to_tensor(np.stack(images)), labels, class_names=source.class_names)
+    return Samples(channels_first(np.stack(images)), labels, class_names=source.class_names)
 
 
 def write_samples(path: Path, samples: Samples) -> None:
@@ -169,11 +169,6 @@ def reconstruct(pipe: Pipeline, images: Tensor) -> Samples:
         latents = pipe.tokenizer.encode((part.float() / 127.5 - 1).to(pipe.model.device))
         parts.append(from_decoded(pipe.decoder.decode(latents)))
     return Samples(torch.cat(parts), None)
-
-
-def to_tensor(images: np.ndarray) -> Tensor:
-    """(N, H, W, 3) -> (N, 3, H, W)."""
-    return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
 
 
 def read_npz(path: Path, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:

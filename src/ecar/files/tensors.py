@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -47,42 +46,20 @@ def about(**facts: str) -> dict[str, str]:
 def tensors_fingerprint(path: Path) -> str:
     """SHA-256 (16 hex digits) of a safetensors file as it would be without what it says of itself."""
     data = path.read_bytes()
-    header, body = _parts(data)
-    if isinstance(header.get(_METADATA), dict) and _ABOUT in header[_METADATA]:
-        del header[_METADATA]
-        data = _joined(header, body)
-    return hashlib.sha256(data).hexdigest()[:16]
+    size = int.from_bytes(data[:8], "little")  # of the header, in JSON
+    try:
+        header = json.loads(data[8 : 8 + size])
+        del header[_METADATA][_ABOUT], header[_METADATA]
+    except (ValueError, RecursionError, KeyError, TypeError):  # none, or a damaged file: whoever loads it says so
+        return hashlib.sha256(data).hexdigest()[:16]
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()  # as the library writes it
+    text += b" " * (-len(text) % 8)
+    return hashlib.sha256(len(text).to_bytes(8, "little") + text + data[8 + size :]).hexdigest()[:16]
 
 
 def copy_tensors(source: Path, target: Path, metadata: dict[str, str]) -> None:
-    """Copy a safetensors file, with other metadata: the fingerprint stays.
-
-    Raises:
-        ValueError: not a safetensors file.
-    """
-    header, body = _parts(source.read_bytes())
-    if not header:
-        raise ValueError(f"{source}: not a readable safetensors file")
-    header.pop(_METADATA, None)
-    target.write_bytes(_joined({_METADATA: metadata, **header}, body))
-
-
-def _parts(data: bytes) -> tuple[dict[str, Any], bytes]:
-    """Header and tensors of a safetensors file: 8 bytes with the header's length, the header in JSON, the tensors; an
-    empty header where there is none."""
-    size = int.from_bytes(data[:8], "little")
-    try:
-        header = json.loads(data[8 : 8 + size])
-    except (ValueError, RecursionError):
-        header = None
-    return (header, data[8 + size :]) if isinstance(header, dict) else ({}, b"")
-
-
-def _joined(header: dict[str, Any], body: bytes) -> bytes:
-    """The file of a header, byte for byte as the safetensors library writes it, and tensors."""
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + body
+    """Copy a safetensors file, with other metadata: the fingerprint stays."""
+    write_tensors(target, load_file(source), metadata)
 
 
 def load_weights(module: nn.Module, path: Path) -> None:

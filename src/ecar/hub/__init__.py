@@ -50,13 +50,13 @@ def write_folder(pipe: Pipeline, folder: Path, repo_id: str, card: CardOptions, 
         raise ValueError("the model is drawn with another decoder than its own, which would not be published with it")
     record = _evaluation(card.evaluation)
     if record is not None and source is not None:
-        _check_judged(card, record, weights_fingerprint(source))
+        _check_weights(card, record, weights_fingerprint(source))
     picture, training = _picture(pipe, card.picture, source), training_record(source)
     recipe = _recipe(path, training) if (path := _of_run(source, "recipe.toml")) else None
     folder.mkdir(parents=True, exist_ok=True)
     _write_weights(pipe, folder, about_model(pipe.model, pipe.tokenizer, repo_id, card.license), source)
     if record is not None:
-        _check_judged(card, record, weights_fingerprint(folder))
+        _check_weights(card, record, weights_fingerprint(folder))
     if training:
         (folder / "training.json").write_text(json.dumps(training, indent=2) + "\n")
     if recipe:
@@ -161,20 +161,17 @@ def push(
 def _evaluation(path: str | None) -> dict[str, Any] | None:
     if path is None:
         return None
-    try:
-        record = json.loads(Path(path).expanduser().read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"--evaluation {path}: cannot be read ({error})") from None
-    if not isinstance(record, dict) or not {"metrics", "extractor", "reference", "settings"} <= set(record):
+    record = read_json(Path(path).expanduser(), "give another --evaluation")
+    if not {"metrics", "extractor", "reference", "settings"} <= set(record):
         raise ValueError(f"--evaluation {path}: not the record of an `ecar evaluate --model ...`")
     return record
 
 
-def _check_judged(card: CardOptions, record: dict[str, Any], fingerprint: str) -> None:
+def _check_weights(card: CardOptions, record: dict[str, Any], fingerprint: str) -> None:
     if record.get("adapter") is not None:
-        raise ValueError(f"{card.evaluation}: judged the model with an adapter, and these are its weights alone")
+        raise ValueError(f"{card.evaluation}: a record of the model with an adapter, and these are its weights alone")
     if record.get("weights") != fingerprint:
-        raise ValueError(f"{card.evaluation}: judged weights {record.get('weights')}, not these ({fingerprint})")
+        raise ValueError(f"{card.evaluation}: a record of weights {record.get('weights')}, not these ({fingerprint})")
 
 
 def training_record(source: Path | None) -> dict[str, Any]:

@@ -116,11 +116,8 @@ def load_config(folder: Path) -> ModelConfig:
     check_readable(path)
     if not path.exists():
         raise ValueError(f"{folder}: no config.json there; a model folder has config.json and model.safetensors")
-    try:
-        record = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error})") from None
-    if not isinstance(record, dict) or record.get("library") != "ecar" or "model" not in record:
+    record = read_json(path, "give another model")
+    if record.get("library") != "ecar" or "model" not in record:
         raise ValueError(f"{path}: not the configuration of an ecar model")
     if record.get("format") != _FORMAT:
         raise ValueError(f"{path}: format {record.get('format')!r} is not {_FORMAT}; another version of ecar wrote it")

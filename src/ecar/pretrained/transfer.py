@@ -110,24 +110,22 @@ def _listed(what: str, names: list[str]) -> list[str]:
 
 
 def _rows_in_words(before: ModelConfig, now: ModelConfig, classes: dict[int, int], stages: dict[int, int]) -> list[str]:
-    notes = []
-    new = [i for i in range(now.num_classes) if i not in classes]
-    if new:
-        named = [now.class_names[i] if now.class_names else str(i) for i in new]
-        notes.append(f"initialised fresh: the rows of {len(new)} of {now.num_classes} classes ({_some(named)})")
-    kept = set(classes.values())
-    gone = [i for i in range(before.num_classes) if i not in kept]
-    if gone:
-        named = [before.class_names[i] if before.class_names else str(i) for i in gone]
-        notes.append(f"left out of the source: the rows of {len(gone)} classes ({_some(named)})")
+    notes, kept = [], set(classes.values())
+    if new := [_class(now, i) for i in range(now.num_classes) if i not in classes]:
+        notes.append(f"initialised fresh: the rows of {len(new)} of {now.num_classes} classes ({_some(new)})")
+    if gone := [_class(before, i) for i in range(before.num_classes) if i not in kept]:
+        notes.append(f"left out of the source: the rows of {len(gone)} classes ({_some(gone)})")
     if now.has_trunk:
-        count = len(now.stages.sides)
-        if missing := [str(i + 1) for i in range(count) if i not in stages]:
-            notes.append(f"initialised fresh: the stage rows of stage {', '.join(missing)} of {count}")
-        places = range(len(before.stages.sides))
-        if unused := [str(i + 1) for i in places if i not in stages.values()]:
-            notes.append(f"left out of the source: the stage rows of stage {', '.join(unused)} of {len(places)}")
+        sides = (("initialised fresh", now, stages.keys()), ("left out of the source", before, stages.values()))
+        for what, config, known in sides:
+            count = len(config.stages.sides)
+            if missing := [str(i + 1) for i in range(count) if i not in known]:
+                notes.append(f"{what}: the stage rows of stage {', '.join(missing)} of {count}")
     return notes
+
+
+def _class(config: ModelConfig, index: int) -> str:
+    return config.class_names[index] if config.class_names else str(index)
 
 
 def _some(names: list[str]) -> str:

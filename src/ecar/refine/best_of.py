@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ecar.config import SamplingConfig, check_acceptance
+from ecar.pretrained.adapters import adapter_fingerprint
 from ecar.pretrained.folders import critic_file, resolve_model, weights_fingerprint
 from ecar.refine.critic import Critic, accepts, choose, load_critic
 from ecar.sampling.classes import Label
@@ -42,6 +43,17 @@ def critic_of(name: str | Path, file: str | Path | None = None) -> Critic:
     if (of := critic.about.get("weights")) != weights_fingerprint(name):
         raise ValueError(f"{path} was made for the model with weights {of}, not for {name}")
     return critic
+
+
+def identity(pipe: Pipeline, best: BestOf | None) -> dict[str, object]:
+    """What decides the images of a pipeline, or of ``best`` around it, and is not in its configuration; for records."""
+    return {
+        "weights": weights_fingerprint(pipe.name),
+        "adapter": None if pipe.adapter is None else adapter_fingerprint(pipe.adapter),
+        "candidates": None if best is None else best.candidates,
+        "acceptance": None if best is None else best.acceptance,
+        "critic": None if best is None else best.critic.fingerprint,
+    }
 
 
 class BestOf:

@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 from ecar import __version__
 from ecar.config import SamplingConfig
 from ecar.data.reading import ReadOptions
-from ecar.evaluation.judge import check_classes
+from ecar.evaluation.figures import check_classes
 from ecar.evaluation.reference import read_images
 from ecar.pretrained.folders import weights_fingerprint
 from ecar.refine.critic import Critic, Features

@@ -3,9 +3,9 @@
     w_new = w + s (w_base - w_own)        w_base: the model itself, or the teacher that it was distilled from
                                           w_own: mean of what trainings of w_base on its own samples made of it
 
-A sampler draws likely images too often. Trained on them, a model gets worse in a direction that the step back mends; it
-costs nothing in sampling. Most of what one such training does to the weights is chance, and differs from seed to seed:
-the mean of several keeps what they share, and bears a longer step.
+A sampler draws likely images too often. Trained on them, a model gets worse in one direction; extrapolating the other
+way makes it better, and costs nothing in sampling. Most of what one such training does to the weights is chance, and
+differs from seed to seed: the mean of several keeps what they share, and bears a larger scale.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def beyond(
 
 
 def neon(name: str, trained: Sequence[str], scale: float, out: str, base: str | None = None) -> Path:
-    """Write the model folder ``out``: the model, extrapolated away from its self-trainings.
+    """Write the model folder ``out``: the model, negatively extrapolated from its self-trainings.
 
     Args:
         name: the model: folder, bundled name or Hub id. Its settings and tokenizer are the new model's.

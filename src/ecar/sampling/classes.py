@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import heapq
 import operator
 from collections.abc import Hashable, Iterable, Sequence
-
-import numpy as np
+from itertools import pairwise
 
 from ecar.config import ModelConfig, plain_name
 
 Label = int | str | None
-_BINS = 256  # of the letters and pairs of letters of a name
 _LOOKED_AT = 20  # names, those with most letters and pairs in common: difflib takes 0.1 ms for each
 _LETTERS = 40  # of an unknown name and of the known ones, for the search of near ones
 
@@ -42,7 +41,7 @@ class Classes:
             _places([_letters(name)] for name in plain),
             _places(map(_letters, own) for own in parts),
         )
-        self._near = _Near(plain)
+        self._plain, self._pairs = plain, [_pairs(name) for name in plain]
 
     def id_of(self, label: Label) -> int:
         """A name, an id or None -> class id.
@@ -66,7 +65,7 @@ class Classes:
                 return self._only(fitting, label)
         if label.strip().isdecimal() and len(label) < 20:
             return self._checked(int(label))
-        near = [self.names[i] for i in self._near(plain)]
+        near = [self.names[i] for i in self._near(plain[:_LETTERS])]
         hint = f"did you mean {', '.join(near)}?" if near else f"classes: {_listed(self.names)}"
         raise UnknownClass(f"unknown class {label!r}; {hint}")
 
@@ -107,34 +106,20 @@ class Classes:
             raise UnknownClass(f"unknown class {number}; the model's classes are {known}")
         return number
 
-
-class _Near:
-    """Names that look like another one. All are compared by the letters and pairs of letters that they share with it,
-    and only the best of these by difflib, which would take 0.2 s for 10,000."""
-
-    def __init__(self, plain: list[str]) -> None:
-        self.plain = [name[:_LETTERS] for name in plain]
-        self.bags = np.zeros((len(plain), _BINS), np.uint8)
-        for row, name in zip(self.bags, self.plain, strict=True):
-            row[:] = _bag(name)
-        self.sizes = self.bags.sum(1, dtype=np.int32)
-
-    def __call__(self, plain: str) -> list[int]:
-        """Up to three places of names, the nearest first."""
-        if not self.plain:
-            return []
-        own = _bag(plain[:_LETTERS])
-        shared = np.minimum(self.bags, own).sum(1, dtype=np.int32)
-        scores = shared / np.maximum(self.sizes + int(own.sum()), 1)
-        best = np.argsort(-scores, kind="stable")[:_LOOKED_AT]
-        places = {self.plain[i]: int(i) for i in best[::-1]}
-        return [places[name] for name in difflib.get_close_matches(plain[:_LETTERS], places, 3, 0.4)]
+    def _near(self, plain: str) -> list[int]:
+        """Up to three names that look like this one, the nearest first: of those with most pairs of letters in common,
+        since difflib would take 0.2 s for 10,000."""
+        own = _pairs(plain)
+        scores = [len(own & pairs) / (len(own) + len(pairs) + 1) for pairs in self._pairs]
+        best = heapq.nlargest(_LOOKED_AT, range(len(scores)), key=scores.__getitem__)
+        places = {self._plain[i][:_LETTERS]: i for i in reversed(best)}
+        return [places[name] for name in difflib.get_close_matches(plain, places, 3, 0.4)]
 
 
-def _bag(name: str) -> np.ndarray:
-    """How often each letter and pair of letters is there, (256,) uint8; some share a place."""
-    codes = np.fromiter(map(ord, name), np.int64, len(name))
-    return np.bincount(np.concatenate([codes, codes[:-1] * 31 + codes[1:]]) % _BINS, minlength=_BINS).astype(np.uint8)
+def _pairs(plain: str) -> frozenset[str]:
+    """The letters of a name, and its pairs of letters."""
+    plain = plain[:_LETTERS]
+    return frozenset((*plain, *map("".join, pairwise(plain))))
 
 
 def _places(keys: Iterable[Iterable[Hashable]]) -> dict[Hashable, list[int]]:

@@ -30,15 +30,16 @@ def to_pil(images: Tensor) -> list[Image.Image]:
 
 def from_decoded(images: Tensor) -> Tensor:
     """A tokenizer's output (B, 3, H, W) in [-1, 1] -> uint8, rounded as in every picture that is written."""
-    return _channels_first(to_uint8(images.float()))
+    return channels_first(to_uint8(images.float()))
 
 
 def from_pil(images: list[Image.Image]) -> Tensor:
     """PIL images of one size -> (B, 3, H, W) uint8."""
-    return _channels_first(np.stack([np.asarray(image) for image in images]))
+    return channels_first(np.stack([np.asarray(image) for image in images]))
 
 
-def _channels_first(images: np.ndarray) -> Tensor:
+def channels_first(images: np.ndarray) -> Tensor:
+    """(N, H, W, 3) -> (N, 3, H, W)."""
     return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, urlsplit
 
+from ecar.files.options import flag
+
 if TYPE_CHECKING:
     from ecar.config import SamplingConfig
 
@@ -60,12 +62,12 @@ class Limits:
         while it builds the object.)"""
         for name in ("max_batch", "max_steps", "max_candidates", "max_body", "max_upload", "max_connections"):
             if getattr(self, name) < 1:
-                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+                raise ValueError(f"{flag(name)} must be at least 1, got {getattr(self, name)}")
         if self.max_queue < MAX_IMAGES:
             raise ValueError(f"--max-queue must hold one request ({MAX_IMAGES} images), got {self.max_queue}")
         for name in ("deadline", "body_seconds", "head_seconds", "send_seconds", "drain_seconds"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
-                raise ValueError(f"--{name.replace('_', '-')} must be a positive number, got {getattr(self, name)}")
+                raise ValueError(f"{flag(name)} must be a positive number, got {getattr(self, name)}")
         if not 0 <= self.url_ttl <= 86400 or self.url_bytes < 1:
             raise ValueError(
                 f"--url-ttl must be in 0..86400 seconds and --url-bytes positive, got {self.url_ttl}, {self.url_bytes}"

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from ecar.refine.best_of import MOST_CANDIDATES
 from ecar.sampling.noise import MAX_SEED
+from ecar.sampling.solvers import SOLVERS, get_solver
 from ecar.serving.config import MAX_IMAGES
 
 
 def _whole(value: Any) -> Any:
     """2.0 is the integer 2, in JSON and in its schema; clients without integers send it so."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _solver(name: str) -> str:
+    get_solver(name)
+    return name
 
 
 Whole = BeforeValidator(_whole)
@@ -63,7 +69,9 @@ class GenerateRequest(BaseModel):
     num_inference_steps: Steps | Annotated[list[Steps], PerStage] | None = Field(
         None, description="Extension: solver steps of every stage, or one number per stage. Overrides quality."
     )
-    solver: Literal["euler", "heun", "ab2"] | None = Field(None, description="Extension.")
+    solver: Annotated[str, AfterValidator(_solver)] | None = Field(
+        None, description="Extension.", json_schema_extra={"enum": [*SOLVERS, None]}
+    )
     candidates: Annotated[int, Field(ge=1, le=MOST_CANDIDATES), Whole] | None = Field(
         None, description="Extension: samples per image, of which a critic shows one."
     )

@@ -1,15 +1,16 @@
-"""Tokenizers: images <-> unit-scale latents, one protocol."""
+"""Tokenizers: images <-> unit-scale latents, one protocol. Every file of this folder may define one."""
 
 from __future__ import annotations
 
-import json
+import importlib
+import pkgutil
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from ecar.files.access import check_readable
+from ecar.files.records import read_json
 from ecar.tokenizers.base import Tokenizer
 from ecar.tokenizers.conv import ConvTokenizer
 from ecar.tokenizers.pixels import PixelTokenizer
@@ -25,6 +26,9 @@ __all__ = [
     "load_tokenizer",
 ]
 
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")
 
 BUNDLED = Path(__file__).parent.parent / "bundled" / "tokenizers"
 
@@ -53,12 +57,7 @@ def load_tokenizer(name: str | Path) -> Tokenizer:
     config = folder / "config.json"
     check_readable(config)
     if config.exists():
-        try:
-            record = json.loads(config.read_text())
-        except ValueError as error:
-            raise ValueError(f"{config}: not JSON ({error})") from None
-        if not isinstance(record, dict):
-            raise ValueError(f"{config}: not the configuration of a tokenizer")
+        record = read_json(config, "restore the configuration of a tokenizer")
         if "kind" in record:
             try:
                 return _load_own(folder, record)
@@ -112,26 +111,10 @@ def _same_latents(tokenizer: ConvTokenizer, other: ConvTokenizer) -> bool:
 
 
 def _load_own(folder: Path, record: dict[str, Any]) -> Tokenizer:
-    from ecar.files.tensors import load_weights
-
-    record = dict(record)
     kind, expected = record.pop("kind"), record.pop("fingerprint", None)
-    tokenizer: Tokenizer
-    own: nn.Module
-    if kind == "diffusers":
-        from ecar.tokenizers.diffusers import DiffusersTokenizer
-
-        wrapped = DiffusersTokenizer.load(str(folder / "autoencoder"), class_name=record["class_name"])
-        tokenizer, own = wrapped, wrapped.statistics()
-    elif kind == "conv":
-        tokenizer = own = ConvTokenizer(**{**record, "widths": tuple(record["widths"])})
-    elif kind == "taef2":
-        tokenizer = own = Taef2Tokenizer(**record)
-    elif kind == "pixels":
-        tokenizer = own = PixelTokenizer(**record)
-    else:
+    if kind not in Tokenizer.kinds:
         raise ValueError(f"{folder / 'config.json'}: unknown tokenizer kind {kind!r}")
-    load_weights(own, folder / "tokenizer.safetensors")
+    tokenizer = Tokenizer.kinds[kind].restore(folder, record)
     tokenizer.measured = True
     if expected is not None and tokenizer.fingerprint() != expected:
         raise ValueError(f"{folder}: the weights are not those that config.json describes (fingerprint differs)")

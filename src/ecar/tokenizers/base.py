@@ -10,21 +10,23 @@ import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
 from ecar.devices import images_at_once
-from ecar.files.tensors import UNKNOWN, about, write_tensors
+from ecar.files.tensors import UNKNOWN, about, load_weights, write_tensors
 
 
 class Tokenizer(nn.Module):
     """Base class. A pooled latent (half the side, a quarter...) must decode to a smaller image: the previews of the
-    stages rely on it. Subclasses implement ``encode_raw``, ``decode_raw``, ``config`` and set ``kind``.
+    stages rely on it. Subclasses implement ``encode_raw``, ``decode_raw``, ``config`` and set ``kind``; those in files
+    of this folder are found by ``load_tokenizer``.
 
     Attributes:
-        kind: name of the family, the key under which ``load_tokenizer`` finds the class.
+        kinds: every subclass by its ``kind``.
+        kind: name of the family.
         channels: C, channels of a latent map.
         factor: image pixels per latent position, along each side.
         measured: whether ``mean`` and ``std`` were measured on data; ``encode_source`` does it where they were not.
@@ -32,12 +34,18 @@ class Tokenizer(nn.Module):
         has_moments: whether the encoder gives a distribution: ``encode_moments`` then has a variance.
     """
 
+    kinds: ClassVar[dict[str, type[Tokenizer]]] = {}
     kind: str = ""
     license: str = ""
     measured: bool = False
     has_moments: bool = False
     mean: Tensor
     std: Tensor
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if cls.kind:
+            Tokenizer.kinds[cls.kind] = cls
 
     def __init__(self, *, channels: int, factor: int) -> None:
         super().__init__()
@@ -133,6 +141,13 @@ class Tokenizer(nn.Module):
         self.mean.copy_(mean)
         self.std.copy_((squares / max(1, count - 1)).sqrt().clamp_min(1e-6))
         self.measured = True
+
+    @classmethod
+    def restore(cls, folder: Path, config: dict[str, Any]) -> Self:
+        """What ``save`` wrote: the constructor's arguments, and ``tokenizer.safetensors`` in ``folder``."""
+        tokenizer = cls(**config)
+        load_weights(tokenizer, folder / "tokenizer.safetensors")
+        return tokenizer
 
     def save(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
         """Write ``config.json`` and ``tokenizer.safetensors`` into ``folder``; ``dtype`` is that of the stored weights.

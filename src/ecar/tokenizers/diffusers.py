@@ -18,20 +18,11 @@ from torch import Tensor, nn
 
 from ecar.files.access import check_readable, usual_mode
 from ecar.files.remote import hub_reason
-from ecar.files.tensors import write_tensors
+from ecar.files.tensors import load_weights, write_tensors
 from ecar.tokenizers.base import Tokenizer
 
 CLASSES = ("AutoencoderKL", "AutoencoderTiny", "AutoencoderDC", "AutoencoderKLFlux2")
 _GAUSSIAN = ("AutoencoderKL", "AutoencoderKLFlux2")
-
-
-class Statistics(nn.Module):
-    """``mean`` and ``std`` by themselves, sharing storage with the tokenizer that they belong to."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        super().__init__()
-        self.register_buffer("mean", tokenizer.mean)
-        self.register_buffer("std", tokenizer.std)
 
 
 class DiffusersTokenizer(Tokenizer):
@@ -102,9 +93,19 @@ class DiffusersTokenizer(Tokenizer):
         decoded: Tensor = self.autoencoder.decode(latents, return_dict=False)[0]
         return decoded
 
-    def statistics(self) -> Statistics:
-        """The part of the state that is not the autoencoder's own."""
-        return Statistics(self)
+    def statistics(self) -> nn.Module:
+        """``mean`` and ``std`` by themselves, with the same storage: the state that is not the autoencoder's own."""
+        own = nn.Module()
+        own.register_buffer("mean", self.mean)
+        own.register_buffer("std", self.std)
+        return own
+
+    @classmethod
+    def restore(cls, folder: Path, config: dict[str, Any]) -> Self:
+        """As ``Tokenizer.restore``, with the autoencoder under ``autoencoder/``."""
+        tokenizer = cls.load(str(folder / "autoencoder"), class_name=config["class_name"])
+        load_weights(tokenizer.statistics(), folder / "tokenizer.safetensors")
+        return tokenizer
 
     def save(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:  # noqa: ARG002
         """As ``Tokenizer.save``, with the autoencoder in diffusers' own layout and type under ``autoencoder/``."""

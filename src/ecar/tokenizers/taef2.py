@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from ecar.files.tensors import load_weights
 from ecar.tokenizers.base import Tokenizer
 
 _WIDTH, _CHANNELS, _GROUPS = 64, 32, 4
@@ -82,8 +83,6 @@ class Taef2Tokenizer(Tokenizer):
         Raises:
             ValueError: a file is missing (the message says how to convert a pickle), damaged or of another model.
         """
-        from ecar.files.tensors import load_weights
-
         tokenizer = cls()
         for part, name in zip((tokenizer.encoder, tokenizer.decoder), FILES, strict=True):
             load_weights(part, folder / name)

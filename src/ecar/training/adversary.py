@@ -69,7 +69,7 @@ class Adversary:
         layers = self.features.layers(images, max(_BLOCKS))
         return [F.normalize(layers[1 + b].float(), dim=1) * c**0.5 for b, c in _BLOCKS.items()]
 
-    def judge(self, images: Tensor) -> list[Tensor]:
+    def verdicts(self, images: Tensor) -> list[Tensor]:
         """Images (B, 3, H, W) in [-1, 1] -> five maps (B, 1, h, w), float32; larger is more real."""
         with mixed_precision(images.device):
             return [v.float() for v in self.network(images, self._maps(images))]
@@ -80,7 +80,7 @@ class Adversary:
         if self.updates < _WARM_UP:
             return
         seen = decoded.detach().requires_grad_()
-        (towards,) = torch.autograd.grad(-torch.stack([v.mean() for v in self.judge(seen)]).sum(), seen)
+        (towards,) = torch.autograd.grad(-torch.stack([v.mean() for v in self.verdicts(seen)]).sum(), seen)
 
         def add(gradient: Tensor) -> Tensor:
             return gradient + self.weight * gradient.norm() / towards.norm().clamp_min(1e-12) * towards

@@ -7,8 +7,8 @@ from dataclasses import asdict
 
 import torch
 
-from ecar.config import ModelConfig, SamplingConfig, StageConfig
-from ecar.data.latents import LatentTable, MemoryTable, encode_source
+from ecar.config import CONTEXT_NOISE, ModelConfig, SamplingConfig, StageConfig
+from ecar.data.latents import LatentTable, encode_source
 from ecar.data.shards import is_cache, load_latents
 from ecar.data.source import load_source
 from ecar.devices import images_at_once
@@ -34,51 +34,50 @@ def load_table(
 ) -> tuple[LatentTable, Tokenizer]:
     """The latents to train on: a cache as it is, or images encoded now, after every option has been checked, and
     whether ``held`` is data of the same kind. The tokenizer of ``source`` is the default."""
-    own = source.tokenizer if source else None
-    if source is not None and config.data.own_samples:
-        config.data.check_unused(config.data.data, "samples of the model itself")
-        if held is not None:
-            held.check(config, source.config.class_names, source.config.tokenizer)
-        return _own_table(config, source)
-    if is_cache(config.data.data):
-        config.data.check_unused(config.data.data, "a latent cache")
-        table, tokenizer = load_latents(config.data.data)
-        check_model(config, tokenizer, source)
+    data, side = config.data, config.model.image_side
+
+    def accept(names: tuple[str, ...], tokenizer: str) -> None:
+        """ValueError where classes or latents are none for a teacher, or for what is held out."""
         if source is not None:
-            source.check_classes(config, table.class_names)
+            source.check_classes(config, names)
         if held is not None:
-            held.check(config, table.class_names, table.tokenizer)
+            held.check(config, names, tokenizer)
+
+    if source is not None and data.own_samples:
+        data.check_unused(data.data, "samples of the model itself")
+        accept(source.config.class_names, source.config.tokenizer)
+        return _own_table(config, source)
+    if is_cache(data.data):
+        data.check_unused(data.data, "a latent cache")
+        table, tokenizer = load_latents(data.data)
+        check_model(config, tokenizer, source)
+        accept(table.class_names, table.tokenizer)
         known = (table.tokenizer, table.encoder)
-        if config.data.tokenizer is not None and load_tokenizer(config.data.tokenizer).fingerprint() not in known:
+        if data.tokenizer is not None and load_tokenizer(data.tokenizer).fingerprint() not in known:
             raise ValueError(
-                f"--data {config.data.data} holds latents of another tokenizer than --tokenizer; "
+                f"--data {data.data} holds latents of another tokenizer than --tokenizer; "
                 "leave --tokenizer out: the cache has its own"
             )
-        if table.image_side != config.model.image_side:
-            side = config.model.image_side
-            raise ValueError(f"--data {config.data.data} holds images of {table.image_side}, not {side}")
-        if config.data.flip and table.sides == 1:
-            raise ValueError(f"--data {config.data.data} holds no mirrored images; encode with --flip")
-        return table.part(flip=config.data.flip, images=None), tokenizer
-    data = config.data
-    tokenizer = own if own is not None and data.tokenizer is None else load_tokenizer(data.tokenizer or "pixels")
+        if table.image_side != side:
+            raise ValueError(f"--data {data.data} holds images of {table.image_side}, not {side}")
+        if data.flip and table.sides == 1:
+            raise ValueError(f"--data {data.data} holds no mirrored images; encode with --flip")
+        return table.part(flip=data.flip, images=None), tokenizer
+    own = source.tokenizer if source and data.tokenizer is None else None
+    tokenizer = own or load_tokenizer(data.tokenizer or "pixels")
     check_model(config, tokenizer, source)
     images = load_source(data.data, data.reading())
     if config.model.model == "dit" and not images.class_names:
         raise ValueError(f"--model dit needs classes; {data.data} has no labels")
-    if source is not None:
-        source.check_classes(config, images.class_names)
-    if held is not None:
-        held.check(config, images.class_names, tokenizer.fingerprint())
-    side, device = config.model.image_side, config.run.device
-    return encode_source(images, tokenizer, side, flip=data.flip, device=device), tokenizer
+    accept(images.class_names, tokenizer.fingerprint())
+    return encode_source(images, tokenizer, side, flip=data.flip, device=config.run.device), tokenizer
 
 
 def _own_table(config: Training, source: Source) -> tuple[LatentTable, Tokenizer]:
     """The samples of the source that ``keep_own_samples`` drew."""
     assert source.tokenizer is not None  # kept with the run: these latents are no cache
     latents, labels, content = read_own_samples(config, source)
-    table = MemoryTable(
+    table = LatentTable(
         latents=latents[None],
         labels=labels,
         class_names=source.config.class_names,
@@ -110,7 +109,7 @@ def build_config(config: Training, tokenizer: Tokenizer) -> ModelConfig:
         channels=tokenizer.channels,
         patch=shape.patch,
         **asdict(get_preset(shape.preset)),
-        context_noise=0.0 if shape.model == "dit" else stages.context_noise,
+        context_noise=0.0 if shape.model == "dit" else CONTEXT_NOISE,
         image_side=shape.image_side,
         sampling=SamplingConfig(
             steps=(25,) if count == 1 else default_steps(count), guidance=(1.0,) * count, solver="ab2"

@@ -31,7 +31,7 @@ class Training:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Options of ``ecar train``."""
+    """Train a model on images or latents; the same command again resumes."""
 
     data: DataOptions
     """What is read."""

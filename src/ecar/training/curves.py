@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,37 +39,34 @@ class LossCurves:
         (run / "loss_vs_t.json").write_text(json.dumps(record) + "\n")
         self.sums.zero_()
         self.counts.zero_()
-        try:
-            from matplotlib.figure import Figure
-        except ImportError:
-            print("matplotlib is not installed: loss_vs_t.json without a picture", file=sys.stderr)
-            return
-        figure = Figure(figsize=(6, 4), layout="constrained")
-        axes = figure.subplots()
-        for index, values in enumerate(means):
-            axes.plot(centres, values, label=f"stage {index + 1}")
-        axes.set(xlabel="t within the stage (0 noise, 1 data)", ylabel="velocity error / variance", ylim=(0, None))
-        axes.set_title(f"loss against t at step {step}")
-        axes.legend()
-        figure.savefig(run / "loss_vs_t.png", dpi=100)
+        lines = [(centres, values, "-", k, f"stage {k + 1}") for k, values in enumerate(means.tolist())]
+        _plot(run / "loss_vs_t.png", lines, f"t within the stage (0 noise, 1 data), step {step}")
 
 
 def plot_losses(run: Path, names: tuple[str, ...]) -> None:
     """Write ``loss.png`` from the log, where matplotlib is installed: losses ``names`` against steps, and beside each,
     dashed, what the log has as ``val_NAME``."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        return  # ``LossCurves.save`` has said so
-    records = read_log(run)
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.subplots()
+    records, lines = read_log(run), []
     for index, name in enumerate(names):
         for key, style, what in ((name, "-", "training"), (f"val_{name}", "--", "held-out")):
             points = [(record["step"], record[key]) for record in records if key in record]
             if points:
-                axes.plot(*zip(*points, strict=True), style, color=f"C{index}", label=f"stage {index + 1}, {what}")
-    axes.set(xlabel="step", ylabel="velocity error / variance")
-    if axes.lines:
+                lines.append((*zip(*points, strict=True), style, index, f"stage {index + 1}, {what}"))
+    _plot(run / "loss.png", lines, "step")
+
+
+def _plot(path: Path, lines: Sequence[tuple[Any, ...]], xlabel: str) -> None:
+    """Lines of x, y, style, number of the colour and label, where matplotlib is installed."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        print(f"matplotlib is not installed: no {path.name}", file=sys.stderr)
+        return
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    for x, y, style, colour, label in lines:
+        axes.plot(x, y, style, color=f"C{colour}", label=label)
+    axes.set(xlabel=xlabel, ylabel="velocity error / variance", ylim=(0, None))
+    if lines:
         axes.legend()
-    figure.savefig(run / "loss.png", dpi=100)
+    figure.savefig(path, dpi=100)

@@ -118,10 +118,10 @@ def check_distill(
     """The teacher's guidance, the times from which it acts, and the student's steps (or none), per stage. Cheap.
 
     Raises:
-        ValueError: another stage layout or context noise than the teacher's, unusable settings, or nothing to distil.
+        ValueError: another stage layout than the teacher's, unusable settings, or nothing to distil.
     """
-    if teacher.stages != student.stages or teacher.context_noise != student.context_noise:
-        raise ValueError("--distill needs the teacher's own stages and --context-noise: leave out what sets them")
+    if teacher.stages != student.stages:
+        raise ValueError("--distill needs the teacher's own stages: leave out what sets them")
     stages, own, plain = len(teacher.stages.sides), teacher.sampling, (1.0,) * len(teacher.stages.sides)
     scales, starts = config.guidance
     if not scales:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Self
 
 import torch
 from torch import Tensor
@@ -57,8 +56,7 @@ def draw_noise(
 
 
 class BatchesAhead:
-    """``draw_batch`` of the steps in turn, one step ahead on a thread: a GPU would wait for it. A context manager: the
-    thread ends with it.
+    """``draw_batch`` of the steps in turn, one step ahead on a thread: a GPU would wait for it.
 
     Args:
         config, table, plan, null_class: as in ``draw_batch``.
@@ -72,10 +70,8 @@ class BatchesAhead:
         self._pool = ThreadPoolExecutor(1, "draws") if ahead else None
         self._next: tuple[int, Future[tuple[Tensor, Tensor, Draws]]] | None = None
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """End the thread."""
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
 

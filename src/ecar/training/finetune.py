@@ -93,6 +93,7 @@ class Source:
         """
         before = self.config
         check_fits(before, model)
+        model = model.replace(context_noise=before.context_noise)
         own, stages = before.sampling, len(model.stages.sides)
         if own is not None and not own.fixed_steps and len(own.steps) == stages:
             if not model.num_classes:

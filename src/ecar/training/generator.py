@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,13 +23,13 @@ from ecar.training.distill import Teacher
 from ecar.training.draws import BatchesAhead
 from ecar.training.engine.log import by_the_way
 from ecar.training.engine.optim import learning_rate, make_optimizers
-from ecar.training.engine.task import Losses
+from ecar.training.engine.task import Losses, Task
 from ecar.training.finetune import Source
 from ecar.training.loss import Draws, StageLoss
 from ecar.training.run import check_same_data, save_samples
 
 
-class Generator:
+class Generator(Task):
     """Trunk and head, or DiT, trained for a ``Trainer``.
 
     Args:
@@ -41,6 +41,8 @@ class Generator:
         source: the model that the run starts from, already in ``model``.
         teacher: whose velocities are learned, where it is not the data's.
     """
+
+    module: StageModel
 
     def __init__(
         self,
@@ -75,9 +77,6 @@ class Generator:
     def check(self, record: dict[str, Any]) -> None:
         check_same_data(record, self.module.config, self.table)
 
-    def restore(self, tensors: dict[str, Tensor], updates: int) -> None:
-        """Weights are all there is."""
-
     def ready(self) -> None:
         if self.config.run.compile:
             self.module.compile_blocks()
@@ -96,8 +95,9 @@ class Generator:
 
     def about(self) -> dict[str, Any]:
         table = self.table
-        counts = {"images": len(table), "skipped": len(table.skipped), "parameters": self.module.num_parameters()}
-        return {"options": flat(self.config), "data": table.about, **counts}
+        counts = {"images_in_data": len(table), "bad_images_skipped": len(table.skipped)}
+        parameters = self.module.num_parameters()
+        return {"options": flat(self.config), "data": table.about, "parameters": parameters, **counts}
 
     def draw(self, step: int) -> tuple[Tensor, Tensor, Draws]:
         return self.batches(step)
@@ -132,9 +132,6 @@ class Generator:
             self.curves.save(self.out, step)
             plot_losses(self.out, self.names)
 
-    def tensors(self) -> dict[str, Tensor]:
-        return {}
-
     def record(self) -> dict[str, Any]:
         model, table = self.module.config.to_json(), self.table
         return {"train": flat(self.config), "model": model, "images": len(table), "content": table.content}
@@ -150,9 +147,5 @@ class Generator:
     def picture(self, weights: dict[str, Tensor], step: int) -> Path:
         return save_samples(self.averaged(weights), self.tokenizer, self.out, step)
 
-    def __enter__(self) -> Self:
-        self.batches.__enter__()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.batches.__exit__(*error)
+    def __exit__(self, *_: object) -> None:
+        self.batches.close()

@@ -18,17 +18,17 @@ class DataOptions(ReadOptions):
 
     data: str
     """Folder of images (class subfolders give labels), WebDataset tars, parquet file or folder, Hub data set id, or a
-    latent cache; self:NUM: as many samples that --init-from draws by its own settings (see ecar neon); self:NUM:8+16
-    in so many steps per stage, where these are coarse."""
+    latent cache. self:NUM is NUM samples of --init-from by its own settings, for ecar neon; self:NUM:8+16 draws them in
+    8 + 16 steps."""
     tokenizer: str | None = None
     """pixels (default), pixels:FACTOR, a folder of `ecar tokenizer`, or a diffusers autoencoder (folder or Hub id).
     A latent cache brings its own."""
     val_data: str | None = option(None, free=True)
-    """Held-out data, whose loss is logged too: images or a latent cache of the classes and tokenizer of --data, or a
-    share of --data such as 0.05, which is then not trained on. At most 256 images are used."""
+    """Log the loss of held-out data too: images or a latent cache, of the classes and tokenizer of --data. Or hold a
+    share of --data out, such as 0.05. At most 256 images are used."""
     patience: int = option(0, free=True)
-    """End where the held-out loss has not fallen for so many looks in a row; final is then the average with the lowest
-    one, its decay the first of --ema. 0: never."""
+    """End when the held-out loss has not fallen for so many looks in a row; 0: never. final is then the average with
+    the lowest loss, of the first --ema."""
     flip: bool = False
     """Mirror half of the images. Off by default: letters and shoes have a direction."""
     label_dropout: float = 0.1
@@ -83,9 +83,9 @@ class DistillOptions:
     """What the model to start from teaches."""
 
     distill: tuple[str, ...] | None = None
-    """The model of --init-from is the teacher, and its guided velocity the target instead of the data's. Afterwards one
-    head pass does what two did. Same data and stages as the teacher's. Alone: guided as its own settings say; or SCALE
-    for every stage, or one per stage, SCALE@TIME from a time of the stage on, as in 1.3@0.5 2."""
+    """Learn the guided velocity of --init-from, the teacher, instead of the data's: one head pass then does what two
+    did. Data and stages are the teacher's. Alone: guided by the teacher's settings. SCALE is for every stage, or give
+    one per stage; SCALE@TIME guides from a time of the stage on, as in 1.3@0.5 2."""
     distill_steps: tuple[int, ...] = ()
     """Also take fewer steps: Euler steps per stage, each of which learns what the teacher does in a midpoint step (two
     velocities). The model is then for these steps only."""

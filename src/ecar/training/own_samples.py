@@ -1,7 +1,7 @@
 """Samples of a model as its training data (``ecar train --init-from MODEL --data self:NUM``).
 
 What a short training on them changes in the weights is, but for its sign, what the model lacks: ``ecar neon``
-extrapolates away from it (2510.03597).
+extrapolates it negatively (2510.03597).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ecar.training.config import Training
 from ecar.training.finetune import Source
 
 _BATCH = 128
-_FIRST_SEED = 2**52  # far from those that evaluations count from 0: they would judge images that were trained on
+_FIRST_SEED = 2**52  # far from those that evaluations count from 0: they would measure images that were trained on
 _FILE = "samples.safetensors"  # in RUN/init
 
 

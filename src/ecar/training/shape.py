@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, fields
 
-from ecar.config import CONTEXT_NOISE, HAND_OVER, MODEL_KINDS, ModelConfig, Side
+from ecar.config import MODEL_KINDS, STAGE_END, ModelConfig, Side, image_side
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +19,7 @@ class Model:
     @property
     def image_side(self) -> Side:
         """(height, width) in pixels."""
-        return self.resolution[0], self.resolution[-1]
+        return image_side(self.resolution)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +41,8 @@ class ModelOptions:
     def __post_init__(self) -> None:
         if self.model not in (None, *MODEL_KINDS):
             raise ValueError(f"--model must be one of {', '.join(MODEL_KINDS)}, got {self.model!r}")
-        if self.resolution and (len(self.resolution) > 2 or min(self.resolution) < 1):
-            raise ValueError(f"--resolution takes one side, or height and width; got {self.resolution}")
+        if self.resolution:
+            image_side(self.resolution)
 
     def resolve(self, before: ModelConfig | None = None) -> Model:
         """These options with what was left open as it is in the model ``before``, else at its default.
@@ -72,7 +71,6 @@ class Stages:
 
     stages: int
     ends: tuple[float, ...]
-    context_noise: float
     stage_share: tuple[float, ...]
 
 
@@ -84,8 +82,6 @@ class StageOptions:
     """Number of stages, coarse to fine; default 2, and 1 for dit."""
     ends: tuple[float, ...] | None = None
     """b_k per stage; default 0.7 for every stage but the last, which ends at 1."""
-    context_noise: float | None = None
-    """Noise on the maps that the trunk reads; default 0.3."""
     stage_share: tuple[float, ...] = ()
     """Share of each batch that trains each stage, non-increasing but for 0, which leaves a stage out of the loss;
     default 1 each."""
@@ -93,9 +89,6 @@ class StageOptions:
     def __post_init__(self) -> None:
         if self.stages is not None and self.stages < 1:
             raise ValueError(f"--stages must be at least 1, got {self.stages}")
-        noise = self.context_noise
-        if noise is not None and not 0 <= noise < math.inf:
-            raise ValueError(f"--context-noise must be a number of at least 0, got {noise}")
 
     def resolve(self, kind: str, before: ModelConfig | None = None) -> Stages:
         """These options with what was left open as it is in the model ``before``, else at its default.
@@ -107,14 +100,12 @@ class StageOptions:
         stages = self.stages or default
         if kind == "dit" and stages != 1:
             raise ValueError(f"--model dit has one stage and no trunk: leave out --stages {stages}")
-        ends, noise = self.ends, self.context_noise
+        ends = self.ends
         if before is not None:
             ends = before.stages.ends if ends is None and stages == len(before.stages.ends) else ends
-            noise = before.context_noise if noise is None else noise
         return Stages(
             stages=stages,
-            ends=(HAND_OVER,) * (stages - 1) + (1.0,) if ends is None else ends,
-            context_noise=CONTEXT_NOISE if noise is None else noise,
+            ends=(STAGE_END,) * (stages - 1) + (1.0,) if ends is None else ends,
             stage_share=shares(self.stage_share, stages),
         )
 

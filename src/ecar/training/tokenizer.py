@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, fields
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,11 +28,12 @@ from ecar.files.options import changed, flat
 from ecar.files.records import make_out
 from ecar.processes.signals import StopRequest
 from ecar.processes.world import Part
+from ecar.sampling.pictures import grid, to_pil
 from ecar.tokenizers import load_tokenizer
 from ecar.tokenizers.conv import ConvTokenizer
 from ecar.training.engine.optim import WEIGHT_DECAY, BatchedMuon
 from ecar.training.engine.resume import check_options, keep_options
-from ecar.training.engine.task import Losses
+from ecar.training.engine.task import Losses, Task
 from ecar.training.engine.trainer import Trainer
 from ecar.training.tokenizer_config import Sizes, TokenizerConfig
 from ecar.training.tokenizer_loss import TokenizerLoss, channels_last
@@ -119,7 +120,7 @@ def _optimizers(tokenizer: ConvTokenizer, config: TokenizerConfig) -> list[torch
     return optimizers
 
 
-class Autoencoder:
+class Autoencoder(Task):
     """The task of ``ecar tokenizer``, for a ``Trainer``.
 
     Args:
@@ -129,6 +130,8 @@ class Autoencoder:
         data: number and fingerprint of the images, and of the tokenizer that was started from.
         found: what was found in the data, for the log.
     """
+
+    module: ConvTokenizer
 
     def __init__(
         self,
@@ -167,16 +170,10 @@ class Autoencoder:
         if self.loss.adversary is not None:
             self.loss.adversary.restore(tensors, updates)
 
-    def ready(self) -> None:
-        """Compiled when it is made."""
-
-    def begin(self, first: bool) -> dict[str, Any]:  # noqa: ARG002
-        return {}
-
     def about(self) -> dict[str, Any]:
         parameters = sum(p.numel() for p in self.module.parameters())
         images = len(self.images)
-        return {"options": flat(self.config), "images": images, "parameters": parameters, "data": self.found}
+        return {"options": flat(self.config), "data": self.found, "parameters": parameters, "images_in_data": images}
 
     def draw(self, step: int) -> tuple[Tensor, list[Tensor]]:
         return _draw(self.config, self.images, step)
@@ -211,9 +208,6 @@ class Autoencoder:
     def rows_of(self, steps: range) -> dict[int, list[int]]:
         return {step: _rows(self.config, len(self.images), step)[0].tolist() for step in steps}
 
-    def saving(self, step: int) -> None:
-        """Nothing beside the checkpoint."""
-
     def tensors(self) -> dict[str, Tensor]:
         return self.loss.adversary.tensors() if self.loss.adversary else {}
 
@@ -227,12 +221,6 @@ class Autoencoder:
         averaged.load_state_dict({**self.module.state_dict(), **weights})
         _save_reconstructions(averaged, self.images[:16], path, self.config.run.device)
         return path
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Holds nothing open."""
 
 
 def _rows(config: TokenizerConfig, images: int, step: int) -> tuple[Tensor, torch.Generator]:
@@ -320,14 +308,10 @@ def _room(shape: tuple[int, ...], out: Path) -> np.ndarray:
 
 def _save_reconstructions(tokenizer: ConvTokenizer, images: np.ndarray, path: Path, device: str) -> None:
     """Rows: images; decoded latents; decoded pooled latents (enlarged)."""
-    from PIL import Image
-
     batch = torch.from_numpy(to_signed(images)).permute(0, 3, 1, 2).to(device)
     latents = tokenizer.encode(batch)
-    pictures = [batch, tokenizer.decode(latents)]
+    rows = [batch, tokenizer.decode(latents)]
     if min(latents.shape[-2:]) > 1:
         coarse = tokenizer.decode(F.avg_pool2d(latents, 2))
-        pictures.append(F.interpolate(coarse, size=batch.shape[-2:], mode="nearest"))
-    rows = [torch.cat(list(r), dim=2) for r in pictures]
-    grid = ((torch.cat(rows, dim=1) + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy()
-    Image.fromarray(grid).resize((grid.shape[1] * 2, grid.shape[0] * 2), Image.Resampling.NEAREST).save(path)
+        rows.append(F.interpolate(coarse, size=batch.shape[-2:], mode="nearest"))
+    grid(to_pil(torch.cat(rows)), len(images), scale=2).save(path)

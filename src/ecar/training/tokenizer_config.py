@@ -154,7 +154,7 @@ class TokenizerRun(RunOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerConfig:
-    """Options of ``ecar tokenizer``."""
+    """Train the convolutional autoencoder; the same command again resumes."""
 
     data: ImageOptions
     """What is read."""

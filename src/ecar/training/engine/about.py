@@ -14,34 +14,21 @@ from ecar.training.engine.options import RunOptions
 
 
 def run_record(
-    run: RunOptions,
-    *,
-    options: dict[str, Any],
-    images: int = 0,
-    skipped: int = 0,
-    data: dict[str, Any] | None = None,
-    parameters: int = 0,
-    world: int = 1,
-    rows: tuple[int, ...] = (),
-    accumulate: int = 1,
+    run: RunOptions, about: dict[str, Any], world: int, rows: tuple[int, ...], accumulate: int
 ) -> dict[str, Any]:
     """Options as resolved, sizes, versions and machine, for a log.
 
     Args:
         run: options of the run; ``batch_size`` are the images of one update over all processes.
-        options: all options by their names.
-        images: images in the data set.
-        skipped: bad ones that were left out.
-        data: what was found in the data set, and what is left out.
-        parameters: weights of the model.
+        about: what the task says of itself (``Task.about``).
         world: processes.
         rows: images per update that train each stage.
         accumulate: micro-batches.
     """
-    device = str(run.device)
+    device, images = str(run.device), about.get("images_in_data", 0)
     cuda = device.startswith("cuda") and torch.cuda.is_available()
     return {
-        "options": options,
+        **about,
         "effective_batch": run.batch_size,
         "batch_per_process": run.batch_size // (world * accumulate),
         "accumulate": accumulate,
@@ -49,10 +36,6 @@ def run_record(
         "rows_per_stage": list(rows),
         "steps": run.max_steps,
         "epochs": round(run.max_steps * run.batch_size / images, 3) if images else None,
-        "images_in_data": images,
-        "bad_images_skipped": skipped,
-        "data": data or {},
-        "parameters": parameters,
         "versions": {
             "ecar": __version__,
             "commit": source_commit(),

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import sys
@@ -19,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ecar.files.access import check_readable
+from ecar.files.records import flush
 from ecar.files.tensors import write_tensors
 from ecar.training.engine.ema import EMA
 
@@ -54,10 +54,10 @@ def commit(folder: Path, step: int, record: dict[str, Any], keep: int = 2) -> Pa
     hashes = {file.name: _sha256(file) for file in sorted(folder.iterdir())}
     (folder / _MANIFEST).write_text(json.dumps(hashes, indent=1) + "\n")
     for path in (*folder.iterdir(), folder):
-        _flush(path)
+        flush(path)
     shutil.rmtree(target, ignore_errors=True)
     folder.rename(target)
-    _flush(root)
+    flush(root)
     for old in _complete(root)[:-keep]:
         shutil.rmtree(old)
     return target
@@ -176,12 +176,3 @@ def _complete(root: Path) -> list[Path]:
 def _sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    """fsync a file or a folder."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

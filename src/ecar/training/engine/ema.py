@@ -63,11 +63,9 @@ class EMA:
 
     @torch.no_grad()
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        """The inverse of ``tensors``, in place. An average of a decay that is not there starts as the first one."""
-        for decay, average in self.averages.items():
-            for name, tensor in average.items():
-                other = tensors.get(f"ema_{decay}.{name}")
-                tensor.copy_(tensors[f"ema.{name}"] if other is None else other)
+        """The inverse of ``tensors``, in place."""
+        for name, tensor in self.tensors().items():
+            tensor.copy_(tensors[name])
 
 
 def _trainable(module: nn.Module) -> list[tuple[str, nn.Parameter]]:

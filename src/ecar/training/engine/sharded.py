@@ -6,7 +6,6 @@ reader takes plain safetensors files too, so that any checkpoint loads into any 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -66,27 +65,18 @@ def save_sharded(
     return finish
 
 
-_AVERAGE = re.compile(r"ema(?:_\d+(?:\.\d+)?(?:e-\d+)?)?\.(.+)")  # the names of ``EMA.tensors``
-
-
 def restore_sharded(folder: Path, module: nn.Module, ema: EMA, optimizers: list[torch.optim.Optimizer]) -> None:
     """Fill sharded weights, averages and optimizers from a checkpoint of any number of processes, in place."""
     reader = HuggingFaceStorageReader(str(folder))
-    tensors = {f"model.{n}": t for n, t in module.state_dict().items()}
-    stored_tensors = stored(reader)
-    for name in stored_tensors:  # under the names that they had: another average may be the first one now
-        average = _AVERAGE.fullmatch(name)
-        if average is not None and average[1] in ema.weights:
-            tensors[name] = torch.zeros_like(ema.weights[average[1]])
+    tensors = {f"model.{n}": t for n, t in module.state_dict().items()} | ema.tensors()
     parameters = [[p for g in o.param_groups for p in g["params"]] for o in optimizers]
-    for name, entry in stored_tensors.items():
+    for name, entry in stored(reader).items():
         if name.startswith("optimizer."):
             _, which, index, _ = name.split(".", 3)
             parameter = parameters[int(which)][int(index)]
             like = parameter.shape == entry.size and parameter.ndim  # else a counter
             tensors[name] = torch.zeros_like(parameter).detach() if like else empty(entry)
     load(tensors, storage_reader=reader)
-    ema.restore(tensors)
     for j, optimizer in enumerate(optimizers):
         restore_optimizer(tensors, j, optimizer)
 

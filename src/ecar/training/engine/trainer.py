@@ -129,8 +129,8 @@ class Trainer:
     def _open_log(self) -> RunLog:
         """The log and its first lines: what this run is, where it started from."""
         line = self.task.begin(self.step == 0)
-        how = {**self.task.about(), "accumulate": self.scale.accumulate, "rows": self.task.rows}
-        record = run_record(self.options, world=self.world.size, **how)
+        about, world = self.task.about(), self.world.size
+        record = run_record(self.options, about, world, self.task.rows, self.scale.accumulate)
         log = RunLog(self.out, step=self.step, record=record)
         log.begin(self.seen)
         if line:

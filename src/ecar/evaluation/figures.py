@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,17 +39,36 @@ def check_count(num: int, extractor: Extractor, allow_small: bool, what: str = "
         )
 
 
+class Seen(NamedTuple):
+    """What an extractor gives of images: features (N, D), and where it has them class probabilities (N, K) and the
+    spatial features of sFID."""
+
+    features: Tensor
+    probabilities: Tensor | None = None
+    spatial: Tensor | None = None
+
+
+def look(images: Tensor, extractor: Extractor, *, spatial: bool = False) -> Seen:
+    """Features of images (N, 3, H, W) uint8; ``spatial``: of an Inception extractor those of sFID too."""
+    with spatial_features(extractor) if spatial else nullcontext() as found:
+        features, probabilities = extract(extractor, images)
+    return Seen(features, probabilities, None if found is None else torch.cat(found))
+
+
 def measure(samples: Samples, reference: Reference, extractor: Extractor) -> dict[str, object]:
     """Every figure that extractor and reference allow; keys say extractor and N."""
-    spatial: list[Tensor] = []
-    with nullcontext(spatial) if reference.spatial is None else spatial_features(extractor) as spatial:
-        features, probabilities = extract(extractor, samples.images)
-    count, against = len(features), f"{reference.count} real" if reference.count else "given statistics"
-    distance, suffix = DISTANCE_NAMES.get(extractor.name, f"FD-{extractor.name}"), extractor.name
+    seen = look(samples.images, extractor, spatial=reference.spatial is not None)
+    return figures(seen, reference, extractor)
+
+
+def figures(seen: Seen, reference: Reference, extractor: Extractor) -> dict[str, object]:
+    """``measure`` of samples whose features are known."""
+    features, suffix = seen.features, extractor.name
+    count, distance = len(features), DISTANCE_NAMES.get(suffix, f"FD-{suffix}")
     record: dict[str, object] = {
         distance: round(frechet_distance(Gaussian.of(features), reference.gaussian), 4),
         "num": count,
-        "against": against,
+        "against": f"{reference.count} real" if reference.count else "given statistics",
         "biased_small_sample": min(count, reference.count or count) <= extractor.num_features,
     }
     if reference.features is not None:
@@ -60,12 +80,12 @@ def measure(samples: Samples, reference: Reference, extractor: Extractor) -> dic
             real, fake = (x[chosen(len(x), limit)] for x in (reference.features, features))
             scores = neighbour_scores(real, fake)
             record |= {f"{name} ({suffix}, {limit} a side)": round(value, 4) for name, value in scores.items()}
-    if reference.spatial is not None:
-        record["sFID"] = round(frechet_distance(Gaussian.of(torch.cat(spatial)), reference.spatial), 4)
+    if reference.spatial is not None and seen.spatial is not None:
+        record["sFID"] = round(frechet_distance(Gaussian.of(seen.spatial), reference.spatial), 4)
     if reference.neighbours is not None:
         record |= _adm_scores(reference.neighbours, features, suffix)
-    if probabilities is not None:
-        score, spread = inception_score(probabilities)
+    if seen.probabilities is not None:
+        score, spread = inception_score(seen.probabilities)
         record |= {"IS": round(score, 4), "IS std over splits": round(spread, 4)}
     return record
 
@@ -123,7 +143,7 @@ def check_labels(data: str, names: tuple[str, ...], samples: Samples | None = No
         raise ValueError(f"the samples have labels outside the {len(names)} classes of the reference")
 
 
-class Judge:
+class Recognition:
     """A classifier's figures about samples, beside its figures about the real images.
 
     Raises:
@@ -138,7 +158,7 @@ class Judge:
         self.real, self.real_accuracy = Gaussian.of(features), accuracy(found, reference.labels, len(self.names))[0]
 
     def __call__(self, samples: Samples) -> dict[str, object]:
-        """Share of the samples recognised as the class asked for, and the Frechet distance of the judge's features.
+        """Share of samples recognised as the class asked for, and the Frechet distance of the classifier's features.
 
         Raises:
             ValueError: samples without labels, or with labels that the reference does not have.
