@@ -154,7 +154,7 @@ def test_both_sides_get_the_same_training_flops(digits_folder: Path) -> None:
 def test_a_sheet_of_systems_has_a_row_per_class() -> None:
     labels = torch.tensor([1, 0, 1, 0, 1])  # every image as bright as its number
     images = torch.arange(5, dtype=torch.uint8)[:, None, None, None].expand(5, 3, 4, 4) * 50
-    panel = side_by_side.rows_of_classes(Samples(images, labels), 2, 2, 1)
+    panel = side_by_side.rows_of_classes(Samples(images, labels), range(2), 2, 1)
     assert [[panel.getpixel((4 * i, 4 * j))[0] for i in range(2)] for j in range(2)] == [[50, 150], [0, 100]]
     page = side_by_side.sheet([("a", panel), ("b", panel)])
     assert page.size == (2 * 8 + side_by_side.GAP, 8 + side_by_side.CAPTION)
