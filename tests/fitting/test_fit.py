@@ -17,7 +17,7 @@ from PIL import Image
 from ecar.cli.main import main
 from ecar.evaluation.reference import RealImages
 from ecar.fitting import parts, plan, run, tokens
-from ecar.fitting.measure import Reconstruction, Speed
+from ecar.fitting.measure import Reconstruction, Trial
 from ecar.fitting.options import FitConfig
 from ecar.fitting.run import fit
 from ecar.fitting.split import Split, make_split
@@ -31,8 +31,9 @@ from ecar.tokenizers import load_tokenizer
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The smallest size of models is smaller still."""
+    """The smallest size of models is smaller still, and few samples decide."""
     monkeypatch.setitem(presets.PRESETS, "nano", Preset(width=16, heads=2, trunk_depth=1, head_depth=1))
+    monkeypatch.setattr(parts, "LEAST_JUDGED", 4)
 
 
 def photographs(folder: Path, count: int, *, side: int = 16, mode: str = "RGB", seed: int = 0) -> Path:
@@ -48,7 +49,7 @@ def photographs(folder: Path, count: int, *, side: int = 16, mode: str = "RGB", 
 def options(data: Path, out: Path, **changes: Any) -> FitConfig:
     values: dict[str, Any] = {
         "data": str(data), "out": str(out), "minutes": 1.0, "device": "cpu", "resolution": 16, "tokenizer": "pixels:2",
-        "batch_size": 8, "max_steps": 4, "samples": 0, "critic_images": 0, "compile": 0,
+        "batch_size": 8, "max_steps": 4, "samples": 0, "critic_images": 0, "compile": 0, "start": "none",
     }  # fmt: skip
     return FitConfig.of(**{**values, **changes})
 
@@ -59,7 +60,15 @@ def test_pictures_with_alpha_in_classes_become_a_model_and_a_report(tmp_path: Pa
         photographs(tmp_path / "photos" / name, 24, side=64, mode="RGBA", seed=seed)
     (tmp_path / "photos" / "cats" / "torn.png").write_bytes(b"\x89PNG torn")
     found = fit(
-        options(tmp_path / "photos", tmp_path / "model", resolution=None, tokenizer=None, samples=6, student_steps=2)
+        options(
+            tmp_path / "photos",
+            tmp_path / "model",
+            resolution=None,
+            tokenizer=None,
+            samples=6,
+            student_steps=2,
+            scales=2,
+        )
     )
     pipe = Pipeline.from_pretrained(tmp_path / "model", device="cpu")
     assert pipe.class_names == ("cats", "dogs & wolves")
@@ -153,7 +162,7 @@ def test_copies_of_a_picture_are_on_neither_side_twice(tmp_path: Path) -> None:
     for number in range(6):
         data = (tmp_path / "photos" / "a" / f"{number}.png").read_bytes()
         (tmp_path / "photos" / "a" / f"copy{number}.png").write_bytes(data)
-    split = make_split(options(tmp_path / "photos", tmp_path / "model").photographs, tmp_path / "split", 0)
+    split = make_split(options(tmp_path / "photos", tmp_path / "model").photographs, tmp_path / "split", 0, 600.0)
     assert (split.images, split.record["held_out"]) == (16, 8)
     files = [file.read_bytes() for folder in (split.train, split.held_out) for file in folder.rglob("*.png")]
     assert len(set(files)) == len(files) == 24
@@ -163,13 +172,14 @@ def a_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, minutes: float, **sp
     """Of 1,000 photographs of 10 classes on a machine of the given speed."""
     record = {"train": 950, "held_out": 50, "classes": list(map(str, range(10))), "side": 64.0}
     seconds = {"start": 1.0, "step": 0.05, "sample": 0.02, **speed}
-    back = Reconstruction(torch.zeros(1, 3, 64, 64), 25.0, 1e-3, 1e-3)
+    back = Reconstruction(torch.zeros(1, 3, 64, 64), 25.0, 1e-3, 1e-3, torch.zeros(16, 48, 16, 16))
     chosen = Tokens("pixels:4", load_tokenizer("pixels:4"), False, back, "said")
     images = torch.zeros(16, 3, 64, 64, dtype=torch.uint8)
-    monkeypatch.setattr(plan, "read_images", lambda *_: RealImages(images, torch.zeros(16), ()))
+    monkeypatch.setattr(plan, "read_images", lambda *_: RealImages(images, torch.zeros(16, dtype=torch.int64), ()))
     monkeypatch.setattr(plan, "choose_tokenizer", lambda *_: chosen)
-    monkeypatch.setattr(plan, "training_speed", lambda *_: Speed(parameters=5_000_000, **seconds))
-    monkeypatch.setattr(plan, "extractor_speed", lambda *_: (object(), 0.005, ""))
+    monkeypatch.setattr(plan, "try_training", lambda *_: Trial(parameters=5_000_000, steps=9, loss=1.0, **seconds))
+    monkeypatch.setattr(plan, "find_extractor", lambda _: (object(), ""))
+    monkeypatch.setattr(plan, "extractor_speed", lambda *_: 0.005)
     config = FitConfig.of(data="photos", out="model", minutes=minutes, device="cpu")
     return plan.make_plan(config, Split(tmp_path, record), 2.0)
 
@@ -185,7 +195,7 @@ def test_the_plan_fills_the_time_and_no_more(tmp_path: Path, monkeypatch: pytest
 def test_a_machine_that_is_too_slow_for_the_time_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = a_plan(tmp_path, monkeypatch, 1.0, step=10.0)
     assert found.choices.max_steps == 20 and "the least that is worth doing takes" in found.why["note"]
-    assert "so few steps draw noise rather than pictures: 3,000 would take 8.3 h" in found.why["note"]
+    assert "it sees 160, and 100,000 would take 17.4 h" in found.why["note"]
 
 
 def test_the_summary_is_one_object_of_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -199,7 +209,7 @@ def test_the_summary_is_one_object_of_json(tmp_path: Path, capsys: pytest.Captur
 def test_the_tokenizer_of_a_bundled_model_goes_by_its_name() -> None:
     """A recipe with a place inside the package would not work elsewhere."""
     images = torch.rand(2, 3, 64, 64).mul(255).byte()
-    assert choose_tokenizer(None, images, 3600.0, "cpu").name == "cifar10"
+    assert choose_tokenizer(None, images, 3600.0, "cpu", None).name == "cifar10"
     assert load_tokenizer("cifar10").fingerprint() == load_tokenizer(BUNDLED / "cifar10" / "tokenizer").fingerprint()
 
 
@@ -207,17 +217,19 @@ def test_photographs_get_the_smallest_latent_that_is_good(monkeypatch: pytest.Mo
     """More decibels are no use to a model that has eight times as many numbers to draw."""
     decibels = {"photographs": 24.6, "cifar10": 32.7}
 
-    def measured(tokenizer: Any, images: torch.Tensor, _: str) -> Reconstruction:
+    def measured(tokenizer: Any, images: torch.Tensor, *_: Any) -> Reconstruction:
         if tokenizer.factor == 4 and tokenizer.image_channels == 1:
             raise ValueError("grey")
-        return Reconstruction(images, decibels["photographs" if tokenizer.factor == 16 else "cifar10"], 0.1, 0.1)
+        return Reconstruction(
+            images, decibels["photographs" if tokenizer.factor == 16 else "cifar10"], 0.1, 0.1, images
+        )
 
     monkeypatch.setattr(tokens, "reconstruct", measured)
     images = torch.zeros(2, 3, 128, 128, dtype=torch.uint8)
-    assert choose_tokenizer(None, images, 3600.0, "cpu").name == "photographs"
+    assert choose_tokenizer(None, images, 3600.0, "cpu", None).name == "photographs"
     decibels.update(photographs=18.0, cifar10=19.0)
-    found = choose_tokenizer(None, images, 3600.0, "cpu")
+    found = choose_tokenizer(None, images, 3600.0, "cpu", None)
     assert (found.name, found.train) == ("photographs", True)
-    assert choose_tokenizer(None, images, 60.0, "cpu").name == "cifar10"
+    assert choose_tokenizer(None, images, 60.0, "cpu", None).name == "cifar10"
     decibels.update(photographs=12.0, cifar10=13.0)
-    assert choose_tokenizer(None, images, 60.0, "cpu").name == "pixels:8"
+    assert choose_tokenizer(None, images, 60.0, "cpu", None).name == "pixels:8"

@@ -31,7 +31,7 @@ _SMALL = 96  # pixels: below, pictures are kept exact and enlarged
 
 def write_report(work: Work, plan: Plan, found: dict[str, Any]) -> Path:
     """Draw what is missing and write the report; returns its path."""
-    pipe = Pipeline.from_pretrained(work.out, device=work.device)
+    pipe = Pipeline.from_pretrained(work.out, device=work.here)
     sections = [
         *_samples(pipe, found), *_training(work, found), *_tokenizer(work), *_copies(work, found),
         *_figures(found), *_pictures(work.split), *_plan(plan, found), *_commands(work, found),
@@ -79,7 +79,7 @@ def _training(work: Work, found: dict[str, Any]) -> list[str]:
 def _tokenizer(work: Work) -> list[str]:
     tokenizer = load_model(work.out)[1]
     images = read_images(str(work.split.held_out), "train", work.side, work.side, _SHOWN).images
-    back = reconstruct(tokenizer, images, work.device)
+    back = reconstruct(tokenizer, images, work.here)
     both = [one.float() / 127.5 - 1 for one in (images, back.images)]
     quality = "nothing is lost" if math.isinf(back.psnr) else f"{back.psnr:.1f} dB"
     text = f"Held-out pictures, and below them what the tokenizer gives back: {quality}. Samples get no sharper."
@@ -146,11 +146,13 @@ def _plan(plan: Plan, found: dict[str, Any]) -> list[str]:
 
 
 def _commands(work: Work, found: dict[str, Any]) -> list[str]:
+    """The report is published with the model: it names no place on this machine."""
     lines = [line for part in found.values() for line in part.get("commands", [part.get("command")]) if line]
-    again = f"ecar fit --config {work.out / 'recipe.toml'} --out ANOTHER_FOLDER"
+    again = f"ecar fit --config {work.out / 'recipe.toml'} --data PHOTOS --out ANOTHER_FOLDER"
     draw = f"ecar sample {work.out} --out samples.png"
-    text = "\n".join([*lines, draw])
-    return ["<h2>Commands</h2>", "<p>Each part by itself:</p>", f"<pre>{html.escape(text)}</pre>",
+    text, again = ("\n".join(some).replace(str(work.out), "MODEL") for some in ([*lines, draw], [again]))
+    return ["<h2>Commands</h2>", f"<p>MODEL is the folder <code>{html.escape(work.out.name)}</code>. Each part by "
+            "itself:</p>", f"<pre>{html.escape(text)}</pre>",
             "<p>All of it once more:</p>", f"<pre>{html.escape(again)}</pre>"]  # fmt: skip
 
 
