@@ -77,6 +77,7 @@ def test_pictures_with_alpha_in_classes_become_a_model_and_a_report(tmp_path: Pa
     report = (tmp_path / "model" / "report.html").read_text()
     assert report.count("data:image/") >= 4 and "torn.png" in report and "dogs &amp; wolves" in report
     assert "http://" not in report and "https://" not in report
+    assert str(tmp_path) not in report and "MODEL/work/latents" in report  # it is published with the model
     recipe = tomllib.loads((tmp_path / "model" / "recipe.toml").read_text())
     assert set(recipe["choices"]) == {
         field.name for field in dataclasses.fields(FitConfig.of(data="a", out="b").choices)
@@ -156,6 +157,75 @@ def test_a_recipe_makes_the_same_model_elsewhere(tmp_path: Path) -> None:
     assert ours == theirs
 
 
+def test_a_start_is_taken_by_its_name_and_kept_in_the_recipe(tmp_path: Path) -> None:
+    """One trial, two steps, and the bundled model's sizes."""
+    photographs(tmp_path / "photos", 24, side=32)
+    asked = {"resolution": 32, "tokenizer": "cifar10", "start": "cifar10", "max_steps": 2}
+    fit(options(tmp_path / "photos", tmp_path / "model", **asked))
+    recipe = tomllib.loads((tmp_path / "model" / "recipe.toml").read_text())["choices"]
+    assert (recipe["start"], recipe["preset"], recipe["stages"]) == ("cifar10", "192x6x1+6", 2)
+    trained = json.loads((tmp_path / "model" / "training.json").read_text())
+    assert trained["source"]["name"] == "cifar10" and trained["lr"] == plan.START_RATE
+    assert Pipeline.from_pretrained(tmp_path / "model", device="cpu").settings().guidance == (1.0, 1.0)
+    with pytest.raises(ValueError, match="`start` cifar10 has other latents or sizes than what was asked for"):
+        fit(options(tmp_path / "photos", tmp_path / "other", **{**asked, "preset": "ti"}))
+
+
+@pytest.mark.parametrize(("error", "start"), [(0.5, "cifar10"), (1.5, "none")])
+def test_a_bundled_model_is_the_start_where_it_is_ahead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: float, start: str
+) -> None:
+    """Both sides take as many steps; the plan says what both came to."""
+    chosen = choose_tokenizer("cifar10", torch.zeros(4, 3, 32, 32, dtype=torch.uint8), 600.0, "cpu", None)
+    tried: list[tuple[str, int]] = []
+
+    def trial(values: dict[str, Any], _: Any, steps: int = 0) -> Trial:
+        tried.append((values.get("init_from", "none"), steps))
+        loss = error if "init_from" in values else 1.0
+        return Trial(start=1.0, step=0.05, sample=0.02, parameters=5_000_000, steps=9, loss=loss)
+
+    found = a_plan(tmp_path, monkeypatch, 10.0, chosen, trial)
+    assert (found.choices.start, found.choices.tokenizer) == (start, "cifar10")
+    assert tried[-1] == ("cifar10", 9) and "held-out error" in found.why["start"]
+
+
+def test_the_pictures_of_a_short_fit_are_a_share_of_every_class(tmp_path: Path) -> None:
+    """Encoding all of many pictures would take the time of the training."""
+    for seed, (name, count) in enumerate({"a": 60, "b": 6, "c": 3}.items()):
+        photographs(tmp_path / "photos" / name, count, seed=seed)
+    split = make_split(options(tmp_path / "photos", tmp_path / "model").photographs, tmp_path / "split", 0, 600.0)
+    some = split.limited(20, 0)
+    assert some.images == len(list(some.train.rglob("*.png"))) == 20
+    assert {folder.name for folder in some.train.iterdir()} == {"a", "b", "c"}
+    assert all(Image.open(file).size == (16, 16) for file in some.train.rglob("*.png"))
+    assert some.limited_to(None) == 20 and split.limited(20, 0).train == some.train and split.limited(900, 0) is split
+
+
+def test_decoders_of_the_same_latents_are_compared_by_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ "photographs" and "butterflies" have one encoder, which ran twice; the sharper decoder has fewer decibels."""
+    encoded: list[int] = []
+    real = tokens.reconstruct
+
+    def counted(tokenizer: Any, images: torch.Tensor, device: str, known: Any = None) -> Reconstruction:
+        encoded.append(known is None)
+        return real(tokenizer, images, device, known)
+
+    monkeypatch.setattr(tokens, "reconstruct", counted)
+    monkeypatch.setattr(tokens, "GOOD", 0.0)
+    away = iter((0.2, 0.1))
+    monkeypatch.setattr(tokens, "difference", lambda *_: next(away))
+    images = torch.rand(2, 3, 128, 128).mul(255).byte()
+    found = choose_tokenizer(None, images, 3600.0, "cpu", object())  # type: ignore[arg-type]
+    assert found.name == "butterflies" and "photographs 0.2" in found.why
+    assert sum(encoded) == 3  # the others are "cifar10", and "fashion", which refuses colours
+
+
+def test_few_steps_become_more_by_smaller_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """50 steps of 32 pictures taught nothing."""
+    slow, fast = (a_plan(tmp_path, monkeypatch, 10.0, step=step) for step in (2.0, 0.02))
+    assert (slow.choices.batch_size, fast.choices.batch_size) == (8, 32)
+
+
 def test_copies_of_a_picture_are_on_neither_side_twice(tmp_path: Path) -> None:
     """A copy among the held-out pictures would pass for memorisation."""
     photographs(tmp_path / "photos" / "a", 24)
@@ -168,16 +238,21 @@ def test_copies_of_a_picture_are_on_neither_side_twice(tmp_path: Path) -> None:
     assert len(set(files)) == len(files) == 24
 
 
-def a_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, minutes: float, **speed: float) -> plan.Plan:
+def a_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, minutes: float, chosen: Tokens | None = None,
+    trial: Callable[..., Trial] | None = None, **speed: float,
+) -> plan.Plan:  # fmt: skip
     """Of 1,000 photographs of 10 classes on a machine of the given speed."""
     record = {"train": 950, "held_out": 50, "classes": list(map(str, range(10))), "side": 64.0}
     seconds = {"start": 1.0, "step": 0.05, "sample": 0.02, **speed}
     back = Reconstruction(torch.zeros(1, 3, 64, 64), 25.0, 1e-3, 1e-3, torch.zeros(16, 48, 16, 16))
-    chosen = Tokens("pixels:4", load_tokenizer("pixels:4"), False, back, "said")
+    chosen = chosen or Tokens("pixels:4", load_tokenizer("pixels:4"), False, back, "said")
+    trial = trial or (lambda *_: Trial(parameters=5_000_000, steps=9, loss=1.0, **seconds))
     images = torch.zeros(16, 3, 64, 64, dtype=torch.uint8)
     monkeypatch.setattr(plan, "read_images", lambda *_: RealImages(images, torch.zeros(16, dtype=torch.int64), ()))
     monkeypatch.setattr(plan, "choose_tokenizer", lambda *_: chosen)
-    monkeypatch.setattr(plan, "try_training", lambda *_: Trial(parameters=5_000_000, steps=9, loss=1.0, **seconds))
+    monkeypatch.setattr(plan, "try_training", trial)
+    monkeypatch.setattr(plan, "_probe", lambda *_: None)
     monkeypatch.setattr(plan, "find_extractor", lambda _: (object(), ""))
     monkeypatch.setattr(plan, "extractor_speed", lambda *_: 0.005)
     config = FitConfig.of(data="photos", out="model", minutes=minutes, device="cpu")

@@ -11,6 +11,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from ecar.evaluation.reference import read_images
@@ -25,6 +26,7 @@ from ecar.sampling.pipeline import Pipeline
 
 _ROWS, _COLUMNS = 8, 8  # of samples
 _SHOWN = 8  # reconstructions
+_FEW = 32  # samples, where none were drawn before
 _STRIP = 6  # samples whose stages are shown
 _SMALL = 96  # pixels: below, pictures are kept exact and enlarged
 
@@ -33,8 +35,8 @@ def write_report(work: Work, plan: Plan, found: dict[str, Any]) -> Path:
     """Draw what is missing and write the report; returns its path."""
     pipe = Pipeline.from_pretrained(work.out, device=work.here)
     sections = [
-        *_samples(pipe, found), *_training(work, found), *_tokenizer(work), *_copies(work, found),
-        *_figures(found), *_pictures(work.split), *_plan(plan, found), *_commands(work, found),
+        *_in_short(plan, found), *_samples(work, pipe, found), *_training(work, found), *_tokenizer(work),
+        *_copies(work, found), *_figures(found), *_pictures(work.split), *_plan(plan, found), *_commands(work, found),
     ]  # fmt: skip
     page = Template(files("ecar.fitting").joinpath("report.html").read_text())
     title = html.escape(f"{work.out.name}: a model of {work.split.images:,} pictures")
@@ -43,24 +45,58 @@ def write_report(work: Work, plan: Plan, found: dict[str, Any]) -> Path:
     return path
 
 
-def _samples(pipe: Pipeline, found: dict[str, Any]) -> list[str]:
-    classes = min(_ROWS, pipe.model.config.num_classes)
-    rows = classes if classes > 1 else _ROWS // 2
-    labels = [label for label in range(rows) for _ in range(_COLUMNS)] if classes > 1 else [0] * (rows * _COLUMNS)
-    given = labels if pipe.model.config.num_classes else None
-    out = pipe(labels=given, seeds=range(len(labels)), return_stages=True)
-    names = pipe.class_names[:classes]
-    said = f"One row per class: {', '.join(names)}." if len(names) > 1 else "Seeds 0 and following."
-    step = _COLUMNS if classes > 1 else 1
-    some = range(0, len(labels), step)[:_STRIP]
-    stages = strip([[previews[i] for i in some] for previews in out.stages])
+def _in_short(plan: Plan, found: dict[str, Any]) -> list[str]:
+    """What to do next, by how the training ended."""
+    trained = found["train"]
+    if trained["overfits"]:
+        text = "The training ended because the held-out loss did not fall any more: more pictures would help most."
+    elif trained["best_step"] < trained["steps"]:
+        text = "The held-out loss was past its lowest at the end: more pictures would help more than more time."
+    else:
+        text = "The held-out loss was still falling at the end: more time would help (--minutes, in another folder)."
+    note = [f"<p>{html.escape(plan.why['note'].capitalize())}.</p>"] if "note" in plan.why else []
+    return [f'<div class="note"><p>{html.escape(text)}</p>', *note, "</div>"]
+
+
+def _samples(work: Work, pipe: Pipeline, found: dict[str, Any]) -> list[str]:
+    """Those that were judged, else some that are drawn now; and the stages of a few."""
+    count, path = pipe.model.config.num_classes, work.folder / "samples" / "samples.npz"
+    if path.exists():
+        drawn = np.load(path)["arr_0"][: _ROWS * max(count, _COLUMNS)]
+    else:
+        labels = [i % count for i in range(_FEW)] if count else None
+        out = pipe(labels=labels, seeds=range(_FEW), progress=True)
+        drawn = np.stack([np.asarray(image) for image in out.images])
+    each = min(_COLUMNS, len(drawn) // max(count, 1))  # of a class: image i has class i modulo their number
+    if 1 < count <= _ROWS and each >= 2:
+        order, columns = [i * count + label for label in range(count) for i in range(each)], each
+        said = f"One row per class: {', '.join(pipe.class_names)}."
+    else:
+        order, columns = (
+            list(range(min(len(drawn), _ROWS * _COLUMNS if count > 1 else _ROWS * _COLUMNS // 2))),
+            _COLUMNS,
+        )
+        shown = ", ".join(pipe.class_names[: len(order)])
+        said = f"Classes in turn: {shown}." if count > 1 else "Seeds 0 and following, none chosen."
+    some = list(range(min(count, _STRIP))) if count > 1 else [0] * _STRIP
+    out = pipe(labels=some if count else None, seeds=range(len(some)), return_stages=True)
     guidance = found.get("guidance", {})
-    how = "guidance is distilled into it" if guidance.get("distilled") else f"guidance {out.settings.guidance}"
-    text = f"{said} Steps {out.settings.steps}, {how}."
+    how = (
+        "guidance is distilled into it" if guidance.get("distilled") else f"guidance {_numbers(out.settings.guidance)}"
+    )
+    text = f"{said} Steps {_numbers(out.settings.steps)}, {how}."
+    sheet = grid([Image.fromarray(drawn[i]) for i in order], columns)
     return [
-        "<h2>Samples</h2>", f"<p>{html.escape(text)}</p>", _picture(grid(out.images, _COLUMNS), "samples"),
-        "<h2>Stages</h2>", "<p>From the first stage, on a small map, to the last.</p>", _picture(stages, "stages"),
+        "<h2>Samples</h2>", f"<p>{html.escape(text)}</p>", _picture(sheet, "samples"),
+        "<h2>Stages</h2>", "<p>From the first stage, on a small map, to the last.</p>",
+        _picture(strip(out.stages), "stages"),
     ]  # fmt: skip
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    """One where all are the same, else one per stage."""
+    shown = [f"{value:g}" for value in values]
+    return shown[0] if len(set(shown)) == 1 else " + ".join(shown)
 
 
 def _training(work: Work, found: dict[str, Any]) -> list[str]:
@@ -124,7 +160,7 @@ def _figures(found: dict[str, Any]) -> list[str]:
 def _pictures(split: Split) -> list[str]:
     record = split.record
     rows = [
-        ["trained on", f"{record['train']:,}"],
+        ["trained on", f"{record['train']:,}" + (f" of {record['of']:,}" if "of" in record else "")],
         ["held out", f"{record['held_out']:,}"],
         ["classes", f"{len(record['classes']):,}"],
         ["median of the short side", f"{record['side']:g} pixels"],
@@ -133,7 +169,11 @@ def _pictures(split: Split) -> list[str]:
         for kind, names in kinds.items():
             some = "; ".join(names["names"][:5]) + (" ..." if names["count"] > 5 else "")
             rows.append([f"{what}: {kind}", f"{names['count']:,}: {some}"])
-    return ["<h2>Pictures</h2>", "<p>Broken pictures and second copies are not used.</p>", _table([], rows)]
+    text = (
+        "Broken pictures and second copies are not used. Everything else is: transparent parts lie on white, colours "
+        "become sRGB, and of an animation the first picture counts."
+    )
+    return ["<h2>Pictures</h2>", f"<p>{text}</p>", _table([], rows)]
 
 
 def _plan(plan: Plan, found: dict[str, Any]) -> list[str]:

@@ -43,7 +43,7 @@ def fit(config: FitConfig) -> dict[str, Any]:
     with ExitStack() as stack:
         if world.rank == 0:
             stack.enter_context(run_lock(out))
-        stack.enter_context(StopRequest("what is done stays"))
+        stack.enter_context(StopRequest("between steps, what is done stays"))
 
         def begin() -> tuple[FitConfig, Split, Plan]:
             return _begin(config, out, start, world.size)
