@@ -76,6 +76,8 @@ class Choices:
     """Steps to train the tokenizer on these pictures; 0: take it as it is."""
     start: str | None = None
     """Model to start from, or none. Default: a bundled one of the same latents, where it is ahead after a trial."""
+    lr: float | None = None
+    """Peak learning rate of the training."""
     preset: str | None = None
     """Size of the model: nano, ti, s, b, l or xl, or sizes such as 192x6x1+6."""
     stages: int | None = None
@@ -106,6 +108,8 @@ class Choices:
             given = getattr(self, name)
             if given is not None and given < value:
                 raise ValueError(f"`{name}` must be at least {value}, got {given}")
+        if self.lr is not None and not 0 < self.lr < math.inf:
+            raise ValueError(f"--lr must be positive, got {self.lr}")
         if self.scales is not None and self.scales > 4:
             raise ValueError(f"`scales` must be at most 4, got {self.scales}")
         if self.samples == 1 or (self.critic_images or 100) < 100:

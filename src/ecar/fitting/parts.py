@@ -21,7 +21,7 @@ from ecar.files.options import flag
 from ecar.files.records import write_atomically
 from ecar.fitting.measure import EXTRACTOR, reconstruct
 from ecar.fitting.options import NEW, Choices, FitConfig
-from ecar.fitting.plan import DISTILLED, JUDGED, LEAST_JUDGED, NO_START, SCALES, START_RATE
+from ecar.fitting.plan import DISTILLED, JUDGED, LEAST_JUDGED, NO_START, SCALES
 from ecar.fitting.split import Split
 from ecar.fitting.tokens import new_sizes
 from ecar.pretrained.folders import load_model, save_model, weights_fingerprint
@@ -170,10 +170,10 @@ def fit_model(work: Work) -> dict[str, Any]:
         "data": str(work.folder / "latents"), "val_data": str(work.folder / "held_out_latents"), "patience": _LOOKS,
         "flip": work.config.photographs.flip, "resolution": (work.side,), "preset": choices.preset,
         "stages": choices.stages, "patch": choices.patch, "batch_size": choices.batch_size, "max_steps": steps,
-        **_rates(steps), **_ways(work, steps), "out": str(work.folder / "train"),
+        **_rates(steps), "lr": choices.lr, **_ways(work, steps), "out": str(work.folder / "train"),
     }  # fmt: skip
     if choices.start not in (None, NO_START):
-        values |= {"init_from": choices.start, "lr": START_RATE}
+        values["init_from"] = choices.start
     train(TrainConfig.of(**values), pictures=False)
     losses = {line["step"]: line["val_loss"] for line in read_log(work.folder / "train") if "val_loss" in line}
     last, best = max(losses), min(losses, key=lambda step: losses[step])
@@ -184,8 +184,8 @@ def fit_model(work: Work) -> dict[str, Any]:
 
 
 def _rates(steps: int) -> dict[str, Any]:
-    """Learning rate and average for so many steps."""
-    return {"optimizer": "muon", "lr": 2e-3, "warmup": min(100, steps // 10), "ema": 0.99 if steps >= 500 else 0.9}
+    """Optimizer, warm-up and average for so many steps."""
+    return {"optimizer": "muon", "warmup": min(100, steps // 10), "ema": 0.99 if steps >= 500 else 0.9}
 
 
 def _ways(work: Work, steps: int) -> dict[str, Any]:

@@ -25,7 +25,8 @@ from ecar.tokenizers import load_tokenizer
 from ecar.training.build import build_config
 from ecar.training.config import TrainConfig
 
-START_RATE = 1e-3  # of a training that starts from a model
+FRESH_RATE = 2e-3  # learning rate of a training from fresh weights
+START_RATES = (1e-3, 3e-4)  # of one that starts from a model; the second is tried where there is little time
 SCALES = (1.0, 2.0, 3.5, 1.4)  # of guidance, the first of which are compared
 NO_START = "none"  # as a start: fresh weights
 _SIDES = (256, 128, 64, 32)
@@ -157,27 +158,24 @@ class _Measured:
         choices, side = config.choices, held.images.shape[-1]
         probe = _probe(config, split, tokens, held, device)
         values = _values(config, split, tokens.tokenizer.latent_side(side, side)[0], side, device)
-        starts = _starts(choices, values, tokens)
+        starts = _starts(choices, values, tokens, config.allowance.seconds)
         if choices.start not in (None, NO_START):
             if not starts:
                 raise ValueError(f"`start` {choices.start} has other latents or sizes than what was asked for")
             return cls(starts[0], try_training(starts[0], probe), "as asked")
-        found = cls(values, try_training(values, probe), "fresh weights")
+        trial = try_training(values, probe)
+        found = cls(values, trial, f"held-out error after {trial.steps} steps from fresh weights {trial.loss:.3f}")
         for preset, (flops, images) in _LARGER.items() if choices.preset is None else ():
             shape = build_config(TrainConfig.of(data="-", out="-", **values).resolve(), tokens.tokenizer)
             per_image = training_flops(shape, (1.0,) * len(shape.stages.sides))
             total = config.allowance.seconds / found.trial.step * found.batch * per_image
             if total >= flops and split.images >= images:
                 values, starts = {**values, "preset": preset}, []
-                found = cls(values, try_training(values, probe), "fresh weights: there is time for a larger model")
+                found = cls(values, try_training(values, probe), "there is time for a larger model")
         for one in starts:
-            trial, before = try_training(one, probe, found.trial.steps), found.trial
-            name = str(one["init_from"])
-            errors = f"held-out error {trial.loss:.3f} after {trial.steps} steps, {before.loss:.3f} from"
-            if trial.loss < before.loss:
-                found = cls(one, trial, f"{name}: {errors} {found.start if found.start != NO_START else 'nothing'}")
-            else:
-                found = cls(found.values, before, f"{found.why}; {name}: {errors} these")
+            trial = try_training(one, probe, found.trial.steps)
+            said = f"{found.why}; {one['init_from']} at rate {one['lr']:g}: {trial.loss:.3f}"
+            found = cls(one, trial, said) if trial.loss < found.trial.loss else cls(found.values, found.trial, said)
         return found
 
 
@@ -192,13 +190,13 @@ def _values(config: FitConfig, split: Split, latent: int, side: int, device: str
         "batch_size": choices.batch_size or min(split.images, 128 if cuda else _TRIED_BATCH),
         "compile": bool(choices.compile) if choices.compile is not None
         else cuda or (host and allowance.seconds >= _COMPILED),
-        "device": device, "optimizer": "muon", "lr": 2e-3, "seed": allowance.seed,
+        "device": device, "optimizer": "muon", "lr": choices.lr or FRESH_RATE, "seed": allowance.seed,
     }  # fmt: skip
 
 
-def _starts(choices: Choices, values: dict[str, Any], tokens: Tokens) -> list[dict[str, Any]]:
+def _starts(choices: Choices, values: dict[str, Any], tokens: Tokens, seconds: float) -> list[dict[str, Any]]:
     """The same options from each bundled model, or from the one that was asked for, whose latents these are and whose
-    sizes nothing speaks against."""
+    sizes nothing speaks against; in little time (``seconds``) at two rates."""
     if choices.start == NO_START or tokens.name == NEW or (tokens.train and tokens.measured.psnr < POOR):
         return []
     found = []
@@ -216,7 +214,10 @@ def _starts(choices: Choices, values: dict[str, Any], tokens: Tokens) -> list[di
         divides = latent % (before.patch * 2 ** (len(before.stages.sides) - 1)) == 0
         fits = divides and asked.items() <= theirs.items() and before.kind == "ecar"
         if fits and same_encoder(load_tokenizer(folder / "tokenizer"), tokens.tokenizer):
-            found.append({**values, **theirs, "init_from": name, "lr": START_RATE})
+            rates = START_RATES[: 2 if choices.start is None and seconds < DISTILLED else 1]
+            found += [
+                {**values, **theirs, "init_from": name, "lr": rate} for rate in ([choices.lr] if choices.lr else rates)
+            ]
     return found
 
 
@@ -284,7 +285,7 @@ def _plan(
     seconds["report"] = _REPORT
     resolved = Choices(
         images=used, resolution=values["resolution"][0], tokenizer=tokens.name, tokenizer_steps=tokenizer_steps,
-        start=measured.start, preset=values["preset"], stages=values["stages"], patch=values["patch"],
+        start=measured.start, lr=values["lr"], preset=values["preset"], stages=values["stages"], patch=values["patch"],
         batch_size=measured.batch, max_steps=steps, compile=int(values["compile"]), scales=scales,
         student_steps=student, samples=samples, critic_images=critic,
     )  # fmt: skip
@@ -355,7 +356,7 @@ def _why(split: Split, tokens: Tokens, measured: _Measured, choices: Choices) ->
         "pictures": pictures,
         "resolution": f"{choices.resolution} pixels; half of the pictures have {split.record['side']:g} or more",
         "tokenizer": f"{tokens.name}: {tokens.why}",
-        "start": measured.why,
+        "start": f"{choices.start}; {measured.why}" if measured.why != "as asked" else f"{choices.start}, as asked",
         "model": f"{model}; {batch / measured.trial.step:.3g} images/s measured",
         "steps": f"{steps:,} of {batch} images: {steps * batch / used:.3g} passes over the pictures",
     }

@@ -28,6 +28,7 @@ _ROWS, _COLUMNS = 8, 8  # of samples
 _SHOWN = 8  # reconstructions
 _FEW = 32  # samples, where none were drawn before
 _STRIP = 6  # samples whose stages are shown
+_SHOWN_SIDE = 128  # pixels of a page that small pictures are enlarged to, about
 _SMALL = 96  # pixels: below, pictures are kept exact and enlarged
 
 
@@ -87,9 +88,9 @@ def _samples(work: Work, pipe: Pipeline, found: dict[str, Any]) -> list[str]:
     text = f"{said} Steps {_numbers(out.settings.steps)}, {how}."
     sheet = grid([Image.fromarray(drawn[i]) for i in order], columns)
     return [
-        "<h2>Samples</h2>", f"<p>{html.escape(text)}</p>", _picture(sheet, "samples"),
+        "<h2>Samples</h2>", f"<p>{html.escape(text)}</p>", _picture(sheet, "samples", work.side),
         "<h2>Stages</h2>", "<p>From the first stage, on a small map, to the last.</p>",
-        _picture(strip(out.stages), "stages"),
+        _picture(strip(out.stages), "stages", work.side),
     ]  # fmt: skip
 
 
@@ -120,7 +121,7 @@ def _tokenizer(work: Work) -> list[str]:
     quality = "nothing is lost" if math.isinf(back.psnr) else f"{back.psnr:.1f} dB"
     text = f"Held-out pictures, and below them what the tokenizer gives back: {quality}. Samples get no sharper."
     sheet = grid([image for one in both for image in to_pil(one)], len(images))
-    return ["<h2>Reconstructions</h2>", f"<p>{text}</p>", _picture(sheet, "reconstructions")]
+    return ["<h2>Reconstructions</h2>", f"<p>{text}</p>", _picture(sheet, "reconstructions", work.side)]
 
 
 def _copies(work: Work, found: dict[str, Any]) -> list[str]:
@@ -152,7 +153,14 @@ def _figures(found: dict[str, Any]) -> list[str]:
     measures = [m for m in known["samples"] if m not in ("against", "biased_small_sample") and " std " not in m]
     rows = [["pictures" if m == "num" else m, *(str(known[name].get(m, "")) for name in known)] for m in measures]
     few = record["metrics"].get("biased_small_sample")
-    note = ["<p>So few pictures bias the Frechet distance: compare KID.</p>"] if few else []
+    note = (
+        [
+            "<p>So few pictures bias the Frechet distance: compare KID. Where that is below 0, so few pictures "
+            "show no difference.</p>"
+        ]
+        if few
+        else []
+    )
     return ["<h2>Figures</h2>", f"<p>Against {record['metrics']['against']} held-out pictures.</p>", *note,
             _table(["", *known], rows)]  # fmt: skip
 
@@ -212,10 +220,11 @@ def _file(path: Path, name: str) -> str:
     return f'<img alt="{name}" src="data:image/png;base64,{data}">'
 
 
-def _picture(image: Image.Image, name: str) -> str:
-    """Small pictures exactly, large ones as JPEG."""
-    small, data = image.width < _COLUMNS * _SMALL, io.BytesIO()
+def _picture(image: Image.Image, name: str, side: int) -> str:
+    """Pictures of small ``side`` exactly and enlarged, large ones as JPEG."""
+    small, data = side < _SMALL, io.BytesIO()
     image.save(data, "PNG") if small else image.convert("RGB").save(data, "JPEG", quality=90)
-    kind, style = ("png", ' class="small"') if small else ("jpeg", "")
+    kind = "png" if small else "jpeg"
+    style = f' class="small" style="width: {image.width * max(1, _SHOWN_SIDE // side)}px"' if small else ""
     encoded = base64.b64encode(data.getvalue()).decode()
     return f'<img alt="{name}"{style} src="data:image/{kind};base64,{encoded}">'
