@@ -91,7 +91,9 @@ class Choices:
     compile: int | None = None
     """1: compile the model before training; 0: do not."""
     scales: int | None = None
-    """Scales of guidance to compare by samples, of 1, 2, 3.5 and 1.4; 1: no guidance."""
+    """Scales of guidance to compare by samples, of 1, 2, 3.5 and 1.4; 1: none are compared."""
+    guidance: float | None = None
+    """Scale of guidance where none are compared."""
     student_steps: int | None = None
     """Steps to distil guidance; 0: leave guidance as it is."""
     samples: int | None = None
@@ -110,6 +112,8 @@ class Choices:
                 raise ValueError(f"`{name}` must be at least {value}, got {given}")
         if self.lr is not None and not 0 < self.lr < math.inf:
             raise ValueError(f"--lr must be positive, got {self.lr}")
+        if self.guidance is not None and not 0 < self.guidance < math.inf:
+            raise ValueError(f"--guidance must be positive, got {self.guidance}")
         if self.scales is not None and self.scales > 4:
             raise ValueError(f"`scales` must be at most 4, got {self.scales}")
         if self.samples == 1 or (self.critic_images or 100) < 100:

@@ -21,9 +21,10 @@ from ecar.files.options import flag
 from ecar.files.records import write_atomically
 from ecar.fitting.measure import EXTRACTOR, reconstruct
 from ecar.fitting.options import NEW, Choices, FitConfig
-from ecar.fitting.plan import DISTILLED, JUDGED, LEAST_JUDGED, NO_START, SCALES
+from ecar.fitting.plan import JUDGED, LEAST_JUDGED, SCALES
 from ecar.fitting.split import Split
 from ecar.fitting.tokens import new_sizes
+from ecar.fitting.trials import DISTILLED, NO_START
 from ecar.pretrained.folders import load_model, save_model, weights_fingerprint
 from ecar.processes.world import World
 from ecar.sampling.pipeline import Pipeline
@@ -250,10 +251,10 @@ class _Judge:
 
 
 def place_model(work: Work, guidance: dict[str, Any]) -> dict[str, Any]:
-    """The model folder: the student, or what was trained, with the guidance that was chosen: none where none was."""
+    """The model folder: the student, or what was trained, with the guidance that was chosen or planned."""
     source = work.folder / ("student" if guidance.get("distilled") else "train") / "final"
     model, tokenizer = load_model(source)
-    own, scale = model.config.sampling, float(guidance.get("scale", 1.0))
+    own, scale = model.config.sampling, float(guidance.get("scale", work.choices.guidance or 1.0))
     if own is not None and not guidance.get("distilled"):
         own = dataclasses.replace(own, guidance=(scale,) * len(own.guidance), guidance_from=())
         model.config = model.config.replace(sampling=own)

@@ -2,52 +2,34 @@
 
 from __future__ import annotations
 
-import shutil
 import time
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from ecar.config import match_names
-from ecar.cost.formulas import training_flops
 from ecar.devices import resolve_device
 from ecar.evaluation.extractors import Extractor
-from ecar.evaluation.reference import RealImages, read_images
-from ecar.fitting.measure import Probe, Trial, encoded, extractor_speed, find_extractor, table_of, try_training
-from ecar.fitting.options import NEW, Choices, FitConfig
+from ecar.evaluation.reference import read_images
+from ecar.fitting.measure import extractor_speed, find_extractor
+from ecar.fitting.options import Choices, FitConfig
 from ecar.fitting.split import FEW, Split
-from ecar.fitting.tokens import POOR, Tokens, choose_tokenizer, same_encoder, token_patch
-from ecar.network.presets import Preset, get_preset
-from ecar.pretrained.folders import bundled_models, load_config, resolve_model
-from ecar.tokenizers import load_tokenizer
-from ecar.training.build import build_config
-from ecar.training.config import TrainConfig
+from ecar.fitting.tokens import Tokens, choose_tokenizer
+from ecar.fitting.trials import DISTILLED, NO_START, Measured
 
-FRESH_RATE = 2e-3  # learning rate of a training from fresh weights
-START_RATES = (1e-3, 3e-4)  # of one that starts from a model; the second is tried where there is little time
 SCALES = (1.0, 2.0, 3.5, 1.4)  # of guidance, the first of which are compared
-NO_START = "none"  # as a start: fresh weights
+GUIDED = 2.0  # where none are compared
 _SIDES = (256, 128, 64, 32)
 _ENLARGED = 1.15  # times at most, of half of the pictures
-_LOOKED_AT, _AT_256 = 48, 24  # held-out pictures that tokenizers are measured on; large ones
-_TRIED = 32  # pictures to train on in a trial
+_LOOKED_AT, _AT_256 = 48, 16  # held-out pictures that tokenizers are measured on; large ones
 _PASSES, _OF = 20, 2000  # over so many pictures at most: what a training should see at least
 _FASTER = 1.5  # times, that smaller pictures have to be
-_TOKENS = 64  # on a CPU, at most: four times as many cost more than they give (docs/log.md)
-_LARGER = {"s": (3e17, 5_000), "b": (3e19, 100_000)}  # training FLOPs and pictures from which a larger size pays
-_COMPILED = 1800.0  # seconds for everything from which compiling on a CPU pays
-DISTILLED = 1800.0  # and from which distilling guidance does
 _TOGETHER = 0.9  # of the speed of so many processes that one after the other would have
-_STEPS, _LEAST_BATCH = 1200, 8  # in the whole time: else a batch is smaller, of so many pictures at least
-_TRIED_BATCH = 16  # on a CPU, where a picture takes as long in a small batch
 _LEAST_STEPS, _LEAST_STUDENT, _LEAST_PICTURES = 20, 10, 100
 _ENOUGH = 100_000  # pictures seen by fresh weights: below, the plan warns
 _WATCH, _DISTIL = 1.06, 1.8  # a step with its share of looks, saves and grids; a step of a student
 _STUDENT = 0.1  # of the steps of the training
 JUDGED, LEAST_JUDGED = 128, 48  # samples that guidance is chosen by
-_TRIAL, _PREPARED = 0.02, 0.18  # shares of the time: a trial; latents, and features of the pictures
+_PREPARED = 0.18  # share of the time for latents, and features of the pictures
 _TOKENIZER, _JUDGED, _CRITIC, _GUIDANCE = 0.25, 0.1, 0.08, 0.08
 _JUDGED_AT_MOST = 0.3  # else nothing is judged
 _REPORT = 10.0  # seconds
@@ -94,11 +76,11 @@ def make_plan(config: FitConfig, split: Split, spent: float, processes: int = 1)
     device, total = resolve_device(config.allowance.device), config.allowance.seconds
     extractor, missing = find_extractor(device)
     sides = [config.choices.resolution] if config.choices.resolution else _sides(split)
-    best: tuple[Tokens, _Measured, Tensor] | None = None
+    best: tuple[Tokens, Measured, Tensor] | None = None
     for side in sides:
         held = read_images(str(split.held_out), "train", side, side, _AT_256 if side >= 256 else _LOOKED_AT)
         tokens = choose_tokenizer(config.choices.tokenizer, held.images, total, device, extractor)
-        measured = _Measured.of(config, split, tokens, held, device)
+        measured = Measured.of(config, split, tokens, held, device)
         if best is not None and measured.trial.step > best[1].trial.step / _FASTER:
             break  # smaller pictures would win nothing
         best = tokens, measured.with_batch(config, split, processes), held.images
@@ -110,132 +92,6 @@ def make_plan(config: FitConfig, split: Split, spent: float, processes: int = 1)
     return _plan(config, split, *best, (extractor, missing), spent, 1 if processes == 1 else _TOGETHER * processes)
 
 
-@dataclass(frozen=True)
-class _Measured:
-    """A model, its options and its speed.
-
-    Attributes:
-        values: options of a training.
-        trial: of these.
-        why: of its start, in words.
-    """
-
-    values: dict[str, Any]
-    trial: Trial
-    why: str
-
-    @property
-    def batch(self) -> int:
-        return int(self.values["batch_size"])
-
-    @property
-    def start(self) -> str:
-        return str(self.values.get("init_from", NO_START))
-
-    @property
-    def started(self) -> bool:
-        """From a model of pictures of this side: it draws at once."""
-        return self.start != NO_START and load_config(resolve_model(self.start)).image_side == (
-            self.values["resolution"] * 2
-        )
-
-    def with_batch(self, config: FitConfig, split: Split, processes: int) -> _Measured:
-        """With the batch of the training: a smaller one where the time is enough for few steps only. A step takes its
-        share of the trial's seconds."""
-        asked, most = config.choices.batch_size, 32 if split.images < _OF else 64
-        if str(self.values["device"]).startswith("cuda"):
-            most = 128
-        seen, batch = config.allowance.seconds / self.trial.step * self.batch, asked or min(split.images, most)
-        while asked is None and batch >= 2 * _LEAST_BATCH and seen < _STEPS * batch:
-            batch //= 2
-        batch = max(batch - batch % processes, processes)
-        trial = replace(self.trial, step=self.trial.step * batch / self.batch)
-        return replace(self, values={**self.values, "batch_size": batch}, trial=trial)
-
-    @classmethod
-    def of(cls, config: FitConfig, split: Split, tokens: Tokens, held: RealImages, device: str) -> _Measured:
-        """From fresh weights, or from a bundled model where that is ahead after as many steps."""
-        choices, side = config.choices, held.images.shape[-1]
-        probe = _probe(config, split, tokens, held, device)
-        values = _values(config, split, tokens.tokenizer.latent_side(side, side)[0], side, device)
-        starts = _starts(choices, values, tokens, config.allowance.seconds)
-        if choices.start not in (None, NO_START):
-            if not starts:
-                raise ValueError(f"`start` {choices.start} has other latents or sizes than what was asked for")
-            return cls(starts[0], try_training(starts[0], probe), "as asked")
-        trial = try_training(values, probe)
-        found = cls(values, trial, f"held-out error after {trial.steps} steps from fresh weights {trial.loss:.3f}")
-        for preset, (flops, images) in _LARGER.items() if choices.preset is None else ():
-            shape = build_config(TrainConfig.of(data="-", out="-", **values).resolve(), tokens.tokenizer)
-            per_image = training_flops(shape, (1.0,) * len(shape.stages.sides))
-            total = config.allowance.seconds / found.trial.step * found.batch * per_image
-            if total >= flops and split.images >= images:
-                values, starts = {**values, "preset": preset}, []
-                found = cls(values, try_training(values, probe), "there is time for a larger model")
-        for one in starts:
-            trial = try_training(one, probe, found.trial.steps)
-            said = f"{found.why}; {one['init_from']} at rate {one['lr']:g}: {trial.loss:.3f}"
-            found = cls(one, trial, said) if trial.loss < found.trial.loss else cls(found.values, found.trial, said)
-        return found
-
-
-def _values(config: FitConfig, split: Split, latent: int, side: int, device: str) -> dict[str, Any]:
-    """Options of a training from fresh weights."""
-    choices, allowance = config.choices, config.allowance
-    cuda, host = device.startswith("cuda"), shutil.which("g++") is not None
-    patch = choices.patch or (token_patch(latent) if cuda else token_patch(latent, _TOKENS))
-    return {
-        "resolution": (side,), "preset": choices.preset or "nano", "patch": patch,
-        "stages": choices.stages or (2 if latent % (2 * patch) == 0 else 1),
-        "batch_size": choices.batch_size or min(split.images, 128 if cuda else _TRIED_BATCH),
-        "compile": bool(choices.compile) if choices.compile is not None
-        else cuda or (host and allowance.seconds >= _COMPILED),
-        "device": device, "optimizer": "muon", "lr": choices.lr or FRESH_RATE, "seed": allowance.seed,
-    }  # fmt: skip
-
-
-def _starts(choices: Choices, values: dict[str, Any], tokens: Tokens, seconds: float) -> list[dict[str, Any]]:
-    """The same options from each bundled model, or from the one that was asked for, whose latents these are and whose
-    sizes nothing speaks against; in little time (``seconds``) at two rates."""
-    if choices.start == NO_START or tokens.name == NEW or (tokens.train and tokens.measured.psnr < POOR):
-        return []
-    found = []
-    for name in [choices.start] if choices.start else bundled_models():
-        folder = resolve_model(name)
-        before = load_config(folder)
-        theirs = {
-            "preset": str(Preset(**{f.name: getattr(before, f.name) for f in fields(Preset)})),
-            "patch": before.patch, "stages": len(before.stages.sides),
-        }  # fmt: skip
-        asked = {key: getattr(choices, key) for key in theirs if getattr(choices, key) is not None}
-        if "preset" in asked:
-            asked["preset"] = str(get_preset(asked["preset"]))
-        latent = tokens.measured.latents.shape[-1]
-        divides = latent % (before.patch * 2 ** (len(before.stages.sides) - 1)) == 0
-        fits = divides and asked.items() <= theirs.items() and before.kind == "ecar"
-        if fits and same_encoder(load_tokenizer(folder / "tokenizer"), tokens.tokenizer):
-            rates = START_RATES[: 2 if choices.start is None and seconds < DISTILLED else 1]
-            found += [
-                {**values, **theirs, "init_from": name, "lr": rate} for rate in ([choices.lr] if choices.lr else rates)
-            ]
-    return found
-
-
-def _probe(config: FitConfig, split: Split, tokens: Tokens, held: RealImages, device: str) -> Probe:
-    """Latents of some pictures of both sides of the split."""
-    side = held.images.shape[-1]
-    some = read_images(str(split.train), "train", side, side, _TRIED)
-    latents = encoded(tokens.tokenizer.to(device), some.images, device)[0]
-    tokens.tokenizer.to("cpu")
-    places = match_names(held.class_names, some.class_names)
-    labels = torch.tensor([places[i] for i in range(len(held.class_names))])[held.labels] if places else held.labels
-    tables = [
-        table_of(z, own, some.class_names, tokens.tokenizer, side)
-        for z, own in ((latents, some.labels), (tokens.measured.latents, labels))
-    ]
-    return Probe(tokens.tokenizer, tables[0], tables[1], _TRIAL * config.allowance.seconds)
-
-
 def _sides(split: Split) -> list[int]:
     """The largest side that enlarges half of the pictures little, and the next ones as long as they are 128 or more."""
     whole = [side for side in _SIDES if side <= _ENLARGED * split.record["side"]] or [_SIDES[-1]]
@@ -243,7 +99,7 @@ def _sides(split: Split) -> list[int]:
 
 
 def _plan(
-    config: FitConfig, split: Split, tokens: Tokens, measured: _Measured, images: Tensor,
+    config: FitConfig, split: Split, tokens: Tokens, measured: Measured, images: Tensor,
     judge: tuple[Extractor | None, str], spent: float, faster: float,
 ) -> Plan:  # fmt: skip
     """Fit the parts into the time: what is sure first, training gets the rest. What processes do together is so many
@@ -262,7 +118,7 @@ def _plan(
     seconds["encode"] = (sides * used + held) * encode
     scales, guiding = _scales(choices, split, trial.sample, look, total if extractor else 0.0)
     # Looked at: a sample, itself mirrored, and, for comparison, a training picture and what the tokenizer makes of it.
-    drawn = trial.sample * (2 if scales > 1 else 1)
+    drawn = trial.sample * (2 if scales > 1 or _guidance(choices, split, measured.start) != 1 else 1)
     each = drawn / faster + 5 * look + tokens.measured.encode + tokens.measured.decode
     samples, judged = _samples(choices, used + 3 * held, each, look, total if extractor else 0.0)
     critic = choices.critic_images
@@ -287,6 +143,7 @@ def _plan(
         images=used, resolution=values["resolution"][0], tokenizer=tokens.name, tokenizer_steps=tokenizer_steps,
         start=measured.start, lr=values["lr"], preset=values["preset"], stages=values["stages"], patch=values["patch"],
         batch_size=measured.batch, max_steps=steps, compile=int(values["compile"]), scales=scales,
+        guidance=_guidance(choices, split, measured.start),
         student_steps=student, samples=samples, critic_images=critic,
     )  # fmt: skip
     why, notes = _why(split, tokens, measured, resolved), _notes(split, step, choices, resolved, missing)
@@ -314,16 +171,22 @@ def _scales(choices: Choices, split: Split, sample: float, look: float, total: f
     return scales, scales * each if scales > 1 else 0.0
 
 
+def _guidance(choices: Choices, split: Split, start: str) -> float:
+    """Scale where none are compared: a model that starts from another one knows classes after few steps."""
+    return choices.guidance or (GUIDED if split.classes > 1 and start != NO_START else 1.0)
+
+
 def _check_asked(choices: Choices, split: Split, missing: str) -> None:
     """ValueError for parts that were asked for and cannot be done."""
-    guided = bool(choices.student_steps) or (choices.scales or 1) > 1
+    guided = bool(choices.student_steps) or (choices.scales or 1) > 1 or (choices.guidance or 1) != 1
     if guided and split.classes < 2:
         raise ValueError(
-            "`scales` and `student_steps` need two classes or more: without them there is no guidance; leave them out"
+            "`scales`, `guidance` and `student_steps` need two classes or more: without them there is no guidance; "
+            "leave them out"
         )
     if choices.student_steps and choices.scales == 1:
         raise ValueError("`student_steps` needs `scales` of 2 or more: one of them is distilled")
-    if missing and (guided or choices.samples or choices.critic_images):
+    if missing and (choices.student_steps or (choices.scales or 1) > 1 or choices.samples or choices.critic_images):
         raise ValueError(f"`student_steps`, `samples` and `critic_images` must be 0, and `scales` 1: {missing}")
 
 
@@ -347,7 +210,7 @@ def _samples(choices: Choices, looks: int, each: float, look: float, total: floa
     return (count, seconds) if seconds <= _JUDGED_AT_MOST * total else (0, 0.0)
 
 
-def _why(split: Split, tokens: Tokens, measured: _Measured, choices: Choices) -> dict[str, str]:
+def _why(split: Split, tokens: Tokens, measured: Measured, choices: Choices) -> dict[str, str]:
     """The choices in words."""
     steps, batch, used = choices.max_steps or 0, measured.batch, choices.images or split.images
     model = f"{choices.preset}, {measured.trial.parameters / 1e6:.1f} M parameters, {choices.stages} stages"

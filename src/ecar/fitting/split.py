@@ -27,7 +27,7 @@ FEW = 500  # below, a model is likely to learn them by heart
 _LOOKED_AT = 20_000  # pictures that are checked, at most
 _EACH_SECOND, _AT_LEAST = 5, 1000  # pictures that are checked for a second of the time for everything, and in any case
 _SHARE, _FEWEST, _MOST = 0.05, 8, 500  # of pictures that are held out
-_A_MINUTE = 15  # held out for a minute of the time, and 64 more: each is looked at several times
+_A_MINUTE = 5  # held out for a minute of the time, and 50 more: each is looked at several times
 _LEAST_HELD_OUT = 4
 _LISTED = 50  # names in the record, per finding
 _RECORD = "split.json"
@@ -116,7 +116,7 @@ def make_split(options: Photographs, folder: Path, seed: int, seconds: float) ->
     bad = _unusable(looked, report)
     kept = np.array([i for i in range(len(source)) if int(source.chosen[i]) not in bad])
     _check_count(options.data, len(kept), f", {len(bad)} more cannot be used ({_why(report)})")
-    held = _hold_out(source.labels[kept], options.held_out, seed, round(64 + _A_MINUTE * seconds / 60))
+    held = _hold_out(source.labels[kept], options.held_out, seed, round(50 + _A_MINUTE * seconds / 60))
     if held.sum() < _LEAST_HELD_OUT:
         raise ValueError(
             f"{options.data} has {len(source.class_names)} classes of a picture or two each, so none can be held out: "
