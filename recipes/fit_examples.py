@@ -154,6 +154,20 @@ def fit(args: argparse.Namespace, name: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def row(record: dict[str, Any]) -> str:
+    """A line of the table of results/fit: KID x 1000 of samples, reconstructions and training pictures."""
+    kid = "KID x 1000 (efficientnet-lite0)"
+    lines = ("metrics", "tokenizer's reconstructions of training images", "floor: training images")
+    figures = " / ".join(f"{record[line][kid]:.0f}" if line in record else "-" for line in lines)
+    taken, trained = sum(record["seconds"].values()) + record["planned"]["check"], record["train"]
+    plan, start = record["plan"], record["plan"]["start"].partition(";")[0]
+    return (
+        f"| [{record['set']}]({record['set']}.json) | {plan['pictures'].partition(':')[0]} | "
+        f"{plan['resolution'].partition(' ')[0]} | {record['minutes']:g}, {taken / 60:.0f} | "
+        f"{100 * trained['seconds'] / taken:.0f}% | {start} | {plan['steps'].partition(':')[0]} | {figures} |"
+    )
+
+
 def sheet(args: argparse.Namespace, names: list[str]) -> None:
     """A row of samples of every set, classes in turn."""
     cells: list[Image.Image] = []
@@ -179,6 +193,9 @@ def main() -> None:
     for name in args.sets:
         record = fit(args, name)
         (args.record / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+        print(
+            row(record) if not record["exit"] else f"{name}: refused or failed, exit code {record['exit']}", flush=True
+        )
     done = [name for name in SETS if (args.out / name / "report.html").exists()]
     if done:
         sheet(args, done)

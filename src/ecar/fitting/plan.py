@@ -166,7 +166,7 @@ def _scales(choices: Choices, split: Split, sample: float, look: float, total: f
     if scales is None and choices.student_steps:
         scales = len(SCALES)
     elif scales is None:
-        left_out = split.classes < 2 or choices.samples == 0 or not total
+        left_out = split.classes < 2 or choices.samples == 0 or choices.guidance is not None or not total
         scales = 1 if left_out else max(1, min(len(SCALES), int(_GUIDANCE * total / each)))
     return scales, scales * each if scales > 1 else 0.0
 

@@ -73,7 +73,7 @@ class Measured:
         seen, batch = config.allowance.seconds / self.trial.step * self.batch, asked or min(split.images, most)
         while asked is None and batch >= 2 * _LEAST_BATCH and seen < _STEPS * batch:
             batch //= 2
-        batch = max(batch - batch % processes, processes)
+        batch = asked or max(batch - batch % processes, processes)
         trial = replace(self.trial, step=self.trial.step * batch / self.batch)
         return replace(self, values={**self.values, "batch_size": batch}, trial=trial)
 
