@@ -165,7 +165,7 @@ def test_a_start_is_taken_by_its_name_and_kept_in_the_recipe(tmp_path: Path) -> 
     recipe = tomllib.loads((tmp_path / "model" / "recipe.toml").read_text())["choices"]
     assert (recipe["start"], recipe["preset"], recipe["stages"]) == ("cifar10", "192x6x1+6", 2)
     trained = json.loads((tmp_path / "model" / "training.json").read_text())
-    assert trained["source"]["name"] == "cifar10" and trained["lr"] == trials.START_RATES[0]
+    assert trained["source"]["name"] == "cifar10" and trained["lr"] == trials.START_RATE
     assert Pipeline.from_pretrained(tmp_path / "model", device="cpu").settings().guidance == (1.0, 1.0)
     with pytest.raises(ValueError, match="`start` cifar10 has other latents or sizes than what was asked for"):
         fit(options(tmp_path / "photos", tmp_path / "other", **{**asked, "preset": "ti"}))
@@ -181,13 +181,13 @@ def test_a_bundled_model_is_the_start_where_it_is_ahead(
 
     def trial(values: dict[str, Any], _: Any, steps: int = 0) -> Trial:
         tried.append((values.get("init_from", "none"), steps))
-        loss = error * (1 + values["lr"]) if "init_from" in values else 1.0
+        loss = error if "init_from" in values else 1.0
         return Trial(start=1.0, step=0.05, sample=0.02, parameters=5_000_000, steps=9, loss=loss)
 
     found = a_plan(tmp_path, monkeypatch, 10.0, chosen, trial)
     assert (found.choices.start, found.choices.tokenizer) == (start, "cifar10")
-    assert tried[-2:] == [("cifar10", 9)] * 2 and "held-out error" in found.why["start"]
-    assert found.choices.lr == (trials.START_RATES[1] if start == "cifar10" else trials.FRESH_RATE)
+    assert tried == [("none", 0), ("cifar10", 9)] and "held-out error" in found.why["start"]
+    assert found.choices.lr == (trials.START_RATE if start == "cifar10" else trials.FRESH_RATE)
 
 
 def test_the_pictures_of_a_short_fit_are_a_share_of_every_class(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from ecar.fitting.options import NEW, Choices, FitConfig
 from ecar.fitting.plan import JUDGED, LEAST_JUDGED, SCALES
 from ecar.fitting.split import Split
 from ecar.fitting.tokens import new_sizes
-from ecar.fitting.trials import DISTILLED, NO_START
+from ecar.fitting.trials import DISTILLED, FRESH_RATE, NO_START
 from ecar.pretrained.folders import load_model, save_model, weights_fingerprint
 from ecar.processes.world import World
 from ecar.sampling.pipeline import Pipeline
@@ -171,7 +171,7 @@ def fit_model(work: Work) -> dict[str, Any]:
         "data": str(work.folder / "latents"), "val_data": str(work.folder / "held_out_latents"), "patience": _LOOKS,
         "flip": work.config.photographs.flip, "resolution": (work.side,), "preset": choices.preset,
         "stages": choices.stages, "patch": choices.patch, "batch_size": choices.batch_size, "max_steps": steps,
-        **_rates(steps), "lr": choices.lr, **_ways(work, steps), "out": str(work.folder / "train"),
+        **_rates(steps), "lr": choices.lr or FRESH_RATE, **_ways(work, steps), "out": str(work.folder / "train"),
     }  # fmt: skip
     if choices.start not in (None, NO_START):
         values["init_from"] = choices.start

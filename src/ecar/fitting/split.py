@@ -25,7 +25,7 @@ from ecar.fitting.options import Photographs
 LEAST = 20  # pictures
 FEW = 500  # below, a model is likely to learn them by heart
 _LOOKED_AT = 20_000  # pictures that are checked, at most
-_EACH_SECOND, _AT_LEAST = 5, 1000  # pictures that are checked for a second of the time for everything, and in any case
+_EACH_SECOND, _AT_LEAST = 3, 1000  # pictures that are checked for a second of the time for everything, and in any case
 _SHARE, _FEWEST, _MOST = 0.05, 8, 500  # of pictures that are held out
 _A_MINUTE = 5  # held out for a minute of the time, and 50 more: each is looked at several times
 _LEAST_HELD_OUT = 4

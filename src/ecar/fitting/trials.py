@@ -22,9 +22,9 @@ from ecar.training.build import build_config
 from ecar.training.config import TrainConfig
 
 FRESH_RATE = 2e-3  # learning rate of a training from fresh weights
-START_RATES = (1e-3, 3e-4)  # of one that starts from a model; the second is tried where there is little time
+START_RATE = 5e-4  # of one that starts from a model
 NO_START = "none"  # as a start: fresh weights
-_TRIED = 32  # pictures to train on in a trial
+_TRIED = 16  # pictures to train on in a trial
 _TOKENS = 64  # on a CPU, at most: four times as many cost more than they give (docs/log.md)
 _LARGER = {"s": (3e17, 5_000), "b": (3e19, 100_000)}  # training FLOPs and pictures from which a larger size pays
 _COMPILED = 1800.0  # seconds for everything from which compiling on a CPU pays
@@ -83,7 +83,7 @@ class Measured:
         choices, side = config.choices, held.images.shape[-1]
         probe = _probe(config, split, tokens, held, device)
         values = _values(config, split, tokens.tokenizer.latent_side(side, side)[0], side, device)
-        starts = _starts(choices, values, tokens, config.allowance.seconds)
+        starts = _starts(choices, values, tokens)
         if choices.start not in (None, NO_START):
             if not starts:
                 raise ValueError(f"`start` {choices.start} has other latents or sizes than what was asked for")
@@ -99,7 +99,7 @@ class Measured:
                 found = cls(values, try_training(values, probe), "there is time for a larger model")
         for one in starts:
             trial = try_training(one, probe, found.trial.steps)
-            said = f"{found.why}; {one['init_from']} at rate {one['lr']:g}: {trial.loss:.3f}"
+            said = f"{found.why}, from {one['init_from']} {trial.loss:.3f}"
             found = cls(one, trial, said) if trial.loss < found.trial.loss else cls(found.values, found.trial, said)
         return found
 
@@ -119,9 +119,9 @@ def _values(config: FitConfig, split: Split, latent: int, side: int, device: str
     }  # fmt: skip
 
 
-def _starts(choices: Choices, values: dict[str, Any], tokens: Tokens, seconds: float) -> list[dict[str, Any]]:
+def _starts(choices: Choices, values: dict[str, Any], tokens: Tokens) -> list[dict[str, Any]]:
     """The same options from each bundled model, or from the one that was asked for, whose latents these are and whose
-    sizes nothing speaks against; in little time (``seconds``) at two rates."""
+    sizes nothing speaks against."""
     if choices.start == NO_START or tokens.name == NEW or (tokens.train and tokens.measured.psnr < POOR):
         return []
     found = []
@@ -139,10 +139,7 @@ def _starts(choices: Choices, values: dict[str, Any], tokens: Tokens, seconds: f
         divides = latent % (before.patch * 2 ** (len(before.stages.sides) - 1)) == 0
         fits = divides and asked.items() <= theirs.items() and before.kind == "ecar"
         if fits and same_encoder(load_tokenizer(folder / "tokenizer"), tokens.tokenizer):
-            rates = START_RATES[: 2 if choices.start is None and seconds < DISTILLED else 1]
-            found += [
-                {**values, **theirs, "init_from": name, "lr": rate} for rate in ([choices.lr] if choices.lr else rates)
-            ]
+            found.append({**values, **theirs, "init_from": name, "lr": choices.lr or START_RATE})
     return found
 
 
