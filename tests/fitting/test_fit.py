@@ -202,6 +202,19 @@ def test_the_pictures_of_a_short_fit_are_a_share_of_every_class(tmp_path: Path) 
     assert some.limited_to(None) == 20 and split.limited(20, 0).train == some.train and split.limited(900, 0) is split
 
 
+def test_classes_without_a_held_out_picture_are_judged_without_classes(tmp_path: Path) -> None:
+    """Evaluation refused other classes on the two sides, after all of the training."""
+    for seed, count in enumerate((30, 8, 1)):
+        photographs(tmp_path / "photos" / f"class {seed}", count, seed=seed)
+    config = options(tmp_path / "photos", tmp_path / "model", samples=6)
+    fit(config)
+    split = make_split(config.photographs, tmp_path / "model" / "work" / "pictures", 0, 60.0)
+    assert {folder.name for folder in split.held_out.iterdir()} == {"class 0", "class 1"}
+    assert split.judged_by.name == "held_out_without_classes" and len(list(split.judged_by.iterdir())) == 8
+    found = json.loads((tmp_path / "model" / "work" / "done.json").read_text())["evaluate"]["evaluation"]
+    assert found["metrics"]["against"] == "8 real"
+
+
 def test_decoders_of_the_same_latents_are_compared_by_features(monkeypatch: pytest.MonkeyPatch) -> None:
     """ "photographs" and "butterflies" have one encoder, which ran twice; the sharper decoder has fewer decibels."""
     encoded: list[int] = []

@@ -38,6 +38,7 @@ from ecar.training.tokenizer import train_tokenizer
 TOKENIZER_BATCH = 16
 _ALONE = World()
 _SAVE_SECONDS = 60.0  # between checkpoints: what a kill costs at most
+_WATCHED, _WATCH_SHARE = (32, 256), 0.015  # held-out pictures, from and to, and of those seen: then ten looks
 _LOOKS = 6  # the held-out loss may stay above its lowest for a sixth of the looks
 _SHARD = 256  # pictures: what a kill costs, and what one process of several encodes at a time
 _AS_GOOD = 1.1  # times the KID of the guided teacher, that a student may have
@@ -93,6 +94,12 @@ class Work:
     def side(self) -> int:
         assert self.choices.resolution is not None
         return self.choices.resolution
+
+    @property
+    def watched(self) -> int:
+        """Held-out pictures whose loss is looked at: a look may cost a twentieth of the steps between two."""
+        seen = (self.choices.max_steps or 1) * (self.choices.batch_size or 1)
+        return max(_WATCHED[0], min(_WATCHED[1], round(_WATCH_SHARE * seen)))
 
     def every(self, steps: int) -> int:
         """Steps between checkpoints."""
@@ -155,8 +162,9 @@ def encode(work: Work) -> dict[str, Any]:
             "data": str(data), "tokenizer": source, "resolution": (work.side,), "flip": flip, "shard_size": _SHARD,
             "out": str(out),
         }  # fmt: skip
+        values |= {} if name == "latents" else {"max_images": work.watched}
         commands.append(command("encode", values))
-        feed = open_source(str(data))
+        feed = open_source(str(data), max_images=None if name == "latents" else work.watched)
         record = encode_shards(
             feed, tokenizer, out, plan, bad=BadImages(), command=commands[-1], device=work.here, world=work.world
         )
@@ -179,7 +187,7 @@ def fit_model(work: Work) -> dict[str, Any]:
     losses = {line["step"]: line["val_loss"] for line in read_log(work.folder / "train") if "val_loss" in line}
     last, best = max(losses), min(losses, key=lambda step: losses[step])
     return {
-        "steps": last, "of": steps, "best_step": best, "held_out_loss": losses[best],
+        "steps": last, "of": steps, "looks": len(losses), "best_step": best, "held_out_loss": losses[best],
         "overfits": last < steps, "command": command("train", values),
     }  # fmt: skip
 
@@ -265,8 +273,9 @@ def place_model(work: Work, guidance: dict[str, Any]) -> dict[str, Any]:
 
 def judge(work: Work) -> dict[str, Any]:
     """Samples against held-out pictures, and whether they copy training pictures."""
+    real = work.world.from_first(lambda: str(work.split.judged_by))
     values: dict[str, Any] = {
-        "data": str(work.split.held_out), "split": "train", "train_data": str(work.split.train),
+        "data": real, "split": "train", "train_data": str(work.split.train),
         "num": work.choices.samples, "allow_small": True, "seed": work.config.allowance.seed,
         "cache": str(work.folder / "features"), "batch_size": 32,
     }  # fmt: skip

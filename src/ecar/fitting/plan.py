@@ -32,7 +32,7 @@ JUDGED, LEAST_JUDGED = 128, 48  # samples that guidance is chosen by
 _PREPARED = 0.18  # share of the time for latents, and features of the pictures
 _TOKENIZER, _JUDGED, _CRITIC, _GUIDANCE = 0.25, 0.1, 0.08, 0.08
 _JUDGED_AT_MOST = 0.3  # else nothing is judged
-_REPORT = 10.0  # seconds
+_REPORT, _SHOWN, _DRAWN = 10.0, 14, 32  # seconds, and samples for as long as their stages, and they, take
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,8 @@ def _plan(
     if critic is None:
         critic = min(1000, used)
         critic = critic if critic >= 100 and critic * (drawn + 2 * look) <= _CRITIC * total and samples else 0
-    after = judged + guiding + critic * (drawn + 2 * look) + _REPORT
+    report = _REPORT + (_SHOWN if samples else _SHOWN + _DRAWN) * drawn
+    after = judged + guiding + critic * (drawn + 2 * look) + report
     rest = total - sum(seconds.values()) - after - trial.start
     pays = total >= DISTILLED if choices.student_steps is None else choices.student_steps > 0
     distilled = scales > 1 and pays
@@ -138,7 +139,7 @@ def _plan(
     seconds |= {"guidance": guiding + student * step * _DISTIL} if scales > 1 else {}
     seconds |= {"evaluate": judged} if samples else {}
     seconds |= {"critic": critic * (drawn + 2 * look)} if critic else {}
-    seconds["report"] = _REPORT
+    seconds["report"] = report
     resolved = Choices(
         images=used, resolution=values["resolution"][0], tokenizer=tokens.name, tokenizer_steps=tokenizer_steps,
         start=measured.start, lr=values["lr"], preset=values["preset"], stages=values["stages"], patch=values["patch"],

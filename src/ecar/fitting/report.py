@@ -53,6 +53,8 @@ def _in_short(plan: Plan, found: dict[str, Any]) -> list[str]:
         text = "The training ended because the held-out loss did not fall any more: more pictures would help most."
     elif trained["best_step"] < trained["steps"]:
         text = "The held-out loss was past its lowest at the end: more pictures would help more than more time."
+    elif trained["looks"] < 2:
+        text = "The training was too short for a second look at the held-out loss: more time would help."
     else:
         text = "The held-out loss was still falling at the end: more time would help (--minutes, in another folder)."
     note = [f"<p>{html.escape(plan.why['note'].capitalize())}.</p>"] if "note" in plan.why else []

@@ -56,6 +56,20 @@ class Split:
         return self.folder / "held_out"
 
     @property
+    def judged_by(self) -> Path:
+        """Those that are held out, without classes where they lack some of those that are trained on: evaluation takes
+        the same classes on both sides, or none on one."""
+        if not self.classes or {p.name for p in self.held_out.iterdir()} == {p.name for p in self.train.iterdir()}:
+            return self.held_out
+        plain = self.folder / "held_out_without_classes"
+        plain.mkdir(exist_ok=True)
+        for number, file in enumerate(sorted(self.held_out.glob("*/*"))):
+            link = plain / f"{number:05d}{file.suffix}"
+            if not link.is_symlink():
+                os.symlink(os.path.relpath(file, plain), link)
+        return plain
+
+    @property
     def images(self) -> int:
         """Pictures that are trained on."""
         return int(self.record["train"])
@@ -170,12 +184,15 @@ def _why(report: DataReport) -> str:
 
 
 def _hold_out(labels: np.ndarray, count: int | None, seed: int, most: int) -> np.ndarray:
-    """Which of the pictures (N,) are held out: a seeded choice that leaves every class half of its pictures."""
+    """Which of the pictures (N,) are held out: a seeded choice that leaves every class half of its pictures. First one
+    of every class that has two, as far as that goes."""
     total = len(labels)
     wanted = count if count is not None else min(_MOST, most, max(_FEWEST, round(_SHARE * total)))
     held, left = np.zeros(total, bool), np.bincount(labels) // 2
-    for row in np.random.default_rng(seed).permutation(total):
-        if held.sum() < min(wanted, total // 3) and left[labels[row]] > 0:
+    order = np.random.default_rng(seed).permutation(total).tolist()
+    firsts = [order[place] for place in sorted(np.unique(labels[order], return_index=True)[1].tolist())]
+    for row in [*firsts, *order]:
+        if not held[row] and held.sum() < min(wanted, total // 3) and left[labels[row]] > 0:
             held[row] = True
             left[labels[row]] -= 1
     return held
