@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -19,6 +19,7 @@ POOR = 17.0  # dB: below, pixels themselves are better latents
 _LEAST_SIDE, _MOST_SIDE = 8, 32  # of a latent
 _MOST_TOKENS = 256
 _LARGE = 128  # pixels
+_COMPARED = 8  # pictures that decoders of the same latents are compared on
 _TIME = 600.0  # seconds in all, below which no tokenizer is trained
 
 
@@ -108,13 +109,14 @@ def _decoder(
 ) -> tuple[str, Tokenizer, Reconstruction, str]:
     """Of the bundled decoders of these latents the one whose pictures are most like the real ones in features: the
     sharp ones lose decibels. The first one where nothing can judge. In words too."""
-    known = {name: (tokenizer, measured)}
+    known, some = {name: (tokenizer, measured)}, images[:_COMPARED]
+    first = replace(measured, images=measured.images[:_COMPARED], latents=measured.latents[:_COMPARED])
     for other in _candidates() if extractor is not None else ():
         if other != name and same_encoder(one := load_tokenizer(other), tokenizer):
-            known[other] = one, reconstruct(one, images, device, measured)
+            known[other] = one, replace(reconstruct(one, some, device, first), latents=measured.latents)
     if extractor is None or len(known) == 1:
         return name, tokenizer, measured, ""
-    away = {other: difference(extractor, images, one[1].images) for other, one in known.items()}
+    away = {other: difference(extractor, some, one[1].images[:_COMPARED]) for other, one in known.items()}
     best = min(away, key=lambda other: away[other])
     others = ", ".join(f"{other} {away[other]:.3g}, {known[other][1].psnr:.1f} dB" for other in known if other != best)
     return best, *known[best], f"features differ by {away[best]:.3g} (other decoders of its latents: {others})"
