@@ -13,6 +13,7 @@ import argparse
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -144,7 +145,8 @@ def fit(args: argparse.Namespace, name: str) -> dict[str, Any]:
     work = out / "work"
     plan, found = (json.loads((work / file).read_text()) for file in ("plan.json", "done.json"))
     evaluation = found.get("evaluate", {}).get("evaluation", {})
-    figures = {key: evaluation[key] for key in evaluation if isinstance(evaluation[key], dict)}
+    figures = {key: {k: v for k, v in part.items() if k != "picture"} for key, part in evaluation.items()
+               if isinstance(part, dict)}  # fmt: skip
     summary = json.loads(done.stdout.strip().splitlines()[-1])
     return record | {
         "commit": source_commit(), "pictures": summary["pictures"], "plan": plan["why"], "planned": plan["seconds"],
@@ -160,7 +162,7 @@ def row(record: dict[str, Any]) -> str:
     lines = ("metrics", "tokenizer's reconstructions of training images", "floor: training images")
     figures = " / ".join(f"{record[line][kid]:.0f}" if line in record else "-" for line in lines)
     taken, trained = sum(record["seconds"].values()) + record["planned"]["check"], record["train"]
-    plan, start = record["plan"], record["plan"]["start"].partition(";")[0]
+    plan, start = record["plan"], re.split("[;:,]", record["plan"]["start"])[0]
     return (
         f"| [{record['set']}]({record['set']}.json) | {plan['pictures'].partition(':')[0]} | "
         f"{plan['resolution'].partition(' ')[0]} | {record['minutes']:g}, {taken / 60:.0f} | "
@@ -172,10 +174,14 @@ def sheet(args: argparse.Namespace, names: list[str]) -> None:
     """A row of samples of every set, classes in turn."""
     cells: list[Image.Image] = []
     for name in names:
-        pipe = Pipeline.from_pretrained(args.out / name, device="cpu")
-        count = pipe.model.config.num_classes
-        labels = [i * max(1, count // _SHEET) % count for i in range(_SHEET)] if count else None
-        cells += [image.resize((_CELL, _CELL)) for image in pipe(labels=labels, seeds=range(_SHEET)).images]
+        made = args.out / name / "work" / "samples" / "samples.npz"
+        if made.exists():  # image i has class i modulo their number
+            images = [Image.fromarray(pixels) for pixels in np.load(made)["arr_0"][:_SHEET]]
+        else:
+            pipe = Pipeline.from_pretrained(args.out / name, device="cpu")
+            count = pipe.model.config.num_classes
+            images = pipe(labels=[i % count for i in range(_SHEET)] if count else None, seeds=range(_SHEET)).images
+        cells += [image.resize((_CELL, _CELL)) for image in images]
     grid(cells, _SHEET).convert("RGB").save(args.record / "samples.jpg", quality=85)
 
 
