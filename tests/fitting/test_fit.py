@@ -16,8 +16,8 @@ from PIL import Image
 
 from ecar.cli.main import main
 from ecar.evaluation.reference import RealImages
-from ecar.fitting import parts, plan, run, tokens
-from ecar.fitting.measure import Reconstruction, Speed
+from ecar.fitting import parts, plan, run, tokens, trials
+from ecar.fitting.measure import Reconstruction, Trial
 from ecar.fitting.options import FitConfig
 from ecar.fitting.run import fit
 from ecar.fitting.split import Split, make_split
@@ -31,8 +31,9 @@ from ecar.tokenizers import load_tokenizer
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The smallest size of models is smaller still."""
+    """The smallest size of models is smaller still, and few samples decide."""
     monkeypatch.setitem(presets.PRESETS, "nano", Preset(width=16, heads=2, trunk_depth=1, head_depth=1))
+    monkeypatch.setattr(parts, "LEAST_JUDGED", 4)
 
 
 def photographs(folder: Path, count: int, *, side: int = 16, mode: str = "RGB", seed: int = 0) -> Path:
@@ -48,7 +49,7 @@ def photographs(folder: Path, count: int, *, side: int = 16, mode: str = "RGB", 
 def options(data: Path, out: Path, **changes: Any) -> FitConfig:
     values: dict[str, Any] = {
         "data": str(data), "out": str(out), "minutes": 1.0, "device": "cpu", "resolution": 16, "tokenizer": "pixels:2",
-        "batch_size": 8, "max_steps": 4, "samples": 0, "critic_images": 0, "compile": 0,
+        "batch_size": 8, "max_steps": 4, "samples": 0, "critic_images": 0, "compile": 0, "start": "none",
     }  # fmt: skip
     return FitConfig.of(**{**values, **changes})
 
@@ -59,7 +60,15 @@ def test_pictures_with_alpha_in_classes_become_a_model_and_a_report(tmp_path: Pa
         photographs(tmp_path / "photos" / name, 24, side=64, mode="RGBA", seed=seed)
     (tmp_path / "photos" / "cats" / "torn.png").write_bytes(b"\x89PNG torn")
     found = fit(
-        options(tmp_path / "photos", tmp_path / "model", resolution=None, tokenizer=None, samples=6, student_steps=2)
+        options(
+            tmp_path / "photos",
+            tmp_path / "model",
+            resolution=None,
+            tokenizer=None,
+            samples=6,
+            student_steps=2,
+            scales=2,
+        )
     )
     pipe = Pipeline.from_pretrained(tmp_path / "model", device="cpu")
     assert pipe.class_names == ("cats", "dogs & wolves")
@@ -68,6 +77,7 @@ def test_pictures_with_alpha_in_classes_become_a_model_and_a_report(tmp_path: Pa
     report = (tmp_path / "model" / "report.html").read_text()
     assert report.count("data:image/") >= 4 and "torn.png" in report and "dogs &amp; wolves" in report
     assert "http://" not in report and "https://" not in report
+    assert str(tmp_path) not in report and "MODEL/work/latents" in report  # it is published with the model
     recipe = tomllib.loads((tmp_path / "model" / "recipe.toml").read_text())
     assert set(recipe["choices"]) == {
         field.name for field in dataclasses.fields(FitConfig.of(data="a", out="b").choices)
@@ -147,29 +157,118 @@ def test_a_recipe_makes_the_same_model_elsewhere(tmp_path: Path) -> None:
     assert ours == theirs
 
 
+def test_a_start_is_taken_by_its_name_and_kept_in_the_recipe(tmp_path: Path) -> None:
+    """One trial, two steps, and the bundled model's sizes."""
+    photographs(tmp_path / "photos", 24, side=32)
+    asked = {"resolution": 32, "tokenizer": "cifar10", "start": "cifar10", "max_steps": 2}
+    fit(options(tmp_path / "photos", tmp_path / "model", **asked))
+    recipe = tomllib.loads((tmp_path / "model" / "recipe.toml").read_text())["choices"]
+    assert (recipe["start"], recipe["preset"], recipe["stages"]) == ("cifar10", "192x6x1+6", 2)
+    trained = json.loads((tmp_path / "model" / "training.json").read_text())
+    assert trained["source"]["name"] == "cifar10" and trained["lr"] == trials.START_RATE
+    assert Pipeline.from_pretrained(tmp_path / "model", device="cpu").settings().guidance == (1.0, 1.0)
+    with pytest.raises(ValueError, match="`start` cifar10 has other latents or sizes than what was asked for"):
+        fit(options(tmp_path / "photos", tmp_path / "other", **{**asked, "preset": "ti"}))
+
+
+@pytest.mark.parametrize(("error", "start"), [(0.5, "cifar10"), (1.5, "none")])
+def test_a_bundled_model_is_the_start_where_it_is_ahead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: float, start: str
+) -> None:
+    """Both sides take as many steps; the plan says what both came to."""
+    chosen = choose_tokenizer("cifar10", torch.zeros(4, 3, 32, 32, dtype=torch.uint8), 600.0, "cpu", None)
+    tried: list[tuple[str, int]] = []
+
+    def trial(values: dict[str, Any], _: Any, steps: int = 0) -> Trial:
+        tried.append((values.get("init_from", "none"), steps))
+        loss = error if "init_from" in values else 1.0
+        return Trial(start=1.0, step=0.05, sample=0.02, parameters=5_000_000, steps=9, loss=loss)
+
+    found = a_plan(tmp_path, monkeypatch, 10.0, chosen, trial)
+    assert (found.choices.start, found.choices.tokenizer) == (start, "cifar10")
+    assert tried == [("none", 0), ("cifar10", 9)] and "held-out error" in found.why["start"]
+    assert found.choices.lr == (trials.START_RATE if start == "cifar10" else trials.FRESH_RATE)
+
+
+def test_the_pictures_of_a_short_fit_are_a_share_of_every_class(tmp_path: Path) -> None:
+    """Encoding all of many pictures would take the time of the training."""
+    for seed, (name, count) in enumerate({"a": 60, "b": 6, "c": 3}.items()):
+        photographs(tmp_path / "photos" / name, count, seed=seed)
+    split = make_split(options(tmp_path / "photos", tmp_path / "model").photographs, tmp_path / "split", 0, 600.0)
+    some = split.limited(20, 0)
+    assert some.images == len(list(some.train.rglob("*.png"))) == 20
+    assert {folder.name for folder in some.train.iterdir()} == {"a", "b", "c"}
+    assert all(Image.open(file).size == (16, 16) for file in some.train.rglob("*.png"))
+    assert some.limited_to(None) == 20 and split.limited(20, 0).train == some.train and split.limited(900, 0) is split
+
+
+def test_classes_without_a_held_out_picture_are_judged_without_classes(tmp_path: Path) -> None:
+    """Evaluation refused other classes on the two sides, after all of the training."""
+    for seed, count in enumerate((30, 8, 1)):
+        photographs(tmp_path / "photos" / f"class {seed}", count, seed=seed)
+    config = options(tmp_path / "photos", tmp_path / "model", samples=6)
+    fit(config)
+    split = make_split(config.photographs, tmp_path / "model" / "work" / "pictures", 0, 60.0)
+    assert {folder.name for folder in split.held_out.iterdir()} == {"class 0", "class 1"}
+    assert split.judged_by.name == "held_out_without_classes" and len(list(split.judged_by.iterdir())) == 8
+    found = json.loads((tmp_path / "model" / "work" / "done.json").read_text())["evaluate"]["evaluation"]
+    assert found["metrics"]["against"] == "8 real"
+
+
+def test_decoders_of_the_same_latents_are_compared_by_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ "photographs" and "butterflies" have one encoder, which ran twice; the sharper decoder has fewer decibels."""
+    encoded: list[int] = []
+    real = tokens.reconstruct
+
+    def counted(tokenizer: Any, images: torch.Tensor, device: str, known: Any = None) -> Reconstruction:
+        encoded.append(known is None)
+        return real(tokenizer, images, device, known)
+
+    monkeypatch.setattr(tokens, "reconstruct", counted)
+    monkeypatch.setattr(tokens, "GOOD", 0.0)
+    away = iter((0.2, 0.1))
+    monkeypatch.setattr(tokens, "difference", lambda *_: next(away))
+    images = torch.rand(2, 3, 128, 128).mul(255).byte()
+    found = choose_tokenizer(None, images, 3600.0, "cpu", object())  # type: ignore[arg-type]
+    assert found.name == "butterflies" and "photographs 0.2" in found.why
+    assert sum(encoded) == 3  # the others are "cifar10", and "fashion", which refuses colours
+
+
+def test_few_steps_become_more_by_smaller_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """50 steps of 32 pictures taught nothing."""
+    slow, fast = (a_plan(tmp_path, monkeypatch, 10.0, step=step) for step in (2.0, 0.02))
+    assert (slow.choices.batch_size, fast.choices.batch_size) == (8, 32)
+
+
 def test_copies_of_a_picture_are_on_neither_side_twice(tmp_path: Path) -> None:
     """A copy among the held-out pictures would pass for memorisation."""
     photographs(tmp_path / "photos" / "a", 24)
     for number in range(6):
         data = (tmp_path / "photos" / "a" / f"{number}.png").read_bytes()
         (tmp_path / "photos" / "a" / f"copy{number}.png").write_bytes(data)
-    split = make_split(options(tmp_path / "photos", tmp_path / "model").photographs, tmp_path / "split", 0)
+    split = make_split(options(tmp_path / "photos", tmp_path / "model").photographs, tmp_path / "split", 0, 600.0)
     assert (split.images, split.record["held_out"]) == (16, 8)
     files = [file.read_bytes() for folder in (split.train, split.held_out) for file in folder.rglob("*.png")]
     assert len(set(files)) == len(files) == 24
 
 
-def a_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, minutes: float, **speed: float) -> plan.Plan:
+def a_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, minutes: float, chosen: Tokens | None = None,
+    trial: Callable[..., Trial] | None = None, **speed: float,
+) -> plan.Plan:  # fmt: skip
     """Of 1,000 photographs of 10 classes on a machine of the given speed."""
     record = {"train": 950, "held_out": 50, "classes": list(map(str, range(10))), "side": 64.0}
     seconds = {"start": 1.0, "step": 0.05, "sample": 0.02, **speed}
-    back = Reconstruction(torch.zeros(1, 3, 64, 64), 25.0, 1e-3, 1e-3)
-    chosen = Tokens("pixels:4", load_tokenizer("pixels:4"), False, back, "said")
+    back = Reconstruction(torch.zeros(1, 3, 64, 64), 25.0, 1e-3, 1e-3, torch.zeros(16, 48, 16, 16))
+    chosen = chosen or Tokens("pixels:4", load_tokenizer("pixels:4"), False, back, "said")
+    trial = trial or (lambda *_: Trial(parameters=5_000_000, steps=9, loss=1.0, **seconds))
     images = torch.zeros(16, 3, 64, 64, dtype=torch.uint8)
-    monkeypatch.setattr(plan, "read_images", lambda *_: RealImages(images, torch.zeros(16), ()))
+    monkeypatch.setattr(plan, "read_images", lambda *_: RealImages(images, torch.zeros(16, dtype=torch.int64), ()))
     monkeypatch.setattr(plan, "choose_tokenizer", lambda *_: chosen)
-    monkeypatch.setattr(plan, "training_speed", lambda *_: Speed(parameters=5_000_000, **seconds))
-    monkeypatch.setattr(plan, "extractor_speed", lambda *_: (object(), 0.005, ""))
+    monkeypatch.setattr(trials, "try_training", trial)
+    monkeypatch.setattr(trials, "_probe", lambda *_: None)
+    monkeypatch.setattr(plan, "find_extractor", lambda _: (object(), ""))
+    monkeypatch.setattr(plan, "extractor_speed", lambda *_: 0.005)
     config = FitConfig.of(data="photos", out="model", minutes=minutes, device="cpu")
     return plan.make_plan(config, Split(tmp_path, record), 2.0)
 
@@ -185,7 +284,7 @@ def test_the_plan_fills_the_time_and_no_more(tmp_path: Path, monkeypatch: pytest
 def test_a_machine_that_is_too_slow_for_the_time_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = a_plan(tmp_path, monkeypatch, 1.0, step=10.0)
     assert found.choices.max_steps == 20 and "the least that is worth doing takes" in found.why["note"]
-    assert "so few steps draw noise rather than pictures: 3,000 would take 8.3 h" in found.why["note"]
+    assert "it sees 160, and 100,000 would take 34.7 h" in found.why["note"]
 
 
 def test_the_summary_is_one_object_of_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -199,7 +298,7 @@ def test_the_summary_is_one_object_of_json(tmp_path: Path, capsys: pytest.Captur
 def test_the_tokenizer_of_a_bundled_model_goes_by_its_name() -> None:
     """A recipe with a place inside the package would not work elsewhere."""
     images = torch.rand(2, 3, 64, 64).mul(255).byte()
-    assert choose_tokenizer(None, images, 3600.0, "cpu").name == "cifar10"
+    assert choose_tokenizer(None, images, 3600.0, "cpu", None).name == "cifar10"
     assert load_tokenizer("cifar10").fingerprint() == load_tokenizer(BUNDLED / "cifar10" / "tokenizer").fingerprint()
 
 
@@ -207,17 +306,19 @@ def test_photographs_get_the_smallest_latent_that_is_good(monkeypatch: pytest.Mo
     """More decibels are no use to a model that has eight times as many numbers to draw."""
     decibels = {"photographs": 24.6, "cifar10": 32.7}
 
-    def measured(tokenizer: Any, images: torch.Tensor, _: str) -> Reconstruction:
+    def measured(tokenizer: Any, images: torch.Tensor, *_: Any) -> Reconstruction:
         if tokenizer.factor == 4 and tokenizer.image_channels == 1:
             raise ValueError("grey")
-        return Reconstruction(images, decibels["photographs" if tokenizer.factor == 16 else "cifar10"], 0.1, 0.1)
+        return Reconstruction(
+            images, decibels["photographs" if tokenizer.factor == 16 else "cifar10"], 0.1, 0.1, images
+        )
 
     monkeypatch.setattr(tokens, "reconstruct", measured)
     images = torch.zeros(2, 3, 128, 128, dtype=torch.uint8)
-    assert choose_tokenizer(None, images, 3600.0, "cpu").name == "photographs"
+    assert choose_tokenizer(None, images, 3600.0, "cpu", None).name == "photographs"
     decibels.update(photographs=18.0, cifar10=19.0)
-    found = choose_tokenizer(None, images, 3600.0, "cpu")
+    found = choose_tokenizer(None, images, 3600.0, "cpu", None)
     assert (found.name, found.train) == ("photographs", True)
-    assert choose_tokenizer(None, images, 60.0, "cpu").name == "cifar10"
+    assert choose_tokenizer(None, images, 60.0, "cpu", None).name == "cifar10"
     decibels.update(photographs=12.0, cifar10=13.0)
-    assert choose_tokenizer(None, images, 60.0, "cpu").name == "pixels:8"
+    assert choose_tokenizer(None, images, 60.0, "cpu", None).name == "pixels:8"

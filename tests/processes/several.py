@@ -23,6 +23,7 @@ import torch.distributed as dist
 from ecar.cli.main import main
 from ecar.data import encoding
 from ecar.evaluation import making
+from ecar.fitting import run as fitting  # noqa: F401  (its imports, once for all)
 
 
 def start(jobs: Sequence[dict[str, Any]], folder: Path) -> tuple[list[list[int]], str]:

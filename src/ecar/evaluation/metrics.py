@@ -15,10 +15,15 @@ _NUMBERS = 2**23  # of a set of rows that are compared at once: 32 MB
 
 @dataclass(frozen=True)
 class Gaussian:
-    """Mean (D,) and covariance (D, D), float64, of features; all that the Frechet distance needs."""
+    """Mean (D,) and covariance (D, D), float64, of features; all that the Frechet distance needs.
+
+    Attributes:
+        root: of fewer features than numbers (N, D) with root^T root = covariance, from which it is found much sooner.
+    """
 
     mean: Tensor
     covariance: Tensor
+    root: Tensor | None = None
 
     @classmethod
     def of(cls, features: Tensor) -> Gaussian:
@@ -32,18 +37,25 @@ class Gaussian:
         x = features.double()
         if not torch.isfinite(x).all():
             raise ValueError("features are not finite; are the images all right?")
-        return cls(x.mean(0), torch.cov(x.T))
+        few = len(x) < x.shape[1]
+        return cls(x.mean(0), torch.cov(x.T), (x - x.mean(0)) / (len(x) - 1) ** 0.5 if few else None)
 
 
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:
-    """|mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)) (1706.08500), the root's trace from eigenvalues.
+    """|mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)) (1706.08500), the root's trace from eigenvalues: of few
+    features R with R^T R = S_a, those of R S_b R^T, which has no others but zeros.
 
     Raises:
         ValueError: different numbers of features.
     """
     if a.mean.shape != b.mean.shape:
         raise ValueError(f"features of {len(a.mean)} and {len(b.mean)} numbers cannot be compared")
-    cross = torch.linalg.eigvals(a.covariance @ b.covariance).sqrt().real.sum()
+    roots = [(len(one.root), one.root, other.covariance) for one, other in ((a, b), (b, a)) if one.root is not None]
+    if roots:
+        _, root, covariance = min(roots, key=lambda one: one[0])
+        cross = torch.linalg.eigvalsh(root @ covariance @ root.T).clamp_min(0).sqrt().sum()
+    else:
+        cross = torch.linalg.eigvals(a.covariance @ b.covariance).sqrt().real.sum()
     trace = a.covariance.trace() + b.covariance.trace()
     distance = float((a.mean - b.mean).square().sum() + trace - 2 * cross)
     return max(0.0, distance)  # of equal sets the rounding may leave less than nothing

@@ -66,12 +66,18 @@ class Allowance:
 class Choices:
     """What is chosen where it is left out; a recipe has all of it."""
 
+    images: int | None = None
+    """Pictures to train on, at most. Default: what can be encoded in a sixth of the time."""
     resolution: int | None = None
     """Side of the images in pixels. Default: by the size of the pictures, 32 to 256."""
     tokenizer: str | None = None
     """Tokenizer as of ecar train, or new. Default: the one that gives held-out pictures back best."""
     tokenizer_steps: int | None = None
     """Steps to train the tokenizer on these pictures; 0: take it as it is."""
+    start: str | None = None
+    """Model to start from, or none. Default: a bundled one of the same latents, where it is ahead after a trial."""
+    lr: float | None = None
+    """Peak learning rate of the training."""
     preset: str | None = None
     """Size of the model: nano, ti, s, b, l or xl, or sizes such as 192x6x1+6."""
     stages: int | None = None
@@ -84,6 +90,10 @@ class Choices:
     """Training steps at most: the training ends before where the held-out loss turns."""
     compile: int | None = None
     """1: compile the model before training; 0: do not."""
+    scales: int | None = None
+    """Scales of guidance to compare by samples, of 1, 2, 3.5 and 1.4; 1: none are compared."""
+    guidance: float | None = None
+    """Scale of guidance where none are compared."""
     student_steps: int | None = None
     """Steps to distil guidance; 0: leave guidance as it is."""
     samples: int | None = None
@@ -93,13 +103,19 @@ class Choices:
 
     def __post_init__(self) -> None:
         least = {
-            "resolution": 8, "tokenizer_steps": 0, "stages": 1, "patch": 1, "batch_size": 1, "max_steps": 1,
-            "compile": 0, "student_steps": 0, "samples": 0, "critic_images": 0,
+            "images": 1, "resolution": 8, "tokenizer_steps": 0, "stages": 1, "patch": 1, "batch_size": 1,
+            "max_steps": 1, "compile": 0, "scales": 1, "student_steps": 0, "samples": 0, "critic_images": 0,
         }  # fmt: skip
         for name, value in least.items():
             given = getattr(self, name)
             if given is not None and given < value:
                 raise ValueError(f"`{name}` must be at least {value}, got {given}")
+        if self.lr is not None and not 0 < self.lr < math.inf:
+            raise ValueError(f"--lr must be positive, got {self.lr}")
+        if self.guidance is not None and not 0 < self.guidance < math.inf:
+            raise ValueError(f"--guidance must be positive, got {self.guidance}")
+        if self.scales is not None and self.scales > 4:
+            raise ValueError(f"`scales` must be at most 4, got {self.scales}")
         if self.samples == 1 or (self.critic_images or 100) < 100:
             raise ValueError("`samples` must be 0 or at least 2, and `critic_images` 0 or at least 100")
 

@@ -2,38 +2,37 @@
 
 from __future__ import annotations
 
-import shutil
+import time
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
-from ecar.cost.formulas import training_flops
 from ecar.devices import resolve_device
+from ecar.evaluation.extractors import Extractor
 from ecar.evaluation.reference import read_images
-from ecar.fitting.measure import Speed, extractor_speed, training_speed
+from ecar.fitting.measure import extractor_speed, find_extractor
 from ecar.fitting.options import Choices, FitConfig
 from ecar.fitting.split import FEW, Split
-from ecar.fitting.tokens import Tokens, choose_tokenizer, token_patch
-from ecar.training.build import build_config
-from ecar.training.config import TrainConfig
+from ecar.fitting.tokens import Tokens, choose_tokenizer
+from ecar.fitting.trials import DISTILLED, NO_START, Measured
 
-SCALES = (1.0, 1.5, 2.5)  # of guidance, one of which is chosen
+SCALES = (1.0, 2.0, 3.5, 1.4)  # of guidance, the first of which are compared
+GUIDED = 2.0  # where none are compared
 _SIDES = (256, 128, 64, 32)
 _ENLARGED = 1.15  # times at most, of half of the pictures
-_LOOKED_AT = 48  # held-out pictures that tokenizers are measured on
+_LOOKED_AT, _AT_256 = 48, 16  # held-out pictures that tokenizers are measured on; large ones
 _PASSES, _OF = 20, 2000  # over so many pictures at most: what a training should see at least
 _FASTER = 1.5  # times, that smaller pictures have to be
-_LARGER = {"s": (3e17, 5_000), "b": (3e19, 100_000)}  # training FLOPs and pictures from which a larger size pays
-_COMPILED = 1800.0  # seconds for everything from which compiling on a CPU pays
-_LEAST_STEPS, _LEAST_STUDENT = 20, 10
-_FEW_STEPS = 3000  # below, the plan warns; ecar train takes 10,000 by default
+_TOGETHER = 0.9  # of the speed of so many processes that one after the other would have
+_LEAST_STEPS, _LEAST_STUDENT, _LEAST_PICTURES = 20, 10, 100
+_ENOUGH = 100_000  # pictures seen by fresh weights: below, the plan warns
 _WATCH, _DISTIL = 1.06, 1.8  # a step with its share of looks, saves and grids; a step of a student
 _STUDENT = 0.1  # of the steps of the training
-JUDGED = 128  # samples that guidance is chosen by, at most
-_TOKENIZER, _JUDGED, _CRITIC, _GUIDANCE = 0.25, 0.12, 0.08, 0.15  # shares of the time
+JUDGED, LEAST_JUDGED = 128, 48  # samples that guidance is chosen by
+_PREPARED = 0.18  # share of the time for latents, and features of the pictures
+_TOKENIZER, _JUDGED, _CRITIC, _GUIDANCE = 0.25, 0.1, 0.08, 0.08
 _JUDGED_AT_MOST = 0.3  # else nothing is judged
-_REPORT = 10.0  # seconds
+_REPORT, _SHOWN, _DRAWN = 10.0, 14, 32  # seconds, and samples for as long as their stages, and they, take
 
 
 @dataclass(frozen=True)
@@ -61,68 +60,36 @@ class Plan:
         return [*lines, f"  {'in all':11} {in_words(sum(self.seconds.values()))}"]
 
 
-def make_plan(config: FitConfig, split: Split, spent: float) -> Plan:
+def make_plan(config: FitConfig, split: Split, spent: float, processes: int = 1) -> Plan:
     """Choose what is left open, by measuring.
 
     Args:
         config: options.
         split: the pictures.
         spent: seconds until now.
+        processes: that encode, train and sample together.
 
     Raises:
         ValueError: choices that do not fit the pictures or each other.
     """
-    device = resolve_device(config.allowance.device)
+    begun = time.perf_counter()
+    device, total = resolve_device(config.allowance.device), config.allowance.seconds
+    extractor, missing = find_extractor(device)
     sides = [config.choices.resolution] if config.choices.resolution else _sides(split)
-    best: tuple[Tokens, _Measured, Tensor] | None = None
+    best: tuple[Tokens, Measured, Tensor] | None = None
     for side in sides:
-        images = read_images(str(split.held_out), "train", side, side, _LOOKED_AT).images
-        tokens = choose_tokenizer(config.choices.tokenizer, images, config.allowance.seconds, device)
-        measured = _Measured.of(config, split, tokens, side, device)
-        if best is not None and measured.speed.step > best[1].speed.step / _FASTER:
+        held = read_images(str(split.held_out), "train", side, side, _AT_256 if side >= 256 else _LOOKED_AT)
+        tokens = choose_tokenizer(config.choices.tokenizer, held.images, total, device, extractor)
+        measured = Measured.of(config, split, tokens, held, device)
+        if best is not None and measured.trial.step > best[1].trial.step / _FASTER:
             break  # smaller pictures would win nothing
-        best = tokens, measured, images
-        seen = config.allowance.seconds / 2 / measured.speed.step * measured.batch
-        if seen >= _PASSES * min(split.images, _OF):
+        best = tokens, measured.with_batch(config, split, processes), held.images
+        seen = total / 2 / measured.trial.step * measured.batch
+        if measured.started or seen >= _PASSES * min(split.images, _OF):
             break  # else smaller pictures, of which more are seen
     assert best is not None
-    return _plan(config, split, *best, spent)
-
-
-@dataclass(frozen=True)
-class _Measured:
-    """A model of a preset, its options and its speed."""
-
-    values: dict[str, Any]
-    speed: Speed
-
-    @property
-    def batch(self) -> int:
-        return int(self.values["batch_size"])
-
-    @classmethod
-    def of(cls, config: FitConfig, split: Split, tokens: Tokens, side: int, device: str) -> _Measured:
-        choices, allowance = config.choices, config.allowance
-        latent = tokens.tokenizer.latent_side(side, side)[0]
-        patch = choices.patch or token_patch(latent)
-        cuda, host = device.startswith("cuda"), shutil.which("g++") is not None
-        values: dict[str, Any] = {
-            "resolution": (side,), "preset": choices.preset or "nano", "patch": patch,
-            "stages": choices.stages or (2 if latent % (2 * patch) == 0 else 1),
-            "batch_size": choices.batch_size or min(split.images, 128 if cuda else 32 if split.images < 2000 else 64),
-            "compile": bool(choices.compile) if choices.compile is not None
-            else cuda or (host and allowance.seconds >= _COMPILED),
-            "device": device, "optimizer": "muon", "lr": 2e-3, "seed": allowance.seed,
-        }  # fmt: skip
-        found = cls(values, training_speed(values, tokens.tokenizer, split.classes))
-        for preset, (flops, images) in _LARGER.items() if choices.preset is None else ():
-            shape = build_config(TrainConfig.of(data="-", out="-", **values).resolve(), tokens.tokenizer)
-            per_image = training_flops(shape, (1.0,) * len(shape.stages.sides))
-            total = allowance.seconds / found.speed.step * found.batch * per_image
-            if total >= flops and split.images >= images:
-                values = {**values, "preset": preset}
-                found = cls(values, training_speed(values, tokens.tokenizer, split.classes))
-        return found
+    spent += time.perf_counter() - begun
+    return _plan(config, split, *best, (extractor, missing), spent, 1 if processes == 1 else _TOGETHER * processes)
 
 
 def _sides(split: Split) -> list[int]:
@@ -131,57 +98,97 @@ def _sides(split: Split) -> list[int]:
     return [whole[0], *(side for side in whole[1:] if side >= 128)]
 
 
-def _plan(config: FitConfig, split: Split, tokens: Tokens, measured: _Measured, images: Tensor, spent: float) -> Plan:
-    """Fit the parts into the time: what is sure first, training gets the rest."""
-    total, speed, values, choices = config.allowance.seconds, measured.speed, measured.values, config.choices
-    extractor, look, missing = extractor_speed(images[:16], str(values["device"]))
+def _plan(
+    config: FitConfig, split: Split, tokens: Tokens, measured: Measured, images: Tensor,
+    judge: tuple[Extractor | None, str], spent: float, faster: float,
+) -> Plan:  # fmt: skip
+    """Fit the parts into the time: what is sure first, training gets the rest. What processes do together is so many
+    times ``faster`` than the trial."""
+    total, trial, values, choices = config.allowance.seconds, measured.trial, measured.values, config.choices
+    step, encode = trial.step / faster, tokens.measured.encode / faster
+    extractor, missing = judge
+    look = extractor_speed(extractor, images[:16], str(values["device"]))
     _check_asked(choices, split, missing)
-    copies = (2 if config.photographs.flip else 1) * split.images + int(split.record["held_out"])
     seconds: dict[str, float] = {"check": spent}
     tokenizer_steps, tokenizer_step = _tokenizer_steps(choices, tokens, total)
     if tokenizer_steps:
         seconds["tokenizer"] = tokenizer_steps * tokenizer_step
-    seconds["encode"] = copies * tokens.measured.encode
+    held, sides = int(split.record["held_out"]), 2 if config.photographs.flip else 1
+    used = split.limited_to(choices.images or _pictures(total, held, sides, encode, look))
+    seconds["encode"] = (sides * used + held) * encode
+    scales, guiding = _scales(choices, split, trial.sample, look, total if extractor else 0.0)
     # Looked at: a sample, itself mirrored, and, for comparison, a training picture and what the tokenizer makes of it.
-    each = speed.sample + 5 * look + tokens.measured.encode + tokens.measured.decode
-    samples, judged = _samples(choices, split, each, look, total if extractor else 0.0)
-    scales = len(SCALES) * min(samples, JUDGED) * (2 * speed.sample + look)
-    guided = split.classes > 1 and samples > 0 and (bool(choices.student_steps) or scales <= _GUIDANCE * total)
-    scales = scales if guided else 0.0
+    drawn = trial.sample * (2 if scales > 1 or _guidance(choices, split, measured.start) != 1 else 1)
+    each = drawn / faster + 5 * look + tokens.measured.encode + tokens.measured.decode
+    samples, judged = _samples(choices, used + 3 * held, each, look, total if extractor else 0.0)
     critic = choices.critic_images
     if critic is None:
-        critic = min(1000, split.images)
-        critic = critic if critic >= 100 and critic * (speed.sample + 2 * look) <= _CRITIC * total and samples else 0
-    after = judged + scales + critic * (speed.sample + 2 * look) + _REPORT
-    rest = total - sum(seconds.values()) - after - speed.start
-    share = _WATCH + (_STUDENT * _DISTIL if guided else 0)
-    steps = choices.max_steps or max(_LEAST_STEPS, int(rest / (speed.step * share)))
+        critic = min(1000, used)
+        critic = critic if critic >= 100 and critic * (drawn + 2 * look) <= _CRITIC * total and samples else 0
+    report = _REPORT + (_SHOWN if samples else _SHOWN + _DRAWN) * drawn
+    after = judged + guiding + critic * (drawn + 2 * look) + report
+    rest = total - sum(seconds.values()) - after - trial.start
+    pays = total >= DISTILLED if choices.student_steps is None else choices.student_steps > 0
+    distilled = scales > 1 and pays
+    share = _WATCH + (_STUDENT * _DISTIL if distilled else 0)
+    steps = choices.max_steps or max(_LEAST_STEPS, int(rest / (step * share)))
     student = choices.student_steps
     if student is None:
-        student = max(_LEAST_STUDENT, round(_STUDENT * steps)) if guided else 0
-    seconds["train"] = speed.start + steps * speed.step * _WATCH
-    seconds |= {"guidance": scales + student * speed.step * _DISTIL} if student else {}
+        student = max(_LEAST_STUDENT, round(_STUDENT * steps)) if distilled else 0
+    seconds["train"] = trial.start + steps * step * _WATCH
+    seconds |= {"guidance": guiding + student * step * _DISTIL} if scales > 1 else {}
     seconds |= {"evaluate": judged} if samples else {}
-    seconds |= {"critic": critic * (speed.sample + 2 * look)} if critic else {}
-    seconds["report"] = _REPORT
+    seconds |= {"critic": critic * (drawn + 2 * look)} if critic else {}
+    seconds["report"] = report
     resolved = Choices(
-        resolution=values["resolution"][0], tokenizer=tokens.name, tokenizer_steps=tokenizer_steps,
-        preset=values["preset"], stages=values["stages"], patch=values["patch"], batch_size=measured.batch,
-        max_steps=steps, compile=int(values["compile"]), student_steps=student, samples=samples, critic_images=critic,
+        images=used, resolution=values["resolution"][0], tokenizer=tokens.name, tokenizer_steps=tokenizer_steps,
+        start=measured.start, lr=values["lr"], preset=values["preset"], stages=values["stages"], patch=values["patch"],
+        batch_size=measured.batch, max_steps=steps, compile=int(values["compile"]), scales=scales,
+        guidance=_guidance(choices, split, measured.start),
+        student_steps=student, samples=samples, critic_images=critic,
     )  # fmt: skip
-    why, notes = _why(split, tokens, measured, resolved), _notes(split, speed.step, choices, resolved, missing)
+    why, notes = _why(split, tokens, measured, resolved), _notes(split, step, choices, resolved, missing)
     if (needed := sum(seconds.values())) > 1.2 * total:
         what = "what was asked for" if choices.max_steps else "the least that is worth doing"
         notes.append(f"{what} takes {in_words(needed)}, more than {in_words(total)}")
     return Plan(resolved, seconds, why | ({"note": "; ".join(notes)} if notes else {}))
 
 
+def _pictures(total: float, held: int, sides: int, encode: float, look: float) -> int:
+    """How many can be encoded and looked at in their share of the time."""
+    room = _PREPARED * total - held * (encode + 3 * look)
+    return max(_LEAST_PICTURES, int(room / max(sides * encode + look, 1e-9)))
+
+
+def _scales(choices: Choices, split: Split, sample: float, look: float, total: float) -> tuple[int, float]:
+    """How many scales of guidance are compared, and the seconds of it."""
+    each = (JUDGED if total >= DISTILLED else LEAST_JUDGED) * (2 * sample + look)
+    scales = choices.scales
+    if scales is None and choices.student_steps:
+        scales = len(SCALES)
+    elif scales is None:
+        left_out = split.classes < 2 or choices.samples == 0 or choices.guidance is not None or not total
+        scales = 1 if left_out else max(1, min(len(SCALES), int(_GUIDANCE * total / each)))
+    return scales, scales * each if scales > 1 else 0.0
+
+
+def _guidance(choices: Choices, split: Split, start: str) -> float:
+    """Scale where none are compared: a model that starts from another one knows classes after few steps."""
+    return choices.guidance or (GUIDED if split.classes > 1 and start != NO_START else 1.0)
+
+
 def _check_asked(choices: Choices, split: Split, missing: str) -> None:
     """ValueError for parts that were asked for and cannot be done."""
-    if choices.student_steps and split.classes < 2:
-        raise ValueError("`student_steps` needs two classes or more: without them there is no guidance; leave it out")
-    if missing and any((choices.student_steps, choices.samples, choices.critic_images)):
-        raise ValueError(f"`student_steps`, `samples` and `critic_images` must be 0: {missing}")
+    guided = bool(choices.student_steps) or (choices.scales or 1) > 1 or (choices.guidance or 1) != 1
+    if guided and split.classes < 2:
+        raise ValueError(
+            "`scales`, `guidance` and `student_steps` need two classes or more: without them there is no guidance; "
+            "leave them out"
+        )
+    if choices.student_steps and choices.scales == 1:
+        raise ValueError("`student_steps` needs `scales` of 2 or more: one of them is distilled")
+    if missing and (choices.student_steps or (choices.scales or 1) > 1 or choices.samples or choices.critic_images):
+        raise ValueError(f"`student_steps`, `samples` and `critic_images` must be 0, and `scales` 1: {missing}")
 
 
 def _tokenizer_steps(choices: Choices, tokens: Tokens, total: float) -> tuple[int, float]:
@@ -192,9 +199,9 @@ def _tokenizer_steps(choices: Choices, tokens: Tokens, total: float) -> tuple[in
     return (max(20, int(_TOKENIZER * total / step)) if tokens.train else 0), step
 
 
-def _samples(choices: Choices, split: Split, each: float, look: float, total: float) -> tuple[int, float]:
-    """How many samples are judged at ``each`` seconds, and the seconds of all, with a ``look`` at every picture."""
-    fixed = look * (split.images + 3 * int(split.record["held_out"]))
+def _samples(choices: Choices, looks: int, each: float, look: float, total: float) -> tuple[int, float]:
+    """How many samples are judged at ``each`` seconds, and the seconds of all, with so many ``looks`` at pictures."""
+    fixed = look * looks
     if choices.samples is not None:
         return choices.samples, choices.samples * each + fixed if choices.samples else 0.0
     if not total:
@@ -204,15 +211,18 @@ def _samples(choices: Choices, split: Split, each: float, look: float, total: fl
     return (count, seconds) if seconds <= _JUDGED_AT_MOST * total else (0, 0.0)
 
 
-def _why(split: Split, tokens: Tokens, measured: _Measured, choices: Choices) -> dict[str, str]:
+def _why(split: Split, tokens: Tokens, measured: Measured, choices: Choices) -> dict[str, str]:
     """The choices in words."""
-    steps, batch = choices.max_steps or 0, measured.batch
-    model = f"{choices.preset}, {measured.speed.parameters / 1e6:.1f} M parameters, {choices.stages} stages"
+    steps, batch, used = choices.max_steps or 0, measured.batch, choices.images or split.images
+    model = f"{choices.preset}, {measured.trial.parameters / 1e6:.1f} M parameters, {choices.stages} stages"
+    pictures = f"{used:,}" + (f" of {split.images:,}: encoding more would take too long" if used < split.images else "")
     return {
+        "pictures": pictures,
         "resolution": f"{choices.resolution} pixels; half of the pictures have {split.record['side']:g} or more",
         "tokenizer": f"{tokens.name}: {tokens.why}",
-        "model": f"{model}; {batch / measured.speed.step:.3g} images/s measured",
-        "steps": f"{steps:,} of {batch} images: {steps * batch / split.images:.3g} passes over the pictures",
+        "start": f"{choices.start}; {measured.why}" if measured.why != "as asked" else f"{choices.start}, as asked",
+        "model": f"{model}; {batch / measured.trial.step:.3g} images/s measured",
+        "steps": f"{steps:,} of {batch} images: {steps * batch / used:.3g} passes over the pictures",
     }
 
 
@@ -228,9 +238,13 @@ def _notes(split: Split, step: float, asked: Choices, choices: Choices, missing:
     notes = []
     if split.images < FEW:
         notes.append(f"{split.images} pictures are few: the training stops where it begins to learn them by heart")
-    if (choices.max_steps or 0) < _FEW_STEPS:
-        enough = in_words(_FEW_STEPS * step)
-        notes.append(f"so few steps draw noise rather than pictures: {_FEW_STEPS:,} would take {enough}")
+    seen, batch = (choices.max_steps or 0) * (choices.batch_size or 1), choices.batch_size or 1
+    if seen < _ENOUGH and choices.start == NO_START:
+        enough = in_words(_ENOUGH / batch * step)
+        notes.append(
+            f"so short a training draws blots rather than pictures: it sees {seen:,}, and {_ENOUGH:,} would take "
+            f"{enough}"
+        )
     if missing:
         notes.append(f"nothing is judged, and guidance stays as it is: {missing}")
     elif not choices.samples and asked.samples is None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from ecar.evaluation.reference import read_images
@@ -25,16 +26,18 @@ from ecar.sampling.pipeline import Pipeline
 
 _ROWS, _COLUMNS = 8, 8  # of samples
 _SHOWN = 8  # reconstructions
+_FEW = 32  # samples, where none were drawn before
 _STRIP = 6  # samples whose stages are shown
+_SHOWN_SIDE = 128  # pixels of a page that small pictures are enlarged to, about
 _SMALL = 96  # pixels: below, pictures are kept exact and enlarged
 
 
 def write_report(work: Work, plan: Plan, found: dict[str, Any]) -> Path:
     """Draw what is missing and write the report; returns its path."""
-    pipe = Pipeline.from_pretrained(work.out, device=work.device)
+    pipe = Pipeline.from_pretrained(work.out, device=work.here)
     sections = [
-        *_samples(pipe, found), *_training(work, found), *_tokenizer(work), *_copies(work, found),
-        *_figures(found), *_pictures(work.split), *_plan(plan, found), *_commands(work, found),
+        *_in_short(plan, found), *_samples(work, pipe, found), *_training(work, found), *_tokenizer(work),
+        *_copies(work, found), *_figures(found), *_pictures(work.split), *_plan(plan, found), *_commands(work, found),
     ]  # fmt: skip
     page = Template(files("ecar.fitting").joinpath("report.html").read_text())
     title = html.escape(f"{work.out.name}: a model of {work.split.images:,} pictures")
@@ -43,24 +46,60 @@ def write_report(work: Work, plan: Plan, found: dict[str, Any]) -> Path:
     return path
 
 
-def _samples(pipe: Pipeline, found: dict[str, Any]) -> list[str]:
-    classes = min(_ROWS, pipe.model.config.num_classes)
-    rows = classes if classes > 1 else _ROWS // 2
-    labels = [label for label in range(rows) for _ in range(_COLUMNS)] if classes > 1 else [0] * (rows * _COLUMNS)
-    given = labels if pipe.model.config.num_classes else None
-    out = pipe(labels=given, seeds=range(len(labels)), return_stages=True)
-    names = pipe.class_names[:classes]
-    said = f"One row per class: {', '.join(names)}." if len(names) > 1 else "Seeds 0 and following."
-    step = _COLUMNS if classes > 1 else 1
-    some = range(0, len(labels), step)[:_STRIP]
-    stages = strip([[previews[i] for i in some] for previews in out.stages])
+def _in_short(plan: Plan, found: dict[str, Any]) -> list[str]:
+    """What to do next, by how the training ended."""
+    trained = found["train"]
+    if trained["overfits"]:
+        text = "The training ended because the held-out loss did not fall any more: more pictures would help most."
+    elif trained["best_step"] < trained["steps"]:
+        text = "The held-out loss was past its lowest at the end: more pictures would help more than more time."
+    elif trained["looks"] < 2:
+        text = "The training was too short for a second look at the held-out loss: more time would help."
+    else:
+        text = "The held-out loss was still falling at the end: more time would help (--minutes, in another folder)."
+    note = [f"<p>{html.escape(plan.why['note'].capitalize())}.</p>"] if "note" in plan.why else []
+    return [f'<div class="note"><p>{html.escape(text)}</p>', *note, "</div>"]
+
+
+def _samples(work: Work, pipe: Pipeline, found: dict[str, Any]) -> list[str]:
+    """Those that were judged, else some that are drawn now; and the stages of a few."""
+    count, path = pipe.model.config.num_classes, work.folder / "samples" / "samples.npz"
+    if path.exists():
+        drawn = np.load(path)["arr_0"][: _ROWS * max(count, _COLUMNS)]
+    else:
+        labels = [i % count for i in range(_FEW)] if count else None
+        out = pipe(labels=labels, seeds=range(_FEW), progress=True)
+        drawn = np.stack([np.asarray(image) for image in out.images])
+    each = min(_COLUMNS, len(drawn) // max(count, 1))  # of a class: image i has class i modulo their number
+    if 1 < count <= _ROWS and each >= 2:
+        order, columns = [i * count + label for label in range(count) for i in range(each)], each
+        said = f"One row per class: {', '.join(pipe.class_names)}."
+    else:
+        order, columns = (
+            list(range(min(len(drawn), _ROWS * _COLUMNS if count > 1 else _ROWS * _COLUMNS // 2))),
+            _COLUMNS,
+        )
+        shown = ", ".join(pipe.class_names[: len(order)])
+        said = f"Classes in turn: {shown}." if count > 1 else "Seeds 0 and following, none chosen."
+    some = list(range(min(count, _STRIP))) if count > 1 else [0] * _STRIP
+    out = pipe(labels=some if count else None, seeds=range(len(some)), return_stages=True)
     guidance = found.get("guidance", {})
-    how = "guidance is distilled into it" if guidance.get("distilled") else f"guidance {out.settings.guidance}"
-    text = f"{said} Steps {out.settings.steps}, {how}."
+    how = (
+        "guidance is distilled into it" if guidance.get("distilled") else f"guidance {_numbers(out.settings.guidance)}"
+    )
+    text = f"{said} Steps {_numbers(out.settings.steps)}, {how}."
+    sheet = grid([Image.fromarray(drawn[i]) for i in order], columns)
     return [
-        "<h2>Samples</h2>", f"<p>{html.escape(text)}</p>", _picture(grid(out.images, _COLUMNS), "samples"),
-        "<h2>Stages</h2>", "<p>From the first stage, on a small map, to the last.</p>", _picture(stages, "stages"),
+        "<h2>Samples</h2>", f"<p>{html.escape(text)}</p>", _picture(sheet, "samples", work.side),
+        "<h2>Stages</h2>", "<p>From the first stage, on a small map, to the last.</p>",
+        _picture(strip(out.stages), "stages", work.side),
     ]  # fmt: skip
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    """One where all are the same, else one per stage."""
+    shown = [f"{value:g}" for value in values]
+    return shown[0] if len(set(shown)) == 1 else " + ".join(shown)
 
 
 def _training(work: Work, found: dict[str, Any]) -> list[str]:
@@ -79,12 +118,12 @@ def _training(work: Work, found: dict[str, Any]) -> list[str]:
 def _tokenizer(work: Work) -> list[str]:
     tokenizer = load_model(work.out)[1]
     images = read_images(str(work.split.held_out), "train", work.side, work.side, _SHOWN).images
-    back = reconstruct(tokenizer, images, work.device)
+    back = reconstruct(tokenizer, images, work.here)
     both = [one.float() / 127.5 - 1 for one in (images, back.images)]
     quality = "nothing is lost" if math.isinf(back.psnr) else f"{back.psnr:.1f} dB"
     text = f"Held-out pictures, and below them what the tokenizer gives back: {quality}. Samples get no sharper."
     sheet = grid([image for one in both for image in to_pil(one)], len(images))
-    return ["<h2>Reconstructions</h2>", f"<p>{text}</p>", _picture(sheet, "reconstructions")]
+    return ["<h2>Reconstructions</h2>", f"<p>{text}</p>", _picture(sheet, "reconstructions", work.side)]
 
 
 def _copies(work: Work, found: dict[str, Any]) -> list[str]:
@@ -116,7 +155,14 @@ def _figures(found: dict[str, Any]) -> list[str]:
     measures = [m for m in known["samples"] if m not in ("against", "biased_small_sample") and " std " not in m]
     rows = [["pictures" if m == "num" else m, *(str(known[name].get(m, "")) for name in known)] for m in measures]
     few = record["metrics"].get("biased_small_sample")
-    note = ["<p>So few pictures bias the Frechet distance: compare KID.</p>"] if few else []
+    note = (
+        [
+            "<p>So few pictures bias the Frechet distance: compare KID. Where that is below 0, so few pictures "
+            "show no difference.</p>"
+        ]
+        if few
+        else []
+    )
     return ["<h2>Figures</h2>", f"<p>Against {record['metrics']['against']} held-out pictures.</p>", *note,
             _table(["", *known], rows)]  # fmt: skip
 
@@ -124,7 +170,7 @@ def _figures(found: dict[str, Any]) -> list[str]:
 def _pictures(split: Split) -> list[str]:
     record = split.record
     rows = [
-        ["trained on", f"{record['train']:,}"],
+        ["trained on", f"{record['train']:,}" + (f" of {record['of']:,}" if "of" in record else "")],
         ["held out", f"{record['held_out']:,}"],
         ["classes", f"{len(record['classes']):,}"],
         ["median of the short side", f"{record['side']:g} pixels"],
@@ -133,7 +179,11 @@ def _pictures(split: Split) -> list[str]:
         for kind, names in kinds.items():
             some = "; ".join(names["names"][:5]) + (" ..." if names["count"] > 5 else "")
             rows.append([f"{what}: {kind}", f"{names['count']:,}: {some}"])
-    return ["<h2>Pictures</h2>", "<p>Broken pictures and second copies are not used.</p>", _table([], rows)]
+    text = (
+        "Broken pictures and second copies are not used. Everything else is: transparent parts lie on white, colours "
+        "become sRGB, and of an animation the first picture counts."
+    )
+    return ["<h2>Pictures</h2>", f"<p>{text}</p>", _table([], rows)]
 
 
 def _plan(plan: Plan, found: dict[str, Any]) -> list[str]:
@@ -146,11 +196,13 @@ def _plan(plan: Plan, found: dict[str, Any]) -> list[str]:
 
 
 def _commands(work: Work, found: dict[str, Any]) -> list[str]:
+    """The report is published with the model: it names no place on this machine."""
     lines = [line for part in found.values() for line in part.get("commands", [part.get("command")]) if line]
-    again = f"ecar fit --config {work.out / 'recipe.toml'} --out ANOTHER_FOLDER"
+    again = f"ecar fit --config {work.out / 'recipe.toml'} --data PHOTOS --out ANOTHER_FOLDER"
     draw = f"ecar sample {work.out} --out samples.png"
-    text = "\n".join([*lines, draw])
-    return ["<h2>Commands</h2>", "<p>Each part by itself:</p>", f"<pre>{html.escape(text)}</pre>",
+    text, again = ("\n".join(some).replace(str(work.out), "MODEL") for some in ([*lines, draw], [again]))
+    return ["<h2>Commands</h2>", f"<p>MODEL is the folder <code>{html.escape(work.out.name)}</code>. Each part by "
+            "itself:</p>", f"<pre>{html.escape(text)}</pre>",
             "<p>All of it once more:</p>", f"<pre>{html.escape(again)}</pre>"]  # fmt: skip
 
 
@@ -170,10 +222,11 @@ def _file(path: Path, name: str) -> str:
     return f'<img alt="{name}" src="data:image/png;base64,{data}">'
 
 
-def _picture(image: Image.Image, name: str) -> str:
-    """Small pictures exactly, large ones as JPEG."""
-    small, data = image.width < _COLUMNS * _SMALL, io.BytesIO()
+def _picture(image: Image.Image, name: str, side: int) -> str:
+    """Pictures of small ``side`` exactly and enlarged, large ones as JPEG."""
+    small, data = side < _SMALL, io.BytesIO()
     image.save(data, "PNG") if small else image.convert("RGB").save(data, "JPEG", quality=90)
-    kind, style = ("png", ' class="small"') if small else ("jpeg", "")
+    kind = "png" if small else "jpeg"
+    style = f' class="small" style="width: {image.width * max(1, _SHOWN_SIDE // side)}px"' if small else ""
     encoded = base64.b64encode(data.getvalue()).decode()
     return f'<img alt="{name}"{style} src="data:image/{kind};base64,{encoded}">'

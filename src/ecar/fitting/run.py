@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -23,6 +22,8 @@ from ecar.fitting.parts import Work
 from ecar.fitting.plan import Plan, in_words, make_plan
 from ecar.fitting.report import write_report
 from ecar.fitting.split import Split, make_split
+from ecar.processes.signals import StopRequest
+from ecar.processes.world import World
 
 RECIPE, PLAN, DONE = "recipe.toml", "plan.json", "done.json"
 _OF_THIS_START = ("config",)
@@ -36,25 +37,43 @@ def fit(config: FitConfig) -> dict[str, Any]:
         ValueError: too few pictures, choices that do not fit them, or a folder of another fit.
         Stopped: a signal came while something was trained; its checkpoint is written.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError("ecar fit runs in one process; for several, run the train command of report.html by torchrun")
-    data, out = config.photographs.data, make_out(config.allowance.out, config.photographs.data)
-    start = time.perf_counter()
-    with run_lock(out), ExitStack() as quiet:
-        config = _with_recipe(config, out)
-        work = out / "work"
-        work.mkdir(exist_ok=True)
-        print(f"ecar fit: checking {data}", file=sys.stderr, flush=True)
-        split = make_split(config.photographs, work / "pictures", config.allowance.seed)
-        quiet.enter_context(said_before())
-        plan = _plan(config, split, out, start)
-        config = replace(config, choices=plan.choices)
-        print("\n".join(plan.in_words(split, config.allowance.seconds / 60)), flush=True)
-        device, steps = resolve_device(config.allowance.device), plan.choices.max_steps or 1
-        step = plan.seconds["train"] / steps
-        done = _Done(Work(config, split, out, device, step), plan)
+    out = make_out(config.allowance.out, config.photographs.data)
+    start, device = time.perf_counter(), resolve_device(config.allowance.device)
+    world = World.start(device)
+    with ExitStack() as stack:
+        if world.rank == 0:
+            stack.enter_context(run_lock(out))
+        stack.enter_context(StopRequest("between steps, what is done stays"))
+
+        def begin() -> tuple[FitConfig, Split, Plan]:
+            return _begin(config, out, start, world.size)
+
+        config, split, plan = world.from_first(begin, long="plan")
+        stack.enter_context(said_before())
+        step = plan.seconds["train"] / (plan.choices.max_steps or 1)
+        done = _Done(Work(config, split, out, device, step, world), plan)
         done.run_all()
-        return done.report()
+        summary = world.from_first(done.report, long="report")
+    world.stop()
+    return summary
+
+
+def _begin(config: FitConfig, out: Path, start: float, processes: int) -> tuple[FitConfig, Split, Plan]:
+    """Check the pictures and plan, or read what was planned before."""
+    config = _with_recipe(config, out)
+    work, allowance = out / "work", config.allowance
+    work.mkdir(exist_ok=True)
+    _say(f"checking {config.photographs.data}")
+    split = make_split(config.photographs, work / "pictures", allowance.seed, allowance.seconds)
+    with said_before():
+        plan = _plan(config, split, out, start, processes)
+    split = split.limited(plan.choices.images, allowance.seed)
+    print("\n".join(plan.in_words(split, allowance.seconds / 60)), flush=True)
+    return replace(config, choices=plan.choices), split, plan
+
+
+def _say(text: str) -> None:
+    print(f"ecar fit: {text}", file=sys.stderr, flush=True)
 
 
 class _Done:
@@ -63,36 +82,46 @@ class _Done:
     def __init__(self, work: Work, plan: Plan) -> None:
         self.work, self.plan = work, plan
         self.path = work.folder / DONE
-        self.found: dict[str, Any] = read_json(self.path, _AGAIN) if self.path.exists() else {}
+        world = work.world
+        self.found: dict[str, Any] = world.from_first(
+            lambda: read_json(self.path, _AGAIN) if self.path.exists() else {}
+        )
 
     def run_all(self) -> None:
         """Those that are planned and not done yet."""
         choices = self.work.choices
         if choices.tokenizer_steps:
-            self.part("tokenizer", lambda: parts.fit_tokenizer(self.work))
+            self.part("tokenizer", lambda: parts.fit_tokenizer(self.work), alone=True)
         self.part("encode", lambda: parts.encode(self.work))
         self.part("train", lambda: parts.fit_model(self.work))
-        if choices.student_steps:
-            self.part("guidance", lambda: parts.distil(self.work))
-        self.part("model", lambda: parts.place_model(self.work, self.found.get("guidance", {})))
+        if (choices.scales or 1) > 1:
+            self.part("guidance", lambda: parts.guide(self.work))
+        self.part("model", lambda: parts.place_model(self.work, self.found.get("guidance", {})), alone=True)
         if choices.samples:
             self.part("evaluate", lambda: parts.judge(self.work))
         if choices.critic_images:
-            self.part("critic", lambda: parts.fit_critic(self.work))
+            self.part("critic", lambda: parts.fit_critic(self.work), alone=True)
 
-    def part(self, name: str, work: Callable[[], dict[str, Any]]) -> None:
-        """Do a part, and note that it is done; say how long it and the rest take."""
+    def part(self, name: str, work: Callable[[], dict[str, Any]], *, alone: bool = False) -> None:
+        """Do a part, and note that it is done; say how long it and the rest take.
+
+        Args:
+            name: of the part.
+            work: what all processes do together.
+            alone: the first one does it, and the others wait.
+        """
         if name in self.found:
             return
-        if name in self.plan.seconds:
+        world, start = self.work.world, time.perf_counter()
+        if name in self.plan.seconds and world.rank == 0:
             names = list(self.plan.seconds)
             rest = sum(self.plan.seconds[one] for one in names[names.index(name) :])
-            about = f"about {in_words(self.plan.seconds[name])}; {in_words(rest)} to the end"
-            print(f"ecar fit: {name} ({about})", file=sys.stderr, flush=True)
-        start = time.perf_counter()
-        found = work()
+            _say(f"{name} (about {in_words(self.plan.seconds[name])}; {in_words(rest)} to the end)")
+        found = world.from_first(work, long=name) if alone else work()
+        world.meet(f"{name} done")
         self.found[name] = {"seconds": round(time.perf_counter() - start, 2), **found}
-        write_atomically(self.path, (json.dumps(self.found, indent=1) + "\n").encode())
+        if world.rank == 0:
+            write_atomically(self.path, (json.dumps(self.found, indent=1) + "\n").encode())
 
     def report(self) -> dict[str, Any]:
         """Write the report; returns the summary."""
@@ -105,14 +134,14 @@ class _Done:
         }  # fmt: skip
 
 
-def _plan(config: FitConfig, split: Split, out: Path, start: float) -> Plan:
+def _plan(config: FitConfig, split: Split, out: Path, start: float, processes: int) -> Plan:
     """The plan that was made before, or a new one, written with its recipe."""
     path = out / "work" / PLAN
     if path.exists():
         record = read_json(path, _AGAIN)
         return Plan(config.choices, record["seconds"], record["why"])
-    print("ecar fit: measuring this machine", file=sys.stderr, flush=True)
-    plan = make_plan(config, split, time.perf_counter() - start)
+    _say("measuring this machine")
+    plan = make_plan(config, split, time.perf_counter() - start, processes)
     write_recipe(out / RECIPE, replace(config, choices=plan.choices), _OF_THIS_START)
     write_atomically(path, (json.dumps({"seconds": plan.seconds, "why": plan.why}, indent=1) + "\n").encode())
     return plan

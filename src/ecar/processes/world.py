@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -14,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 T = TypeVar("T")
+_MET: Counter[str] = Counter()  # how often this process was at a place: every time is one of its own
 _NO_TIMEOUT = timedelta(days=30)  # a share of work may take longer than another by hours; stalls are the watchdog's
 
 
@@ -55,10 +57,12 @@ class World:
     Attributes:
         rank: 0 writes logs, checkpoints and pictures.
         size: number of processes.
+        own: whether the process group was joined here, and is left here: what is called inside a longer work finds it.
     """
 
     rank: int = 0
     size: int = 1
+    own: bool = True
 
     @classmethod
     def start(cls, device: str, *, tensors: bool = True) -> World:
@@ -73,10 +77,11 @@ class World:
             return cls()
         if device == "cuda":
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        if not dist.is_initialized():
+        own = not dist.is_initialized()
+        if own:
             by, timeout = ("nccl" if device.startswith("cuda") else "gloo"), timedelta(seconds=1800)
             dist.init_process_group(*((by, None, timeout) if tensors else ("gloo", None, _NO_TIMEOUT)))
-        return cls(dist.get_rank(), dist.get_world_size())
+        return cls(dist.get_rank(), dist.get_world_size(), own)
 
     def local_device(self, device: str) -> str:
         """``cuda`` -> this process's own GPU."""
@@ -105,9 +110,9 @@ class World:
         dist.all_reduce(numbers, dist.ReduceOp.MAX)
         return int(numbers)
 
-    def from_first(self, work: Callable[[], T]) -> T:
+    def from_first(self, work: Callable[[], T], *, long: str = "") -> T:
         """What ``work`` gives on rank 0 (something small), or the ValueError that it raises there, on every rank: on
-        others as ``RefusedByFirst``."""
+        others as ``RefusedByFirst``. What may take longer than a collective waits has a name, for ``meet``."""
         if self.size == 1:
             return work()
         answer: list[T | ValueError | None] = [None]
@@ -116,6 +121,8 @@ class World:
                 answer = [work()]
             except ValueError as error:
                 answer = [error]
+        if long:
+            self.meet(long)
         dist.broadcast_object_list(answer, src=0)
         if isinstance(answer[0], ValueError):
             raise answer[0] if self.rank == 0 else RefusedByFirst(str(answer[0]))
@@ -133,12 +140,14 @@ class World:
             dist.barrier()
 
     def meet(self, where: str) -> None:
-        """Wait for all ranks at a place of this name, once, where they do not work together any more. Not by a
-        collective: whoever leaves first closes its connections, and may do so while another is still in the collective.
-        Signals are heard meanwhile; of a rank that dies, torchrun tells the others by one.
+        """Wait for all ranks at a place of this name where they do not work together any more. Not by a collective:
+        whoever leaves first closes its connections, and may do so while another is still in the collective. Signals
+        are heard meanwhile; of a rank that dies, torchrun tells the others by one.
         """
         if self.size == 1:
             return
+        _MET[where] += 1
+        where = f"{where}/{_MET[where]}"
         store = dist.distributed_c10d._get_default_store()
         store.set(f"{where}/{self.rank}", "there")
         while not store.check([f"{where}/{rank}" for rank in range(self.size)]):
@@ -146,7 +155,7 @@ class World:
 
     def stop(self) -> None:
         """Leave the process group."""
-        if self.size > 1 and dist.is_initialized():
+        if self.size > 1 and self.own and dist.is_initialized():
             dist.destroy_process_group()
 
 

@@ -90,7 +90,7 @@ def load_decoder(source: str | Path, tokenizer: Tokenizer) -> Tokenizer:
 
         return tiny_decoder(source, tokenizer)
     other = load_tokenizer(source)
-    if not isinstance(other, ConvTokenizer) or not _same_latents(tokenizer, other):
+    if not isinstance(other, ConvTokenizer) or not same_latents(tokenizer, other):
         raise ValueError(
             f"decoder {str(source)!r}: reads other latents than the model's; "
             "train one with: ecar tokenizer --init-from MODEL/tokenizer --freeze-encoder"
@@ -98,7 +98,7 @@ def load_decoder(source: str | Path, tokenizer: Tokenizer) -> Tokenizer:
     return other
 
 
-def _same_latents(tokenizer: ConvTokenizer, other: ConvTokenizer) -> bool:
+def same_latents(tokenizer: ConvTokenizer, other: ConvTokenizer) -> bool:
     """Whether both have the same encoder and statistics, but for rounding to float16."""
     ours, theirs = (
         {name: tensor for name, tensor in one.state_dict().items() if not name.startswith("decoder.")}
