@@ -14,7 +14,13 @@ from typing import get_type_hints
 import pytest
 
 ROOT = Path(__file__).parents[1]
-RECIPES = {"cifar10": "TRAIN TEST", "fashion": "", "butterflies": "TRAIN DOGS TEST", "study_32": "cifar10 TRAIN TEST"}
+RECIPES = {
+    "cifar10": "TRAIN TEST",
+    "fashion": "",
+    "butterflies": "TRAIN DOGS TEST",
+    "study_32": "cifar10 TRAIN TEST",
+    "study_256": "TRAIN TEST",
+}
 
 
 def fields_of(options: type) -> set[str]:

@@ -237,3 +237,14 @@ def test_wrong_images_are_refused() -> None:
         tokenizer.encode(torch.zeros(1, 3, 10, 8))
     with pytest.raises(ValueError, match="shape"):
         tokenizer.encode(torch.zeros(1, 1, 8, 8))
+
+
+def test_a_subclass_of_the_same_kind_is_not_what_folders_of_it_load(tmp_path: Path) -> None:
+    """One that inverted pixels took the place of its parent for every folder that was read afterwards."""
+
+    class Inverted(PixelTokenizer):
+        def decode_raw(self, z: torch.Tensor) -> torch.Tensor:
+            return -super().decode_raw(z)
+
+    PixelTokenizer(factor=1).save(tmp_path)
+    assert type(load_tokenizer(tmp_path)) is PixelTokenizer and Inverted.kind == "pixels"

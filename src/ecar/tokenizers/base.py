@@ -44,7 +44,7 @@ class Tokenizer(nn.Module):
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        if cls.kind:
+        if "kind" in vars(cls):
             Tokenizer.kinds[cls.kind] = cls
 
     def __init__(self, *, channels: int, factor: int) -> None:
@@ -145,7 +145,10 @@ class Tokenizer(nn.Module):
     @classmethod
     def restore(cls, folder: Path, config: dict[str, Any]) -> Self:
         """What ``save`` wrote: the constructor's arguments, and ``tokenizer.safetensors`` in ``folder``."""
-        tokenizer = cls(**config)
+        try:
+            tokenizer = cls(**config)
+        except ValueError as error:  # its message names no file
+            raise ValueError(f"{folder / 'config.json'}: not the configuration of a tokenizer ({error})") from None
         load_weights(tokenizer, folder / "tokenizer.safetensors")
         return tokenizer
 
