@@ -35,9 +35,11 @@ def load(files: list[Path]) -> list[dict[str, Any]]:
 
 def check(lines: list[dict[str, Any]]) -> None:
     """ValueError unless all lines can be compared."""
-    first = lines[0]
+    first = next((line for line in lines if "flops" in line), lines[0])
     for line in lines:
         for key in ("num", "reference", "extractor"):
+            if key == "num" and "flops" not in line:
+                continue  # of the floor, there may be fewer images; its N stands in the plot
             if line[key] != first[key]:
                 raise ValueError(f"{line['file']}: {key} is {line[key]}, but {first[key]} in {first['file']}")
     for key in ("judge", "decoder"):  # older curves do not have them
@@ -65,7 +67,7 @@ def read(lines: list[dict[str, Any]], names: dict[str, bool]) -> dict[str, dict[
             group = list({line["weights"]: line for line in group}.values())
         if len({line["weights"] for line in group}) < len(group):
             raise ValueError(f"{group[-1]['file']}: {setting} is there twice for the same weights")
-        point: dict[str, Any] = {"seeds": len(group)}
+        point: dict[str, Any] = {"seeds": len(group), "num": group[0]["num"]}
         for metric in names:
             values = [line[metric] for line in group]
             point[metric] = mean(values)
@@ -160,12 +162,17 @@ def plot(
         for line, label, style in (("reconstruction", "reconstructions", "--"), ("floor", "real images", ":")):
             if line in ecar:  # a line where it is in sight, else its value
                 axis.axhline(ecar[line][metric], color="grey", linestyle=style, linewidth=1,
-                             label=f"{label} {ecar[line][metric]:.4g}")  # fmt: skip
+                             label=f"{label} {ecar[line][metric]:.4g}, N = {ecar[line]['num']:,}")  # fmt: skip
         axis.set(xscale="log", xlabel="GFLOP per image (decoder counted)", title=metric)
         axis.set_xticks(_TICKS, [str(t) for t in _TICKS])
         axis.minorticks_off()
         axis.grid(alpha=0.3)
         axis.legend(fontsize=7)
+    costs = [p["gflops"] for points, _, _ in series for p in points.values() if "gflops" in p]
+    for axis in grid.flat[: len(names)]:
+        axis.set_xlim(min(costs) / 1.3, max(costs) * 1.3)
+    for axis in grid.flat[len(names) :]:
+        axis.axis("off")
     figure.tight_layout()
     figure.savefig(path, dpi=110)
 
