@@ -5,7 +5,7 @@ other vary the whole picture.
 Edits share batches with generations, so the question is what an image of the mix costs. It is answered in images per
 second and in FLOPs: ``gflop`` is of one image by itself, and ``gflops_per_second`` what the server did of it.
 
-    python benchmarks/serving_mixed.py --model cifar10 --seconds 20 --rounds 3 --out mixed.json
+    python benchmarks/serving_mixed.py --model butterflies --seconds 20 --rounds 3 --out mixed.json
 
 The client runs on the same machine and takes its share. Prints one JSON object as the last line.
 """
@@ -142,7 +142,7 @@ def paid(run: dict[str, Any], gflop: dict[str, float]) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="cifar10")
+    parser.add_argument("--model", default="butterflies")
     parser.add_argument("--clients", type=int, default=16, help="4 at least")
     parser.add_argument("--seconds", type=float, default=20.0, help="of each closed loop")
     parser.add_argument("--rounds", type=int, default=3, help="of both sides, in turns")
