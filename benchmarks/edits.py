@@ -56,7 +56,7 @@ class Subject:
 
     def enlarges(self, factor: int) -> bool:
         """Whether the model has enough stages to enlarge ``factor`` times."""
-        return len(self.pipe.model.plan) > math.log2(factor)
+        return len(self.pipe.model.plan) >= math.log2(factor)
 
     def first(self, count: int) -> Subject:
         """The same with the first ``count`` pictures; where there are fewer, they come again."""

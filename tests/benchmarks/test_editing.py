@@ -14,7 +14,7 @@ from torch import Tensor
 
 import editing
 from conftest import random_model, tiny_config
-from ecar.config import ModelConfig, SamplingConfig, StageConfig
+from ecar.config import ModelConfig, StageConfig
 from ecar.pretrained.build import build_model
 from ecar.sampling.pictures import from_pil
 from ecar.sampling.pipeline import Pipeline
@@ -99,18 +99,6 @@ def test_figures_of_reconstructions_are_those_of_what_the_tokenizer_loses() -> N
     assert editing.perceived(None, subject().images, subject().images) is None
 
 
-def test_an_enlargement_for_which_the_model_has_too_few_stages_is_left_out() -> None:
-    stages, two = (
-        StageConfig(sides=((4, 6), (8, 12)), ends=(0.8, 1.0), rho=0.7),
-        SamplingConfig(steps=(2, 1), guidance=(1.0, 1.0)),
-    )
-    model = random_model(tiny_config(stages=stages, velocity_std=(0.9, 1.0), sampling=two))
-    pipe = Pipeline(model, Darker(factor=1))
-    some = Subject(pipe, pipe.settings(), subject().images, [0] * 5, 5)
-    record = editing.measure_enlargements(some, Means(), None)
-    assert record["4x"] is None and record["2x"]["enlarged"]["st_lpips"] is None
-
-
 def test_reconstructions_lie_in_the_holes_only() -> None:
     some, mask = subject(), box(8, 12, (3, 2, 6, 4))
     edits = some.redrawing([mask] * 5)
@@ -143,7 +131,7 @@ def test_a_known_part_costs_no_more_than_a_new_picture_and_an_enlargement_less()
 
 
 def test_dit_is_measured_by_the_same_edits() -> None:
-    """One stage, known pixels replaced at every step of any number; it enlarges nothing."""
+    """One stage, known pixels replaced at every step of any number; one stage is enough to enlarge twice."""
     config = ModelConfig(
         kind="dit", stages=StageConfig(sides=((8, 8),), ends=(1.0,)), channels=3, width=16, heads=2, trunk_depth=0,
         head_depth=1, num_classes=3, context_noise=0.0, image_side=(8, 8),
@@ -162,8 +150,9 @@ def test_dit_is_measured_by_the_same_edits() -> None:
     mask = holes(8, 8, 5)["half"]
     kept = ~torch.from_numpy(mask[0])
     assert torch.equal(few.draw(few.redrawing(mask))[..., kept], few.images[..., kept])
-    assert editing.measure_enlargements(few, Means(), None) == {"2x": None, "4x": None}
-    assert editing.measure_cost(few, torch.device("cpu")).keys() == {"batch", "new picture", "quarter", "strength 0.5"}
+    record = editing.measure_enlargements(few, Means(), None)
+    assert record["4x"] is None and record["2x"]["enlarged"]["st_lpips"] is None
+    assert "enlarged 2x" in editing.measure_cost(few, torch.device("cpu"))
 
 
 def test_accuracy_is_the_share_that_is_taken_for_the_class_asked_for() -> None:

@@ -298,5 +298,6 @@ def test_dit_of_one_stage_is_edited_too() -> None:
         np.abs(np.asarray(pipe.vary(picture, label=1, strength=s).images[0], int) - before).mean() for s in (0.1, 0.9)
     ]
     assert far[0] < far[1]
-    with pytest.raises(ValueError, match="this model has 1 in all"):
-        pipe.upscale(picture)
+    assert pipe.upscale(TestPipeline.picture(2, 2), label=1).images[0].size == (4, 4)
+    with pytest.raises(ValueError, match="draws 2 stages, and this model has 1"):
+        pipe.upscale(picture, factor=4)

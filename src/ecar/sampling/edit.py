@@ -104,20 +104,19 @@ def expanding(model: StageModel, tokenizer: Tokenizer, picture: Image.Image, mar
 
 
 def enlarging(model: StageModel, tokenizer: Tokenizer, picture: Image.Image, factor: int) -> Edit:
-    """Draw the finer stages of a picture that is ``factor`` times smaller than the model's images.
+    """Draw the last stages, one for each doubling, of a picture ``factor`` times smaller than the model's images.
 
     The picture is scaled to a ``factor``-th of the model's size and enlarged bicubically. Drawing begins in the middle
-    of the first finer stage; the result keeps the picture's low band.
+    of the first of these stages; the result keeps the picture's low band.
 
     Raises:
-        ValueError: a factor other than 2 and 4, a model without that many finer stages, or a picture that is too small.
+        ValueError: a factor other than 2 and 4, a model without that many stages, or a picture that is too small.
     """
     if factor not in (2, 4):
         raise ValueError(f"a picture is enlarged 2 or 4 times, not {factor}")
     finer, stages = factor.bit_length() - 1, len(model.plan)
-    if stages <= finer:
-        needed = f"enlarging {factor} times draws {finer} finer stage{'s' * (finer > 1)}"
-        raise ValueError(f"{needed}, and a picture needs one more; this model has {stages} in all")
+    if stages < finer:
+        raise ValueError(f"enlarging {factor} times draws {finer} stages, and this model has {stages}")
     height, width = (side // factor for side in model.config.image_side)
     if picture.width < width or picture.height < height:
         raise ValueError(
