@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 
 from ecar.config import ModelConfig, SamplingConfig, StageConfig
-from ecar.network.model import ECAR
+from ecar.network.model import ECAR, StageModel
+from ecar.pretrained.build import build_model
 
 sys.modules["torch.utils.tensorboard"] = None  # type: ignore[assignment]  # runs need seconds for it
 # Threads beyond the cores wait for each other by spinning: minutes instead of seconds.
@@ -54,6 +55,21 @@ def random_model(config: ModelConfig, seed: int = 0) -> ECAR:
         else:
             torch.nn.init.normal_(parameter, std=0.1)
     return model.eval()
+
+
+def random_dit(side: int) -> StageModel:
+    """A DiT of one stage on images of ``side`` pixels, with its zero-initialised layers filled."""
+    torch.manual_seed(0)
+    model = build_model(
+        ModelConfig(
+            kind="dit", stages=StageConfig(sides=((side, side),), ends=(1.0,)), channels=3, width=16, heads=2,
+            trunk_depth=0, head_depth=1, num_classes=3, context_noise=0.0, image_side=(side, side),
+        )
+    )  # fmt: skip
+    for parameter in model.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.2)
+    return model
 
 
 @pytest.fixture

@@ -13,9 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 import editing
-from conftest import random_model, tiny_config
-from ecar.config import ModelConfig, StageConfig
-from ecar.pretrained.build import build_model
+from conftest import random_dit, random_model, tiny_config
 from ecar.sampling.pictures import from_pil
 from ecar.sampling.pipeline import Pipeline
 from ecar.tokenizers import PixelTokenizer
@@ -132,15 +130,7 @@ def test_a_known_part_costs_no_more_than_a_new_picture_and_an_enlargement_less()
 
 def test_dit_is_measured_by_the_same_edits() -> None:
     """One stage, known pixels replaced at every step of any number; one stage is enough to enlarge twice."""
-    config = ModelConfig(
-        kind="dit", stages=StageConfig(sides=((8, 8),), ends=(1.0,)), channels=3, width=16, heads=2, trunk_depth=0,
-        head_depth=1, num_classes=3, context_noise=0.0, image_side=(8, 8),
-    )  # fmt: skip
-    torch.manual_seed(0)
-    model = build_model(config)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
-    pipe = Pipeline(model, Darker(factor=1))
+    pipe = Pipeline(random_dit(8), Darker(factor=1))
     few, many = (
         Subject(pipe, pipe.settings(steps), subject().images[..., :8], [0, 1, 2, 0, 1], 3) for steps in ((2,), (9,))
     )

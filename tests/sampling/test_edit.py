@@ -10,10 +10,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from conftest import random_model, tiny_config
+from conftest import random_dit, random_model, tiny_config
 from ecar.baselines.dit import DiT
-from ecar.config import ModelConfig, SamplingConfig, StageConfig
-from ecar.pretrained.build import build_model
+from ecar.config import SamplingConfig, StageConfig
 from ecar.sampling import loop
 from ecar.sampling.edit import Edit, begin_maps, begins, enlarging
 from ecar.sampling.known import Known
@@ -280,16 +279,8 @@ class TestPipeline:
 
 
 def test_dit_of_one_stage_is_edited_too() -> None:
-    config = ModelConfig(
-        kind="dit", stages=StageConfig(sides=((4, 4),), ends=(1.0,)), channels=3, width=16, heads=2, trunk_depth=0,
-        head_depth=1, num_classes=3, context_noise=0.0, image_side=(4, 4),
-    )  # fmt: skip
-    torch.manual_seed(0)
-    model = build_model(config)
+    model = random_dit(4)
     assert isinstance(model, DiT)
-    for parameter in model.parameters():
-        if not parameter.any():
-            torch.nn.init.normal_(parameter, std=0.2)
     pipe = Pipeline(model, PixelTokenizer(factor=1))
     picture = TestPipeline.picture(4, 4)
     before, after = np.asarray(picture), np.asarray(pipe.edit(picture, label=1, mask=(0, 0, 2, 4)).images[0])
