@@ -33,8 +33,8 @@ from ecar.cli.options import torch_dtype, usable_dtype
 from ecar.config import SamplingConfig, differences
 from ecar.cost.flops import sampling_flops
 from ecar.evaluation.classifier import Classifier, classifier_fingerprint, linear_classifier, load_classifier
-from ecar.evaluation.extractors import Extractor, extract, get_extractor
-from ecar.evaluation.figures import Recognition, check_classes, measure
+from ecar.evaluation.extractors import Extractor, get_extractor
+from ecar.evaluation.figures import Recognition, check_classes, figures, look, measure
 from ecar.evaluation.metrics import chosen
 from ecar.evaluation.reference import Reference, read_images, reference_from_images
 from ecar.evaluation.samples import Samples, reconstruct
@@ -112,20 +112,26 @@ def one_of_each(labels: Tensor, num: int, classes: int) -> Tensor:
 class Judges:
     """Samples -> all figures: of one extractor, of a second one, and of a classifier, which is linear by default."""
 
-    def __init__(self, reference: Reference, extractor: Extractor, classifier: Classifier | None) -> None:
-        self.reference, self.extractor = reference, extractor
-        self.second: tuple[Extractor, Reference] | None = None
+    def __init__(
+        self,
+        reference: Reference,
+        extractor: Extractor,
+        classifier: Classifier | None,
+        second: tuple[Reference, Extractor] | None,
+    ) -> None:
+        self.reference, self.extractor, self.second = reference, extractor, second
         self.whole = Recognition(classifier, reference) if classifier else None
         if classifier is None:
             assert reference.features is not None and reference.labels is not None
             self.linear = linear_classifier(reference.features, reference.labels, len(reference.class_names))
 
     def __call__(self, samples: Samples) -> dict[str, object]:
-        record = {} if self.second is None else measure(samples, self.second[1], self.second[0])
-        record |= measure(samples, self.reference, self.extractor)
+        record = {} if self.second is None else measure(samples, *self.second)
+        seen = look(samples.images, self.extractor, spatial=self.reference.spatial is not None)
+        record |= figures(seen, self.reference, self.extractor)
         if self.whole is not None:
             return record | {k: v for k, v in self.whole(samples).items() if "per_class" not in k}
-        found = self.linear(extract(self.extractor, samples.images)[0])
+        found = self.linear(seen.features)
         assert samples.labels is not None
         return record | {"classifier_accuracy": round(float((found == samples.labels).double().mean()), 4)}
 
@@ -164,10 +170,11 @@ def run(args: argparse.Namespace) -> None:
     reference = reference_from_images(args.data, *images, extractor, args.cache)
     check_classes(pipe.model.config, reference.name, reference.class_names)
     classifier = load_classifier(args.classifier, reference.class_names) if args.classifier else None
-    judges = Judges(reference, extractor, classifier)
+    second = None
     if args.vgg:
         vgg = VggExtractor()
-        judges.second = vgg, reference_from_images(args.data, *images, vgg, args.cache)
+        second = reference_from_images(args.data, *images, vgg, args.cache), vgg
+    judges = Judges(reference, extractor, classifier, second)
     about = {
         "model": args.model, "weights": weights_fingerprint(args.model), "kind": pipe.model.config.kind,
         "parameters": pipe.model.num_parameters(), "seed": args.seed, "dtype": dtype,
