@@ -28,7 +28,7 @@ from autoencoder_cost import AutoencoderCost, autoencoder_cost
 from ecar.config import ModelConfig, SamplingConfig
 from ecar.cost.estimate import estimate
 from ecar.cost.memory import sampling_memory
-from ecar.network.presets import PRESETS, default_steps, preset_config
+from ecar.network.presets import default_steps, get_preset, preset_config
 from ecar.tokenizers import Tokenizer, load_tokenizer
 from ecar.training.config import shares
 
@@ -49,7 +49,7 @@ def options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--extractor", default="inception", help="inception (FID), efficientnet-lite0 or dinov2")
     add("--weights", help="file of the extractor's weights; default: its own")
     add("--tokenizer", default="stabilityai/sd-vae-ft-ema", help="as ecar encode takes it: photographs, a folder, ...")
-    add("--preset", default="xl", choices=sorted(PRESETS), help="b, l or xl; smaller ones to try the recipe")
+    add("--preset", default="xl", help="b, l or xl; smaller ones, or sizes such as 256x4x1+6, to try the recipe")
     add("--shard-size", type=int, default=2048, help="images that a process encodes at a time")
     add("--processes", type=int, default=8, help="one for each GPU")
     add("--resolution", type=int, default=256)
@@ -93,6 +93,7 @@ def options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error("--tflops and --autoencoder-tflops must be positive numbers, --price at least 0")
     if found.batch_size % (found.processes * found.accumulate):
         parser.error(f"--batch-size {found.batch_size} must divide by --processes times --accumulate")
+    get_preset(found.preset)
     found.steps = found.steps or list(default_steps(found.stages))
     found.guidance = found.guidance or [1.5] * (found.stages - 1) + [1.0]
     for name in ("steps", "guidance"):
