@@ -19,7 +19,7 @@ class CriticOptions(ReadOptions):
     """Learn to tell a model's samples from real images, to choose among candidates: better images at more cost. Put the
     file into the model's folder as critic.safetensors, and give --candidates to ecar sample and ecar evaluate."""
 
-    model: Annotated[str, tyro.conf.Positional]
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """Folder, bundled name or Hub id."""
     data: str
     """Real images, those that the model was trained on: image folder, WebDataset tars, parquet or Hub data set."""

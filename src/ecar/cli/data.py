@@ -22,7 +22,7 @@ class CheckOptions(ReadOptions):
     """List images that are broken, tiny, duplicate, nearly blank, animated, transparent or of odd pixel formats; or the
     damaged shards of a latent cache. The exit code is 1 where some are broken."""
 
-    data: Annotated[str, tyro.conf.Positional]
+    data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
     """Folder of images, WebDataset tars, parquet file or folder, Hub data set id, or folder of ecar encode."""
     resolution: tuple[int, ...] = (32,)
     """Images smaller than this side (or height and width) are tiny."""

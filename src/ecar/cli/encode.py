@@ -26,7 +26,8 @@ class EncodeOptions(ReadOptions):
     data: str
     """Folder of images, WebDataset tars, parquet file or folder, or Hub data set id."""
     tokenizer: str
-    """pixels, pixels:FACTOR, a folder of `ecar tokenizer`, or a diffusers autoencoder (folder or Hub id)."""
+    """pixels, pixels:FACTOR, photographs (bundled), a bundled model, a folder of `ecar tokenizer`, or a diffusers
+    autoencoder (folder or Hub id)."""
     out: str
     """Cache folder to write. The same command again goes on where it was stopped."""
     resolution: tuple[int, ...] = (32,)

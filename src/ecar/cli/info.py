@@ -17,7 +17,7 @@ from ecar.config import SamplingConfig
 class InfoOptions:
     """Describe a model."""
 
-    model: Annotated[str, tyro.conf.Positional] = "butterflies"
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[MODEL]")] = "butterflies"
     """Bundled name, folder or Hub id."""
 
 

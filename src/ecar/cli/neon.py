@@ -17,7 +17,7 @@ class NeonOptions:
     """Extrapolate a model negatively from short trainings on its own samples (Neon, arXiv 2510.03597): better samples
     at the same sampling cost, without data."""
 
-    model: Annotated[str, tyro.conf.Positional]
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """Folder, bundled name or Hub id."""
     trained: tuple[str, ...]
     """Models that self-training made of MODEL (folder final of `ecar train --init-from MODEL --data self:NUM`). Of

@@ -18,9 +18,9 @@ from ecar.config import CardOptions
 class PushOptions(CardOptions):
     """Publish a model with its card."""
 
-    model: Annotated[str, tyro.conf.Positional]
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """Folder (such as RUN/final), bundled name or Hub id."""
-    repo_id: Annotated[str, tyro.conf.Positional]
+    repo_id: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OWNER/NAME")]
     """Where to: OWNER/NAME."""
     private: bool = False
     """Make a new repository private."""

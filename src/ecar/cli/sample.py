@@ -28,7 +28,7 @@ _MANY_CLASSES = 20  # with a row for each, the sheet would have no end
 class SampleOptions:
     """Generate images from a model."""
 
-    model: Annotated[str, tyro.conf.Positional] = "butterflies"
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[MODEL]")] = "butterflies"
     """Bundled name, folder or Hub id."""
     classes: str = "all"
     """Class names or ids with commas between, `all`, or `none` (no class)."""

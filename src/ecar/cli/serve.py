@@ -21,7 +21,7 @@ class ServeOptions:
     """Serve a model: OpenAI's Images API under /v1, a web page at /. Keys: --keys-file, or the environment variable
     ECAR_API_KEYS (commas between)."""
 
-    model: Annotated[str, tyro.conf.Positional] = "butterflies"
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[MODEL]")] = "butterflies"
     """Bundled name, folder or Hub id."""
     host: str = "127.0.0.1"
     """Address to listen at; 0.0.0.0 is every one, and then keys (or --no-auth) are asked for."""

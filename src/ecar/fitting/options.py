@@ -22,7 +22,8 @@ class Photographs(ReadOptions):
     flip: bool = True
     """Train on mirrored pictures too. --no-flip for letters, and other things with a direction."""
     held_out: int | None = None
-    """Pictures that are not trained on, to judge by. Default: 5%, from 8 to 500."""
+    """Pictures that are not trained on, to judge by. Default: 5%, at least 8, at most 500 and 50 + 5
+    a minute."""
 
     def __post_init__(self) -> None:
         if self.held_out is not None and self.held_out < 4:
@@ -122,7 +123,7 @@ class Choices:
 
 @dataclass(frozen=True, kw_only=True)
 class FitConfig:
-    """Options of ``ecar fit``: a folder of pictures becomes a model and a report."""
+    """Train, evaluate and report a model of a folder of pictures in a given time: ecar fit PHOTOS --out MODEL."""
 
     photographs: Photographs
     """What is read."""

@@ -21,14 +21,14 @@ class DataOptions(ReadOptions):
     latent cache. self:NUM is NUM samples of --init-from by its own settings, for ecar neon; self:NUM:8+16 draws them in
     8 + 16 steps."""
     tokenizer: str | None = None
-    """pixels (default), pixels:FACTOR, a folder of `ecar tokenizer`, or a diffusers autoencoder (folder or Hub id).
-    A latent cache brings its own."""
+    """pixels (default), pixels:FACTOR, photographs (bundled), a bundled model, a folder of `ecar tokenizer`, or a
+    diffusers autoencoder (folder or Hub id). A latent cache brings its own."""
     val_data: str | None = option(None, free=True)
     """Log the loss of held-out data too: images or a latent cache, of the classes and tokenizer of --data. Or hold a
     share of --data out, such as 0.05. At most 256 images are used."""
     patience: int = option(0, free=True)
-    """End when the held-out loss has not fallen for so many looks in a row; 0: never. final is then the average with
-    the lowest loss, of the first --ema."""
+    """End after so many evaluations without a lower held-out loss; 0: never. final is then the average with the lowest
+    loss, of the first --ema."""
     flip: bool = False
     """Mirror half of the images. Off by default: letters and shoes have a direction."""
     label_dropout: float = 0.1

@@ -89,7 +89,7 @@ class OptimizerOptions(RateOptions):
     """Share of the steps, at the end, over which the learning rate falls."""
     ema: tuple[float, ...] = (0.99,)
     """Decay of the weight average that is sampled and shipped; further ones are averages that are saved beside it, as
-    final_ema_DECAY. The learning rate falls to zero, which averages too: keep 1 / (1 - decay) far below the steps."""
+    final_ema_DECAY. The learning rate falls to 2%, which averages too: keep 1 / (1 - decay) far below the steps."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
