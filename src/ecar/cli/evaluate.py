@@ -58,7 +58,7 @@ def run(arguments: Sequence[str]) -> None:
 
 
 def _samples_record(options: EvaluateOptions, out: Path) -> dict[str, Any]:
-    from ecar.evaluation import evaluate
+    from ecar.evaluation.run import evaluate
     from ecar.evaluation.samples import read_samples
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:

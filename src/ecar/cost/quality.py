@@ -8,8 +8,8 @@ from typing import Any
 
 from ecar.config import SamplingConfig
 from ecar.cost.flops import sampling_flops
-from ecar.evaluation import evaluate
 from ecar.evaluation.config import EvaluationConfig
+from ecar.evaluation.run import evaluate
 from ecar.pretrained.folders import how_trained, resolve_model
 from ecar.processes.world import World
 from ecar.refine import BestOf, identity

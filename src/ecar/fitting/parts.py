@@ -14,9 +14,9 @@ from typing import Any
 from ecar.data.encoding import EncodePlan, encode_shards
 from ecar.data.feed import open_source
 from ecar.data.source import BadImages
-from ecar.evaluation import evaluate
 from ecar.evaluation.config import EvaluationConfig
 from ecar.evaluation.reference import read_images
+from ecar.evaluation.run import evaluate
 from ecar.files.options import flag
 from ecar.files.records import write_atomically
 from ecar.fitting.measure import EXTRACTOR, reconstruct

@@ -17,8 +17,7 @@ from ecar.processes.world import World
 from ecar.training.build import build_config, check_model, load_table, rows_per_stage, with_data
 from ecar.training.config import TrainConfig, Training
 from ecar.training.distill import Teacher
-from ecar.training.engine.distributed import check_divides
-from ecar.training.engine.memory import memory_advice
+from ecar.training.engine.parallel import check_divides, memory_advice
 from ecar.training.engine.resume import check_options, keep_options
 from ecar.training.engine.trainer import NonFiniteLossError as NonFiniteLossError
 from ecar.training.engine.trainer import Trainer

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ecar.training.engine.sharding import local
+from ecar.training.engine.parallel import local
 
 
 class EMA:

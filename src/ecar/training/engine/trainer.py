@@ -16,7 +16,6 @@ from tqdm.auto import tqdm
 from ecar.processes.signals import Stopped, StopRequest
 from ecar.processes.watchdog import BACKWARD, FORWARD, READ, SAVE, UPDATE, WAIT, Watchdog
 from ecar.processes.world import World
-from ecar.training.engine.about import run_record
 from ecar.training.engine.checkpoint import (
     find_checkpoint,
     read_record,
@@ -24,14 +23,13 @@ from ecar.training.engine.checkpoint import (
     restore_training,
     training_tensors,
 )
-from ecar.training.engine.distributed import no_sync, parallel
 from ecar.training.engine.ema import EMA
-from ecar.training.engine.log import RunLog, by_the_way
+from ecar.training.engine.log import RunLog, by_the_way, run_record
 from ecar.training.engine.options import RunOptions, ScaleOptions
+from ecar.training.engine.parallel import no_sync, parallel, shard, whole
 from ecar.training.engine.resume import check_max_steps
 from ecar.training.engine.saving import Saver, in_background
 from ecar.training.engine.sharded import restore_sharded
-from ecar.training.engine.sharding import shard, whole
 from ecar.training.engine.task import Losses, Task, Watch
 
 MAX_BAD_STEPS = 5
