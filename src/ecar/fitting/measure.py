@@ -101,6 +101,7 @@ class Trial:
     Attributes:
         start: seconds before the first steps are taken: building, compiling.
         step: seconds of a training step.
+        update: seconds of it that the optimizer takes, whatever the size of the batch.
         sample: seconds of a sample without guidance, decoder included.
         parameters: of the model.
         steps: that were taken.
@@ -109,6 +110,7 @@ class Trial:
 
     start: float
     step: float
+    update: float
     sample: float
     parameters: int
     steps: int
@@ -158,7 +160,8 @@ def try_training(values: dict[str, Any], probe: Probe, steps: int = 0) -> Trial:
         loss = sum(found[f"val_loss_{k}"] * std**2 for k, std in scales)
         sample = _sampling(task.averaged(trainer.averaged()), probe.tokenizer)
         step = median(seconds[_WARM:] or seconds)
-        return Trial(begun, step, sample, model.num_parameters(), len(seconds), loss)
+        update = sum(timed(optimizer.step, device)[1] for optimizer in trainer.optimizers)
+        return Trial(begun, step, min(update, step), sample, model.num_parameters(), len(seconds), loss)
 
 
 def table_of(latents: Tensor, labels: Tensor, names: tuple[str, ...], tokenizer: Tokenizer, side: int) -> MemoryTable:

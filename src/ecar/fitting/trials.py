@@ -30,6 +30,7 @@ _LARGER = {"s": (3e17, 5_000), "b": (3e19, 100_000)}  # training FLOPs and pictu
 _COMPILED = 1800.0  # seconds for everything from which compiling on a CPU pays
 DISTILLED = 1800.0  # and from which distilling guidance does
 _STEPS, _LEAST_BATCH = 1200, 8  # in the whole time: else a batch is smaller, of so many pictures at least
+_UPDATE = 0.4  # of a step that the optimizer may take, whose work is the same for every batch
 _TRIED_BATCH = 8  # on a CPU, where a picture takes as long in a small batch
 _TRIAL = 0.015  # of the time, for one
 _MANY = 2000  # pictures, of which a batch may be larger
@@ -65,17 +66,22 @@ class Measured:
         )
 
     def with_batch(self, config: FitConfig, split: Split, processes: int) -> Measured:
-        """With the batch of the training: a smaller one where the time is enough for few steps only. A step takes its
-        share of the trial's seconds."""
+        """With the batch of the training: a smaller one where the time is enough for few steps only, as long as most of
+        a step goes into pictures. (Muon's update of "butterflies" takes as long as 18 pictures.)"""
         asked, most = config.choices.batch_size, 32 if split.images < _MANY else 64
         if str(self.values["device"]).startswith("cuda"):
             most = 128
-        seen, batch = config.allowance.seconds / self.trial.step * self.batch, asked or min(split.images, most)
-        while asked is None and batch >= 2 * _LEAST_BATCH and seen < _STEPS * batch:
+        batch, update = asked or min(split.images, most), self.trial.update
+
+        def step(of: int) -> float:
+            return update + (self.trial.step - update) * of / self.batch
+
+        while asked is None and batch >= 2 * _LEAST_BATCH and update <= _UPDATE * step(batch // 2):
+            if config.allowance.seconds >= _STEPS * step(batch):
+                break
             batch //= 2
         batch = asked or max(batch - batch % processes, processes)
-        trial = replace(self.trial, step=self.trial.step * batch / self.batch)
-        return replace(self, values={**self.values, "batch_size": batch}, trial=trial)
+        return replace(self, values={**self.values, "batch_size": batch}, trial=replace(self.trial, step=step(batch)))
 
     @classmethod
     def of(cls, config: FitConfig, split: Split, tokens: Tokens, held: RealImages, device: str) -> Measured:
