@@ -70,6 +70,7 @@ def api() -> Iterator[TestClient]:
         ({"solver": "magic"}, "solver", "invalid_value"),
         ({"background": "transparent"}, "background", "unsupported_value"),
         ({"response_format": "url"}, "response_format", "unsupported_value"),
+        ({"response_format": "url", "stream": True}, "response_format", "unsupported_value"),
         ({"negative_prompt": "dog"}, "negative_prompt", "unsupported_value"),
         ({"svg": {}}, "svg", "unsupported_value"),
         ({"output_format": "gif", "stream": True}, "stream", "invalid_value"),

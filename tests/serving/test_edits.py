@@ -263,7 +263,7 @@ WRONG: list[tuple[dict[str, Any], str, str, str]] = [
     ({"size": "1024x1024"}, "size", "unsupported_size", "12x8"),
     ({"n": 11}, "n", "invalid_value", "10"),
     ({"partial_images": 2}, "partial_images", "invalid_value", "stream"),
-    ({"response_format": "url"}, "response_format", "unsupported_value", "--url-ttl"),
+    ({"response_format": "url"}, "response_format", "unsupported_value", "b64_json"),
     ({"output_format": "gif"}, "output_format", "invalid_value", "png"),
 ]
 

@@ -17,7 +17,6 @@ from starlette.types import Receive, Scope, Send
 
 from ecar.serving.encode import encode, encode_bytes
 from ecar.serving.errors import ApiError
-from ecar.serving.files import FileStore
 from ecar.serving.job import Job
 from ecar.serving.order import Order
 from ecar.serving.rows import Finished, Preview
@@ -44,13 +43,8 @@ class EventResponse(StreamingResponse):
             self._job.cancel()
 
 
-async def whole_answer(job: Job, request: Request, files: FileStore | None, base: str, only_url: bool) -> bytes:
+async def whole_answer(job: Job, request: Request) -> bytes:
     """All images in one answer, as JSON. A client that goes away cancels the job.
-
-    Args:
-        files: keeps the images, and the answer tells their URLs.
-        base: what URLs begin with.
-        only_url: the images themselves are left out.
 
     Raises:
         ApiError: an image failed, or the client went away (499, which nobody reads).
@@ -61,10 +55,8 @@ async def whole_answer(job: Job, request: Request, files: FileStore | None, base
         data, order = [], job.order
         for finished, before, seed in zip(images, frames, order.seeds, strict=True):
             image = encode_bytes(finished.image, order, frames=before, seed=finished.seed)
-            url = None if files is None else base + files.put(image, order.format)
-            text = None if only_url else base64.b64encode(image).decode()
             chosen = None if finished.seed == seed else finished.seed
-            data.append(ImageData(b64_json=text, url=url, seed=seed, chosen_seed=chosen))
+            data.append(ImageData(b64_json=base64.b64encode(image).decode(), seed=seed, chosen_seed=chosen))
         answer = ImagesAnswer(
             created=int(time.time()), data=data, output_format=order.format, size=order.size_text,
             quality=order.quality, background="opaque", usage=order.usage,

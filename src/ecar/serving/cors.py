@@ -46,7 +46,7 @@ class Cors(CORSMiddleware):
         return ApiError(403, "cors_refused", message, headers=headers).response()
 
 
-def check_origin(request: Request, *, origins: Collection[str], public_url: str | None) -> None:
+def check_origin(request: Request, *, origins: Collection[str]) -> None:
     """Refuse a form of another site's page: a browser sends it without a preflight request.
 
     Raises:
@@ -55,7 +55,6 @@ def check_origin(request: Request, *, origins: Collection[str], public_url: str 
     origin = request.headers.get("origin")
     if origin is None or origin in origins or "*" in origins or request.headers.get("sec-fetch-site") == "same-origin":
         return
-    own = {request.headers.get("host")} | ({urlsplit(public_url).netloc} if public_url else set())
-    if urlsplit(origin).netloc not in own:
+    if urlsplit(origin).netloc != request.headers.get("host"):
         message = f"pages of {origin[:200]} may not use this server; its --cors-origin names those that may"
         raise ApiError(403, "cors_refused", message)

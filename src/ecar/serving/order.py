@@ -82,7 +82,7 @@ def make_order(request: GenerateRequest, pipe: Pipeline, limits: Limits, *, choo
     size = (config.image_side[1], config.image_side[0])
     if request.size not in (None, "auto", f"{size[0]}x{size[1]}"):
         raise ApiError(400, "unsupported_size", f"size must be auto or {size[0]}x{size[1]}", "size")
-    _refuse_unsupported(request, limits.url_ttl > 0)
+    _refuse_unsupported(request)
     asked = request.quality or "auto"
     quality = _SYNONYMS.get(asked, asked)
     settings = _settings(request, pipe, QUALITIES[quality], limits)
@@ -123,14 +123,12 @@ def _class_id(prompt: str | None, pipe: Pipeline) -> int:
         raise ApiError(400, "unknown_class", str(error), "prompt") from None
 
 
-def _refuse_unsupported(request: GenerateRequest, keeps_images: bool) -> None:
+def _refuse_unsupported(request: GenerateRequest) -> None:
     """Values that the API knows and this server does not."""
     if request.background == "transparent":
         raise ApiError(400, "unsupported_value", "the model has no transparency; use opaque or auto", "background")
-    if request.response_format == "url" and not keeps_images:
-        raise ApiError(400, "unsupported_value", "no images are kept here (--url-ttl); use b64_json", "response_format")
-    if request.response_format == "url" and request.stream:
-        raise ApiError(400, "invalid_value", "events carry b64_json; url does not go with stream", "response_format")
+    if request.response_format == "url":
+        raise ApiError(400, "unsupported_value", "no images are kept here: b64_json is given", "response_format")
     if request.negative_prompt:
         raise ApiError(400, "unsupported_value", "the model knows no negative prompt", "negative_prompt")
     for name in ("svg", "complexity"):

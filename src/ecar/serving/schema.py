@@ -49,7 +49,7 @@ class GenerateRequest(BaseModel):
         None, description="Quality of jpeg and webp. Default 100."
     )
     background: Literal["auto", "opaque", "transparent"] | None = None
-    response_format: Literal["b64_json", "url"] | None = Field(None, description="url: where the server keeps images.")
+    response_format: Literal["b64_json", "url"] | None = Field(None, description="url is refused.")
     stream: bool | None = Field(None, description="Answer with server-sent events.")
     partial_images: Annotated[int, Field(ge=0, le=3), Whole] | None = Field(
         None, description="Previews of each image, with stream only."
@@ -110,8 +110,7 @@ class EditRequest(VariationRequest):
 class ImageData(BaseModel):
     """One image."""
 
-    b64_json: str | None = Field(None, description="Left out where response_format is url.")
-    url: str | None = Field(None, description="Left out where response_format is b64_json, or no images are kept.")
+    b64_json: str
     seed: int
     chosen_seed: int | None = Field(None, description="Of the candidate that is shown, where it is not the first.")
 

@@ -94,7 +94,6 @@ def serve_model(
     adapted: bool = False,
     keys: Collection[str] = (),
     cors_origins: Collection[str] = (),
-    public_url: str | None = None,
 ) -> None:
     """Load a model, listen, and serve it until SIGTERM or SIGINT.
 
@@ -106,7 +105,7 @@ def serve_model(
         name: of the model in the API; default: the last part of ``model``.
         critic: file of another critic than the model's own.
         adapted: ``load`` adds an adapter: its samples are others than those that a critic knows.
-        keys, cors_origins, public_url: as of ``create_app``.
+        keys, cors_origins: as of ``create_app``.
 
     Raises:
         ValueError: a model, critic or address that cannot be used.
@@ -120,4 +119,4 @@ def serve_model(
     host, port = bound.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     print(f"ecar: {name} at http://{shown}:{port} (API: /v1){', keys asked for' if keys else ''}", flush=True)
-    serve(create_app(engine, name, keys=keys, cors_origins=cors_origins, public_url=public_url), engine, bound)
+    serve(create_app(engine, name, keys=keys, cors_origins=cors_origins), engine, bound)
