@@ -340,12 +340,14 @@ def test_an_upload_is_refused_by_its_length_before_it_is_read(url: str, engine: 
 def test_forms_of_other_sites_pages_are_refused(url: str) -> None:
     """A browser sends a form to another site without a preflight request."""
 
-    def status(**headers: str) -> int:
+    def send(**headers: str) -> httpx.Response:
         named = {key.replace("_", "-"): value for key, value in headers.items()}
-        return httpx.post(
-            f"{url}{EDITS}", data={"prompt": "dog"}, files={"image": png(a_picture())}, headers=named
-        ).status_code
+        files = {"image": png(a_picture())}
+        return httpx.post(f"{url}{EDITS}", data={"prompt": "dog"}, files=files, headers=named)
 
-    assert [status(origin=o) for o in ("https://evil.example.com", "null")] == [403, 403]
-    assert [status(origin=o) for o in (url, "https://app.example.com")] == [200, 200]
-    assert status(origin="https://images.example.com", sec_fetch_site="same-origin") == 200  # behind a proxy
+    for origin in ("https://evil.example.com", "null", "http://["):
+        refused = send(origin=origin)
+        assert refused.status_code == 403 and "--cors-origin" in refused.json()["error"]["message"]
+    assert [send(origin=o).status_code for o in (url, "https://app.example.com")] == [200, 200]
+    # behind a proxy
+    assert send(origin="https://images.example.com", sec_fetch_site="same-origin").status_code == 200

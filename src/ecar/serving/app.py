@@ -13,12 +13,12 @@ from fastapi import FastAPI, Request
 from fastapi.responses import FileResponse, Response
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.middleware.cors import CORSMiddleware
 
 from ecar import __version__
 from ecar.serving import errors, schema
 from ecar.serving.answers import EventResponse, whole_answer
 from ecar.serving.config import MAX_IMAGES
-from ecar.serving.cors import Cors, check_origin
 from ecar.serving.edits import form_schema, read_edit
 from ecar.serving.engine import Engine
 from ecar.serving.errors import ApiError
@@ -69,7 +69,12 @@ def create_app(
         responses=_refusals(400, 401, 404, 405, 408, 413, 415, 500),
     )  # fmt: skip
     app.add_middleware(Front, limits=engine.limits, metrics=engine.metrics, keys=tuple(keys), request_ids=request_ids)
-    app.add_middleware(Cors, origins=cors_origins)
+    # The outermost layer: errors and streams carry its headers too, and a preflight request needs no key. Keys travel
+    # in a header and not in cookies: no credentials in the sense of CORS. Clients send headers of their own.
+    app.add_middleware(
+        CORSMiddleware, allow_origins=cors_origins, allow_methods=("GET", "HEAD", "POST"), allow_headers=("*",),
+        expose_headers=("x-request-id", "retry-after", "x-should-retry"),
+    )  # fmt: skip
     errors.install(app)
     _add_images(app, engine, name, cors_origins)
     _add_models(app, engine, name)
@@ -86,6 +91,17 @@ def create_app(
 def _check_model(asked: str | None, name: str) -> None:
     if asked not in (None, name):
         raise ApiError(404, "model_not_found", f"no model {asked!r} here; this server has {name!r}", "model")
+
+
+def _check_page(request: Request, origins: Collection[str]) -> None:
+    """403 for a form of a page that is neither this server's nor one of ``origins``: a browser sends it without a
+    preflight request."""
+    origin = request.headers.get("origin")
+    if origin is None or origin in origins or "*" in origins or request.headers.get("sec-fetch-site") == "same-origin":
+        return
+    if origin.partition("://")[2] != request.headers.get("host"):
+        message = f"pages of {origin[:200]} may not use this server; its --cors-origin names those that may"
+        raise ApiError(403, "cors_refused", message)
 
 
 def _add_images(app: FastAPI, engine: Engine, name: str, origins: Collection[str]) -> None:
@@ -112,17 +128,15 @@ def _add_images(app: FastAPI, engine: Engine, name: str, origins: Collection[str
         job = Job(engine, make() if known else await checks.run(make))  # near names are looked for among all
         return await answered(body, job, request)
 
-    _add_edits(app, engine, name, answered, partial(check_origin, origins=origins))
+    _add_edits(app, engine, name, answered, origins)
 
 
-def _add_edits(
-    app: FastAPI, engine: Engine, name: str, answered: Answered, check_page: Callable[[Request], None]
-) -> None:
+def _add_edits(app: FastAPI, engine: Engine, name: str, answered: Answered, origins: Collection[str]) -> None:
     # One thread: a large picture takes hundreds of megabytes while it is decoded.
     pictures = Threads("ecar-pictures", 1, MOST_PICTURES)
 
     async def edited(request: Request, kind: type[schema.VariationRequest]) -> Response:
-        check_page(request)
+        _check_page(request, origins)
         body = b"".join([part async for part in request.stream()])
         chooses = engine.critic is not None
         fields, order = await pictures.run(
