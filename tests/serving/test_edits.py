@@ -264,7 +264,6 @@ WRONG: list[tuple[dict[str, Any], str, str, str]] = [
     ({"n": 11}, "n", "invalid_value", "10"),
     ({"partial_images": 2}, "partial_images", "invalid_value", "stream"),
     ({"response_format": "url"}, "response_format", "unsupported_value", "b64_json"),
-    ({"output_format": "gif"}, "output_format", "invalid_value", "png"),
 ]
 
 

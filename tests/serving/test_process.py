@@ -100,17 +100,6 @@ def test_errors_are_the_exceptions_that_openai_users_catch(server: ServerProcess
         client(server, timeout=0.001, max_retries=0).images.generate(prompt="Bag")
 
 
-def test_gif_holds_the_stages_as_frames(server: ServerProcess) -> None:
-    answer = client(server).images.generate(
-        prompt="Bag",
-        output_format="gif",
-        extra_body={"frame_count": 4, "seed": 0},  # type: ignore[arg-type]
-    )
-    assert answer.data is not None
-    gif = picture(answer.data[0].b64_json)
-    assert (gif.format, gif.n_frames, gif.size) == ("GIF", 4, (32, 32))  # type: ignore[attr-defined]
-
-
 @pytest.mark.parametrize("form", ["jpeg", "webp"])
 def test_lossy_formats(server: ServerProcess, form: str) -> None:
     small, large = (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
 import logging
 import time
@@ -15,7 +14,7 @@ from fastapi.responses import StreamingResponse
 from PIL import Image
 from starlette.types import Receive, Scope, Send
 
-from ecar.serving.encode import encode, encode_bytes
+from ecar.serving.encode import encode
 from ecar.serving.errors import ApiError
 from ecar.serving.job import Job
 from ecar.serving.order import Order
@@ -50,13 +49,13 @@ async def whole_answer(job: Job, request: Request) -> bytes:
         ApiError: an image failed, or the client went away (499, which nobody reads).
     """
 
-    def write(images: list[Finished], frames: list[list[Image.Image]]) -> bytes:
+    def write(images: list[Finished]) -> bytes:
         """Encoding, base64 and JSON: tens of milliseconds, in a thread."""
         data, order = [], job.order
-        for finished, before, seed in zip(images, frames, order.seeds, strict=True):
-            image = encode_bytes(finished.image, order, frames=before, seed=finished.seed)
+        for finished, seed in zip(images, order.seeds, strict=True):
             chosen = None if finished.seed == seed else finished.seed
-            data.append(ImageData(b64_json=base64.b64encode(image).decode(), seed=seed, chosen_seed=chosen))
+            text = encode(finished.image, order, seed=finished.seed)
+            data.append(ImageData(b64_json=text, seed=seed, chosen_seed=chosen))
         answer = ImagesAnswer(
             created=int(time.time()), data=data, output_format=order.format, size=order.size_text,
             quality=order.quality, background="opaque", usage=order.usage,
@@ -68,12 +67,12 @@ async def whole_answer(job: Job, request: Request) -> bytes:
         await asyncio.wait({collect, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not collect.done():
             raise ApiError(499, "client_closed_request", "the client went away")
-        images, frames = await collect
+        images = await collect
     finally:
         job.cancel()
         collect.cancel()
         gone.cancel()
-    return await ENCODING.run(write, images, frames)
+    return await ENCODING.run(write, images)
 
 
 async def _disconnect(request: Request) -> None:
@@ -81,18 +80,12 @@ async def _disconnect(request: Request) -> None:
         pass
 
 
-async def _collect(job: Job) -> tuple[list[Finished], list[list[Image.Image]]]:
-    """Images, and the frames that came before each."""
-    frames: list[list[Image.Image]] = [[] for _ in job.order.seeds]
+async def _collect(job: Job) -> list[Finished]:
     images: dict[int, Finished] = {}
     async for found in job.events():
-        if found is not None:
-            index, event = found
-            if isinstance(event, Preview):
-                frames[index].append(event.image)
-            else:
-                images[index] = event
-    return [images[i] for i in range(len(frames))], frames
+        if found is not None and isinstance(found[1], Finished):
+            images[found[0]] = found[1]
+    return [images[i] for i in range(len(job.order.seeds))]
 
 
 async def event_stream(job: Job) -> AsyncIterator[str]:

@@ -42,9 +42,7 @@ class GenerateRequest(BaseModel):
     quality: Literal["auto", "low", "medium", "high", "xhigh", "max", "standard", "hd"] | None = Field(
         None, description="Solver steps: half the model's default, once (auto, standard), 2, 3 and 4 times."
     )
-    output_format: Literal["png", "jpeg", "webp", "gif"] | None = Field(
-        None, description="Default png. gif: the image growing, a frame per preview."
-    )
+    output_format: Literal["png", "jpeg", "webp"] | None = Field(None, description="Default png.")
     output_compression: Annotated[int, Field(ge=0, le=100), Whole] | None = Field(
         None, description="Quality of jpeg and webp. Default 100."
     )
@@ -53,12 +51,6 @@ class GenerateRequest(BaseModel):
     stream: bool | None = Field(None, description="Answer with server-sent events.")
     partial_images: Annotated[int, Field(ge=0, le=3), Whole] | None = Field(
         None, description="Previews of each image, with stream only."
-    )
-    frame_count: Annotated[int, Field(ge=2, le=16), Whole] | None = Field(
-        None, description="Frames of a gif. Default: one per stage."
-    )
-    frame_duration_ms: Annotated[int, Field(ge=20, le=10_000), Whole] | None = Field(
-        None, description="Of a gif. Default 700."
     )
     seed: Annotated[int, Field(ge=-1, le=MAX_SEED), Whole] | None = Field(
         None, description="Extension. -1 and default: random."
@@ -95,7 +87,6 @@ class VariationRequest(GenerateRequest):
     strength: Annotated[float, Field(gt=0, le=1)] | None = Field(
         None, description="Extension: how much is drawn anew. Default 1 with a mask, 0.5 without."
     )
-    output_format: Literal["png", "jpeg", "webp"] | None = Field(None, description="Default png.")
 
 
 class EditRequest(VariationRequest):
