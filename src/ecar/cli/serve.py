@@ -10,8 +10,7 @@ import tyro
 
 from ecar.cli.flags import AdaptedModelFlags
 from ecar.cli.options import parse
-from ecar.serving.config import Limits, check_origins
-from ecar.serving.keys import KEYS_VARIABLE, read_keys
+from ecar.serving.config import KEYS_VARIABLE, Limits, check_origins, read_keys
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 

@@ -1,8 +1,10 @@
-"""Events of a job -> one JSON answer, or a stream of server-sent events."""
+"""Events of a job -> one JSON answer, or a stream of server-sent events. Images -> the formats that the API knows."""
 
 from __future__ import annotations
 
 import asyncio
+import base64
+import io
 import json
 import logging
 import time
@@ -12,9 +14,9 @@ from typing import Any
 from fastapi import Request
 from fastapi.responses import StreamingResponse
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from starlette.types import Receive, Scope, Send
 
-from ecar.serving.encode import encode
 from ecar.serving.errors import ApiError
 from ecar.serving.job import Job
 from ecar.serving.order import Order
@@ -54,7 +56,7 @@ async def whole_answer(job: Job, request: Request) -> bytes:
         data, order = [], job.order
         for finished, seed in zip(images, order.seeds, strict=True):
             chosen = None if finished.seed == seed else finished.seed
-            text = encode(finished.image, order, seed=finished.seed)
+            text = _encode(finished.image, order, finished.seed)
             data.append(ImageData(b64_json=text, seed=seed, chosen_seed=chosen))
         answer = ImagesAnswer(
             created=int(time.time()), data=data, output_format=order.format, size=order.size_text,
@@ -123,5 +125,30 @@ async def event_stream(job: Job) -> AsyncIterator[str]:
 
 
 def _event(kind: str, body: dict[str, Any], image: Image.Image, order: Order, seed: int | None = None) -> str:
-    body = {"type": kind, "b64_json": encode(image, order, seed=seed), **body}
+    body = {"type": kind, "b64_json": _encode(image, order, seed), **body}
     return f"event: {kind}\ndata: {json.dumps(body)}\n\n"
+
+
+def _encode(image: Image.Image, order: Order, seed: int | None) -> str:
+    """An image in the format and size of the order, in base64.
+
+    Args:
+        image: a preview, which may be smaller, or the final image.
+        seed: goes into the metadata of a png, with class and settings: the image can be made again.
+    """
+    buffer = io.BytesIO()
+    if image.size != order.size:
+        image = image.resize(order.size, Image.Resampling.BICUBIC)
+    if order.format == "png":
+        info = PngInfo()
+        if seed is not None:
+            record: dict[str, Any] = {"class": order.class_name, "seed": seed, "settings": order.settings.to_json()}
+            if order.redraw is not None:
+                record["strength"] = order.redraw.strength
+            info.add_itxt("ecar", json.dumps(record))
+        image.save(buffer, "PNG", pnginfo=info)
+    elif order.format == "jpeg":
+        image.save(buffer, "JPEG", quality=max(1, order.compression))
+    else:
+        image.save(buffer, "WEBP", quality=order.compression)
+    return base64.b64encode(buffer.getvalue()).decode()

@@ -1,11 +1,14 @@
-"""Limits of the server. Imports nothing heavy: the command line reads it before torch is loaded."""
+"""Limits of the server, its API keys, and the name of its model. Imports nothing heavy: the command line reads it
+before torch is loaded."""
 
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ecar.files.options import flag
@@ -14,6 +17,7 @@ if TYPE_CHECKING:
     from ecar.config import SamplingConfig
 
 MAX_IMAGES = 10  # per request, as in the OpenAI API
+KEYS_VARIABLE = "ECAR_API_KEYS"
 _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::([1-9][0-9]{0,4}))?")
 
@@ -87,3 +91,28 @@ def check_origins(values: Iterable[str], flag: str) -> tuple[str, ...]:
             raise ValueError(f"{flag} {value}: give scheme://host[:port] without a path, as browsers send it, or *")
         origins.append(origin.removesuffix(_DEFAULT_PORTS.get(origin.partition("://")[0], " ")))
     return tuple(origins)
+
+
+def served_name(model: str) -> str:
+    """A bundled name or Hub id as it is; of a folder, its own name."""
+    path = Path(model).expanduser()
+    return path.resolve().name if path.is_dir() else model
+
+
+def read_keys(file: str | None) -> list[str]:
+    """API keys of the file and the environment.
+
+    Raises:
+        ValueError: the file cannot be read or holds no key.
+    """
+    keys = [key.strip() for key in os.environ.get(KEYS_VARIABLE, "").split(",") if key.strip()]
+    if file is not None:
+        try:
+            lines = [line.strip() for line in Path(file).expanduser().read_text(encoding="utf-8-sig").splitlines()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"--keys-file {file}: cannot be read ({type(error).__name__})") from None
+        found = [line for line in lines if line and not line.startswith("#")]
+        if not found:
+            raise ValueError(f"--keys-file {file}: no key in it")
+        keys += found
+    return keys

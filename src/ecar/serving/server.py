@@ -16,9 +16,8 @@ from starlette.types import ASGIApp
 from ecar.refine import critic_of
 from ecar.sampling.pipeline import Pipeline
 from ecar.serving.app import create_app
-from ecar.serving.config import Limits
+from ecar.serving.config import Limits, served_name
 from ecar.serving.engine import Engine, own_critic
-from ecar.serving.keys import served_name
 from ecar.serving.metrics import Metrics
 from ecar.serving.protocol import bounded_protocol
 
