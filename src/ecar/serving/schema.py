@@ -56,7 +56,7 @@ class GenerateRequest(BaseModel):
         None, description="Extension. -1 and default: random."
     )
     guidance_scale: Scale | Annotated[list[Scale], PerStage] | None = Field(
-        None, description="Extension: one number (all stages but the last) or one per stage; 1 is off."
+        None, description="Extension: one number for every stage, or one per stage; 1 turns guidance off."
     )
     num_inference_steps: Steps | Annotated[list[Steps], PerStage] | None = Field(
         None, description="Extension: solver steps of every stage, or one number per stage. Overrides quality."
