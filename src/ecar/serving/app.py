@@ -136,6 +136,7 @@ def _add_edits(app: FastAPI, engine: Engine, name: str, answered: Answered, orig
     pictures = Threads("ecar-pictures", 1, MOST_PICTURES)
 
     async def edited(request: Request, kind: type[schema.VariationRequest]) -> Response:
+        """The answer to a form: its pictures are decoded in the thread, what is drawn joins the engine's queue."""
         _check_page(request, origins)
         body = b"".join([part async for part in request.stream()])
         chooses = engine.critic is not None

@@ -66,6 +66,7 @@ class Front:
         headless = scope["method"] == "HEAD"  # answered as GET is, without the body
 
         async def send_with_headers(message: Message) -> None:
+            """Send with our headers, and to HEAD no body."""
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
