@@ -1,4 +1,4 @@
-"""Clients that know nothing of ecar against `ecar serve`: LiteLLM, LangChain's DallEAPIWrapper, OpenAI's Node SDK.
+"""Clients that know nothing of ecar against `ecar serve`: LiteLLM and OpenAI's Node SDK.
 
 Each in an environment of its own under --environments, made with pip and npm where it is missing. (The official Python
 package and curl are in the test suite.) What was run and what came back is recorded.
@@ -32,17 +32,6 @@ try:
 except litellm.BadRequestError as error:
     refused = type(error).__name__
 print(json.dumps({"version": m.version("litellm"), "images": kinds, "unknown_class_raises": refused}))
-"""
-LANGCHAIN = """
-import json, sys, urllib.request, importlib.metadata as m
-from langchain_community.utilities.dalle_image_generator import DallEAPIWrapper
-wrapper = DallEAPIWrapper(base_url=sys.argv[1], api_key="any", model="fashion", size="auto", n=2)
-urls = wrapper.run("Ankle boot").split("\\n")
-kinds = []
-for url in urls:
-    with urllib.request.urlopen(url) as found:
-        kinds.append([found.headers["content-type"], found.read()[1:4].decode()])
-print(json.dumps({"version": m.version("langchain-community"), "openai": m.version("openai"), "images": kinds}))
 """
 NODE = """
 const OpenAI = require("openai");
@@ -100,16 +89,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     litellm = python_with(args.environments / "litellm", "litellm")
-    langchain = python_with(args.environments / "langchain", "langchain-community", "openai")
     node = node_with(args.environments / "node", "openai")
-    with server("fashion", "--url-ttl", 60) as (address, _):
+    with server("fashion") as (address, _):
         api = f"http://{address}/v1"
         record = {
             "command": "python benchmarks/serving_clients.py --environments DIR",
-            "server": "ecar serve fashion --url-ttl 60",
+            "server": "ecar serve fashion",
             "python": sys.version.split()[0],
             "litellm": run("litellm", [litellm, "-c", LITELLM, api]),
-            "langchain": run("langchain", [langchain, "-c", LANGCHAIN, api]),
             "openai-node": run("openai-node", ["node", "-e", NODE, api], node),
         }
     write_result(record, args.out)

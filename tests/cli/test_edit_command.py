@@ -74,6 +74,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(folder: Path, capsys: pytest.Ca
         ([folder / "model", folder / "nowhere.png", "--strength", "0.5"], "cannot be read"),
         ([folder / "model", folder / "model" / "config.json", "--strength", "0.5"], "cannot be decoded"),
         ([*given, "--mask", folder / "nowhere.png"], "cannot be read"),
+        ([*given, "--strength", "0.5", "--stages", folder / "out.png"], "--out and --stages are both"),
         ([1, 2, 3, "--strength", "0.5"], "takes [MODEL] IMAGE"),
         (["no/model", folder / "picture.png", "--strength", "0.5"], "no such folder"),
     ):

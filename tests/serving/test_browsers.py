@@ -92,16 +92,14 @@ def test_a_preflight_of_a_listed_page_passes_without_a_key(api: TestClient, orig
     assert {"authorization", "x-stainless-lang"} <= set(answer.headers["access-control-allow-headers"].split(","))
 
 
-def test_a_preflight_of_another_page_is_refused_in_words_that_name_the_flag(api: TestClient) -> None:
+def test_a_preflight_of_another_page_is_refused(api: TestClient) -> None:
     with serving() as closed:
         for client, origin in ((api, OTHER), (api, f"{SITE}.evil.com"), (api, "null"), (closed, SITE)):
             answer = client.options(GENERATE, headers={"Origin": origin, **PREFLIGHT})
-            assert answer.status_code == 403 and "access-control-allow-origin" not in answer.headers
-            error = answer.json()["error"]
-            assert error["code"] == "cors_refused" and "--cors-origin" in error["message"]
+            assert answer.status_code == 400 and "access-control-allow-origin" not in answer.headers
         assert "access-control-allow-origin" not in closed.get("/health", headers={"Origin": SITE}).headers
     deleting = api.options(GENERATE, headers={"Origin": SITE, "Access-Control-Request-Method": "DELETE"})
-    assert deleting.status_code == 403 and "GET, HEAD, POST" in deleting.json()["error"]["message"]
+    assert deleting.status_code == 400 and deleting.headers["access-control-allow-methods"] == "GET, HEAD, POST"
 
 
 def test_answers_errors_and_streams_carry_the_headers_for_listed_pages_only(
@@ -163,7 +161,8 @@ def test_origins_are_written_as_browsers_send_them() -> None:
 @pytest.mark.parametrize(
     "wrong",
     ["", "app.example.com", "localhost:3000", "https://x.com/", "https://x.com/a", "https://*.x.com", "https://x.com:y",
-     "https://u@x.com", "https://bücher.example", "null", "fashion"],
+     "https://x.com:0", "https://x.com:99999", "https://x.com:", "https://x.com?a", "https://a b", "https://u@x.com",
+     "https://bücher.example", "null", "fashion"],
 )  # fmt: skip
 def test_origins_that_could_never_match_are_refused(wrong: str) -> None:
     with pytest.raises(ValueError, match=r"--cors-origin .*: give scheme://host"):

@@ -126,7 +126,6 @@ def test_a_stream_tells_each_image_once_and_usage_counts_every_candidate() -> No
         ({"candidates": 9}, "too_many_candidates"),
         ({"candidates": 8, "n": 9}, "too_many_candidates"),  # no queue would ever hold them
         ({"candidates": 2, "stream": True, "partial_images": 1}, "invalid_value"),
-        ({"candidates": 2, "output_format": "gif"}, "invalid_value"),
     ],
 )
 def test_wrong_candidates_are_refused(change: dict[str, object], code: str) -> None:

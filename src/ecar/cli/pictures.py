@@ -42,12 +42,8 @@ class PictureFlags:
         return self.arrays and not self.stages and not self.gif
 
     def check(self) -> None:
-        """ValueError unless each file can be written, and none over another."""
-        out = output_file(self.out, (".png", ".npz"))
-        if self.stages and output_file(self.stages, (".png",), "--stages").resolve() == out.resolve():
-            raise ValueError(f"--out and --stages are both {out}: give each its own name")
-        if self.gif:
-            output_file(self.gif, (".gif",), "--gif")
+        """ValueError unless the values are usable."""
+        _check_files(self, ".png", ".npz")
         if self.scale < 0:
             raise ValueError("--scale must be at least 0")
 
@@ -114,12 +110,8 @@ class EditedFlags:
         return bool(self.stages or self.gif)
 
     def check(self) -> None:
-        """ValueError unless each file can be written."""
-        output_file(self.out, (".png",))
-        if self.stages:
-            output_file(self.stages, (".png",), "--stages")
-        if self.gif:
-            output_file(self.gif, (".gif",), "--gif")
+        """ValueError unless the values are usable."""
+        _check_files(self, ".png")
 
     def write(self, output: Output, model: str, inputs: dict[str, str | None], asked: dict[str, object]) -> str:
         """Write every file asked for. PNGs carry the record that is returned (JSON): the results can be made again.
@@ -149,6 +141,15 @@ class EditedFlags:
         if self.gif:
             save_gif(output.stages, Path(self.gif).expanduser(), None)
         return text
+
+
+def _check_files(flags: PictureFlags | EditedFlags, *suffixes: str) -> None:
+    """ValueError unless each file can be written, and none over another."""
+    out = output_file(flags.out, suffixes)
+    if flags.stages and output_file(flags.stages, (".png",), "--stages").resolve() == out.resolve():
+        raise ValueError(f"--out and --stages are both {out}: give each its own name")
+    if flags.gif:
+        output_file(flags.gif, (".gif",), "--gif")
 
 
 def _digest(file: str | None) -> str | None:

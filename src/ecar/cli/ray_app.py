@@ -12,8 +12,7 @@ from typing import Any
 
 from ray import serve
 
-from ecar.serving.config import Limits, check_origins
-from ecar.serving.keys import KEYS_VARIABLE, read_keys, served_name
+from ecar.serving.config import KEYS_VARIABLE, Limits, check_origins, read_keys, served_name
 
 ARGUMENTS = {"model", "device", "dtype", "threads", "replicas", "gpus", "cpus", "cors_origin"}
 

@@ -10,8 +10,7 @@ import tyro
 
 from ecar.cli.flags import AdaptedModelFlags
 from ecar.cli.options import parse
-from ecar.serving.config import Limits, check_origins, check_public_url
-from ecar.serving.keys import KEYS_VARIABLE, read_keys
+from ecar.serving.config import KEYS_VARIABLE, Limits, check_origins, read_keys
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -36,9 +35,6 @@ class ServeOptions:
     cors_origin: tuple[str, ...] = ()
     """Origins of other sites' pages that may use the server from a browser, such as https://app.example.com; * is every
     page."""
-    public_url: str | None = None
-    """Address under which clients reach the server, for the urls of --url-ttl behind a proxy; default: the host that a
-    request names."""
     critic: str | None = None
     """Critic of the model, for requests with candidates; default: critic.safetensors in its folder."""
     threads: int = 0
@@ -59,9 +55,6 @@ def run(arguments: Sequence[str]) -> None:
     if not 0 <= options.port <= 65535 or options.threads < 0:
         raise ValueError(f"--port must be in 0..65535 and --threads at least 0, got {options.port}, {options.threads}")
     origins = check_origins(options.cors_origin, "--cors-origin")
-    public_url = None if options.public_url is None else check_public_url(options.public_url)
-    if public_url and not options.limits.url_ttl:
-        raise ValueError("--public-url: no urls are told without --url-ttl SECONDS; give both or none")
     keys = read_keys(options.keys_file)
     if not keys and options.host not in _LOOPBACK and not options.no_auth:
         raise ValueError(f"--host {options.host} lets others in: give --keys-file or {KEYS_VARIABLE}, or --no-auth")
@@ -76,5 +69,4 @@ def run(arguments: Sequence[str]) -> None:
     serve_model(
         lambda: compute.load(model), model, options.limits, host=options.host, port=options.port, name=options.name,
         critic=options.critic, adapted=compute.adapter is not None, keys=keys, cors_origins=origins,
-        public_url=public_url,
     )  # fmt: skip

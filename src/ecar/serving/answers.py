@@ -1,9 +1,10 @@
-"""Events of a job -> one JSON answer, or a stream of server-sent events."""
+"""Events of a job -> one JSON answer, or a stream of server-sent events. Images -> the formats that the API knows."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
+import io
 import json
 import logging
 import time
@@ -13,11 +14,10 @@ from typing import Any
 from fastapi import Request
 from fastapi.responses import StreamingResponse
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from starlette.types import Receive, Scope, Send
 
-from ecar.serving.encode import encode, encode_bytes
 from ecar.serving.errors import ApiError
-from ecar.serving.files import FileStore
 from ecar.serving.job import Job
 from ecar.serving.order import Order
 from ecar.serving.rows import Finished, Preview
@@ -44,27 +44,20 @@ class EventResponse(StreamingResponse):
             self._job.cancel()
 
 
-async def whole_answer(job: Job, request: Request, files: FileStore | None, base: str, only_url: bool) -> bytes:
+async def whole_answer(job: Job, request: Request) -> bytes:
     """All images in one answer, as JSON. A client that goes away cancels the job.
-
-    Args:
-        files: keeps the images, and the answer tells their URLs.
-        base: what URLs begin with.
-        only_url: the images themselves are left out.
 
     Raises:
         ApiError: an image failed, or the client went away (499, which nobody reads).
     """
 
-    def write(images: list[Finished], frames: list[list[Image.Image]]) -> bytes:
+    def write(images: list[Finished]) -> bytes:
         """Encoding, base64 and JSON: tens of milliseconds, in a thread."""
         data, order = [], job.order
-        for finished, before, seed in zip(images, frames, order.seeds, strict=True):
-            image = encode_bytes(finished.image, order, frames=before, seed=finished.seed)
-            url = None if files is None else base + files.put(image, order.format)
-            text = None if only_url else base64.b64encode(image).decode()
+        for finished, seed in zip(images, order.seeds, strict=True):
             chosen = None if finished.seed == seed else finished.seed
-            data.append(ImageData(b64_json=text, url=url, seed=seed, chosen_seed=chosen))
+            text = _encode(finished.image, order, finished.seed)
+            data.append(ImageData(b64_json=text, seed=seed, chosen_seed=chosen))
         answer = ImagesAnswer(
             created=int(time.time()), data=data, output_format=order.format, size=order.size_text,
             quality=order.quality, background="opaque", usage=order.usage,
@@ -76,12 +69,12 @@ async def whole_answer(job: Job, request: Request, files: FileStore | None, base
         await asyncio.wait({collect, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not collect.done():
             raise ApiError(499, "client_closed_request", "the client went away")
-        images, frames = await collect
+        images = await collect
     finally:
         job.cancel()
         collect.cancel()
         gone.cancel()
-    return await ENCODING.run(write, images, frames)
+    return await ENCODING.run(write, images)
 
 
 async def _disconnect(request: Request) -> None:
@@ -89,18 +82,12 @@ async def _disconnect(request: Request) -> None:
         pass
 
 
-async def _collect(job: Job) -> tuple[list[Finished], list[list[Image.Image]]]:
-    """Images, and the frames that came before each."""
-    frames: list[list[Image.Image]] = [[] for _ in job.order.seeds]
+async def _collect(job: Job) -> list[Finished]:
     images: dict[int, Finished] = {}
     async for found in job.events():
-        if found is not None:
-            index, event = found
-            if isinstance(event, Preview):
-                frames[index].append(event.image)
-            else:
-                images[index] = event
-    return [images[i] for i in range(len(frames))], frames
+        if found is not None and isinstance(found[1], Finished):
+            images[found[0]] = found[1]
+    return [images[i] for i in range(len(job.order.seeds))]
 
 
 async def event_stream(job: Job) -> AsyncIterator[str]:
@@ -138,5 +125,30 @@ async def event_stream(job: Job) -> AsyncIterator[str]:
 
 
 def _event(kind: str, body: dict[str, Any], image: Image.Image, order: Order, seed: int | None = None) -> str:
-    body = {"type": kind, "b64_json": encode(image, order, seed=seed), **body}
+    body = {"type": kind, "b64_json": _encode(image, order, seed), **body}
     return f"event: {kind}\ndata: {json.dumps(body)}\n\n"
+
+
+def _encode(image: Image.Image, order: Order, seed: int | None) -> str:
+    """An image in the format and size of the order, in base64.
+
+    Args:
+        image: a preview, which may be smaller, or the final image.
+        seed: goes into the metadata of a png, with class and settings: the image can be made again.
+    """
+    buffer = io.BytesIO()
+    if image.size != order.size:
+        image = image.resize(order.size, Image.Resampling.BICUBIC)
+    if order.format == "png":
+        info = PngInfo()
+        if seed is not None:
+            record: dict[str, Any] = {"class": order.class_name, "seed": seed, "settings": order.settings.to_json()}
+            if order.redraw is not None:
+                record["strength"] = order.redraw.strength
+            info.add_itxt("ecar", json.dumps(record))
+        image.save(buffer, "PNG", pnginfo=info)
+    elif order.format == "jpeg":
+        image.save(buffer, "JPEG", quality=max(1, order.compression))
+    else:
+        image.save(buffer, "WEBP", quality=order.compression)
+    return base64.b64encode(buffer.getvalue()).decode()

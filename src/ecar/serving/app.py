@@ -13,18 +13,17 @@ from fastapi import FastAPI, Request
 from fastapi.responses import FileResponse, Response
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.middleware.cors import CORSMiddleware
 
 from ecar import __version__
 from ecar.serving import errors, schema
 from ecar.serving.answers import EventResponse, whole_answer
 from ecar.serving.config import MAX_IMAGES
-from ecar.serving.cors import Cors, check_origin
 from ecar.serving.edits import form_schema, read_edit
 from ecar.serving.engine import Engine
 from ecar.serving.errors import ApiError
-from ecar.serving.files import FileStore
 from ecar.serving.job import Job
-from ecar.serving.middleware import FILES, Front
+from ecar.serving.middleware import Front
 from ecar.serving.order import make_order, most_candidates
 from ecar.serving.threads import Threads
 
@@ -47,7 +46,6 @@ def create_app(
     keys: Collection[str] = (),
     request_ids: bool = True,
     cors_origins: Collection[str] = (),
-    public_url: str | None = None,
 ) -> FastAPI:
     """The server as an ASGI app; it starts the engine when it starts and stops it when it ends.
 
@@ -57,7 +55,6 @@ def create_app(
         keys: API keys; none: no key is asked for.
         request_ids: answers carry ``x-request-id``.
         cors_origins: of pages that may use the server, as of ``check_origins``.
-        public_url: what URLs of images begin with, as of ``check_public_url``; None: as the request names the server.
     """
 
     @asynccontextmanager
@@ -72,9 +69,14 @@ def create_app(
         responses=_refusals(400, 401, 404, 405, 408, 413, 415, 500),
     )  # fmt: skip
     app.add_middleware(Front, limits=engine.limits, metrics=engine.metrics, keys=tuple(keys), request_ids=request_ids)
-    app.add_middleware(Cors, origins=cors_origins)
+    # The outermost layer: errors and streams carry its headers too, and a preflight request needs no key. Keys travel
+    # in a header and not in cookies: no credentials in the sense of CORS. Clients send headers of their own.
+    app.add_middleware(
+        CORSMiddleware, allow_origins=cors_origins, allow_methods=("GET", "HEAD", "POST"), allow_headers=("*",),
+        expose_headers=("x-request-id", "retry-after", "x-should-retry"),
+    )  # fmt: skip
     errors.install(app)
-    _add_images(app, engine, name, public_url, cors_origins)
+    _add_images(app, engine, name, cors_origins)
     _add_models(app, engine, name)
     _add_status(app, engine)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
@@ -91,18 +93,26 @@ def _check_model(asked: str | None, name: str) -> None:
         raise ApiError(404, "model_not_found", f"no model {asked!r} here; this server has {name!r}", "model")
 
 
-def _add_images(app: FastAPI, engine: Engine, name: str, public_url: str | None, origins: Collection[str]) -> None:
+def _check_page(request: Request, origins: Collection[str]) -> None:
+    """403 for a form of a page that is neither this server's nor one of ``origins``: a browser sends it without a
+    preflight request."""
+    origin = request.headers.get("origin")
+    if origin is None or origin in origins or "*" in origins or request.headers.get("sec-fetch-site") == "same-origin":
+        return
+    if origin.partition("://")[2] != request.headers.get("host"):
+        message = f"pages of {origin[:200]} may not use this server; its --cors-origin names those that may"
+        raise ApiError(403, "cors_refused", message)
+
+
+def _add_images(app: FastAPI, engine: Engine, name: str, origins: Collection[str]) -> None:
     limits = engine.limits
-    files = FileStore(limits.url_ttl, limits.url_bytes) if limits.url_ttl else None
     # One thread: what it does is Python, and a second one would only take more time from the event loop.
     checks = Threads("ecar-checks", 1, MOST_CHECKS)
 
     async def answered(body: schema.GenerateRequest, job: Job, request: Request) -> Response:
         if body.stream:
             return EventResponse(job)
-        kept = None if body.response_format == "b64_json" else files
-        base = f"{public_url or str(request.base_url).rstrip('/')}{FILES}"
-        answer = await whole_answer(job, request, kept, base, body.response_format == "url")
+        answer = await whole_answer(job, request)
         return Response(answer, media_type="application/json")  # checked already: not once more
 
     @app.post(
@@ -118,25 +128,16 @@ def _add_images(app: FastAPI, engine: Engine, name: str, public_url: str | None,
         job = Job(engine, make() if known else await checks.run(make))  # near names are looked for among all
         return await answered(body, job, request)
 
-    _add_edits(app, engine, name, answered, partial(check_origin, origins=origins, public_url=public_url))
-
-    @app.get(FILES + "{name}", include_in_schema=False)
-    async def file(name: str) -> Response:
-        data = None if files is None else files.get(name)
-        if data is None:
-            raise ApiError(404, "not_found", "no such image, or its time is over")
-        cache = {"Cache-Control": f"private, max-age={limits.url_ttl:.0f}"}
-        return Response(data, media_type=f"image/{name.rpartition('.')[2]}", headers=cache)
+    _add_edits(app, engine, name, answered, origins)
 
 
-def _add_edits(
-    app: FastAPI, engine: Engine, name: str, answered: Answered, check_page: Callable[[Request], None]
-) -> None:
+def _add_edits(app: FastAPI, engine: Engine, name: str, answered: Answered, origins: Collection[str]) -> None:
     # One thread: a large picture takes hundreds of megabytes while it is decoded.
     pictures = Threads("ecar-pictures", 1, MOST_PICTURES)
 
     async def edited(request: Request, kind: type[schema.VariationRequest]) -> Response:
-        check_page(request)
+        """The answer to a form: its pictures are decoded in the thread, what is drawn joins the engine's queue."""
+        _check_page(request, origins)
         body = b"".join([part async for part in request.stream()])
         chooses = engine.critic is not None
         fields, order = await pictures.run(

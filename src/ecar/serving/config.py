@@ -1,12 +1,15 @@
-"""Limits of the server. Imports nothing heavy: the command line reads it before torch is loaded."""
+"""Limits of the server, its API keys, and the name of its model. Imports nothing heavy: the command line reads it
+before torch is loaded."""
 
 from __future__ import annotations
 
 import math
+import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import SplitResult, urlsplit
 
 from ecar.files.options import flag
 
@@ -14,7 +17,9 @@ if TYPE_CHECKING:
     from ecar.config import SamplingConfig
 
 MAX_IMAGES = 10  # per request, as in the OpenAI API
+KEYS_VARIABLE = "ECAR_API_KEYS"
 _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::([1-9][0-9]{0,4}))?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,10 +50,6 @@ class Limits:
     """A client that takes less than 16 KiB of what waits for it in this time is cut off."""
     max_connections: int = 512
     """Open connections; more are answered 503, and from twice as many on closed at once."""
-    url_ttl: float = 0.0
-    """Images are kept for this many seconds, under a url that asks for no key; 0: none are kept."""
-    url_bytes: int = 2**28
-    """Bytes of all images that are kept; the oldest go first."""
     drain_seconds: float = 30.0
     """After SIGTERM: seconds for finishing what was accepted."""
 
@@ -68,10 +69,6 @@ class Limits:
         for name in ("deadline", "body_seconds", "head_seconds", "send_seconds", "drain_seconds"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise ValueError(f"{flag(name)} must be a positive number, got {getattr(self, name)}")
-        if not 0 <= self.url_ttl <= 86400 or self.url_bytes < 1:
-            raise ValueError(
-                f"--url-ttl must be in 0..86400 seconds and --url-bytes positive, got {self.url_ttl}, {self.url_bytes}"
-            )
         if not 0 <= self.gather_ms <= 1000:
             raise ValueError(f"--gather-ms must be in 0..1000, got {self.gather_ms}")
 
@@ -88,36 +85,34 @@ def check_origins(values: Iterable[str], flag: str) -> tuple[str, ...]:
     """
     origins = []
     for value in map(str.strip, values):
-        parts = _address(value)
-        if value != "*" and (parts is None or "*" in value or parts.path or parts.query or parts.fragment):
+        origin = value.lower()
+        found = _ORIGIN.fullmatch(origin)
+        if value != "*" and (found is None or int(found[1] or 0) > 65535):
             raise ValueError(f"{flag} {value}: give scheme://host[:port] without a path, as browsers send it, or *")
-        origins.append(value if parts is None else _origin(parts))
+        origins.append(origin.removesuffix(_DEFAULT_PORTS.get(origin.partition("://")[0], " ")))
     return tuple(origins)
 
 
-def check_public_url(value: str) -> str:
-    """A base of URLs, without a slash at its end.
+def served_name(model: str) -> str:
+    """A bundled name or Hub id as it is; of a folder, its own name."""
+    path = Path(model).expanduser()
+    return path.resolve().name if path.is_dir() else model
+
+
+def read_keys(file: str | None) -> list[str]:
+    """API keys of the file and the environment.
 
     Raises:
-        ValueError: no http or https address.
+        ValueError: the file cannot be read or holds no key.
     """
-    parts = _address(value.strip())
-    if parts is None or parts.scheme not in _DEFAULT_PORTS or parts.query or parts.fragment:
-        raise ValueError(f"--public-url {value}: give the address clients use, such as https://images.example.com")
-    return _origin(parts) + parts.path.rstrip("/")
-
-
-def _address(text: str) -> SplitResult | None:
-    """Of scheme://host[:port][/...]; None where it is none. A user name is none of an address that is shown."""
-    try:
-        parts = urlsplit(text)
-        port = parts.port  # raises where it is no number
-    except ValueError:
-        return None
-    fits = parts.scheme and parts.hostname and port != 0 and "@" not in parts.netloc and not parts.netloc.endswith(":")
-    plain = text.isascii() and text.isprintable() and not set(text) & set(' "<>\\^`{|}')
-    return parts if fits and plain else None
-
-
-def _origin(parts: SplitResult) -> str:
-    return f"{parts.scheme}://{parts.netloc.lower().removesuffix(_DEFAULT_PORTS.get(parts.scheme, ' '))}"
+    keys = [key.strip() for key in os.environ.get(KEYS_VARIABLE, "").split(",") if key.strip()]
+    if file is not None:
+        try:
+            lines = [line.strip() for line in Path(file).expanduser().read_text(encoding="utf-8-sig").splitlines()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"--keys-file {file}: cannot be read ({type(error).__name__})") from None
+        found = [line for line in lines if line and not line.startswith("#")]
+        if not found:
+            raise ValueError(f"--keys-file {file}: no key in it")
+        keys += found
+    return keys

@@ -93,6 +93,7 @@ def read_form(content_type: str, body: bytes) -> Parts:
     parts, ended = defaultdict[str, list[str | bytes]](list), list[bool]()
 
     def keep(part: Field | File) -> None:
+        """A part that is complete: its text, or its file's bytes."""
         name = (part.field_name or b"").decode()
         if isinstance(part, File):
             part.file_object.seek(0)

@@ -79,6 +79,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:
+        """What the routes refuse: no such path or method, a body that is no JSON. OPTIONS is answered as well."""
         code = {404: "not_found", 405: "method_not_allowed", 400: "bad_json"}.get(error.status_code, "error")
         message, headers = str(error.detail) or HTTPStatus(error.status_code).phrase, dict(error.headers or {})
         if error.status_code == 400:  # FastAPI's own words name no cause

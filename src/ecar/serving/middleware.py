@@ -21,7 +21,6 @@ from ecar.serving.metrics import Metrics
 log = logging.getLogger("ecar.serving")
 CROWDED = "ecar.crowded"  # in a scope: its connection is one too many
 PROBES = ("/health", "/ready", "/metrics")
-FILES = "/v1/files/"
 UPLOADS = ("/v1/images/edits", "/v1/images/variations")
 MOST_UPLOADS = 32  # bodies of edits that are read at once: each may take ``max_upload`` bytes of memory
 LINGER_SECONDS, LINGER_BYTES = 2.0, 2**24
@@ -67,6 +66,7 @@ class Front:
         headless = scope["method"] == "HEAD"  # answered as GET is, without the body
 
         async def send_with_headers(message: Message) -> None:
+            """Send with our headers, and to HEAD no body."""
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -107,7 +107,7 @@ class Front:
 
     def _check_key(self, scope: Scope) -> None:
         path = _route(scope)
-        if not self._keys or not path.startswith("/v1/") or path.startswith(FILES) or scope["method"] == "OPTIONS":
+        if not self._keys or not path.startswith("/v1/") or scope["method"] == "OPTIONS":
             return
         given = dict(scope["headers"]).get(b"authorization", b"")
         kind, _, key = given.partition(b" ")

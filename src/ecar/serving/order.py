@@ -29,10 +29,9 @@ class Order:
         label: class id.
         seeds: one per image.
         candidates: samples drawn for each, of which the critic chooses one.
-        points: where previews are decoded; for a gif, its frames before the last.
+        points: where previews are decoded.
         size: (width, height) in pixels.
         compression: quality of jpeg and webp, 0..100.
-        frame_ms: of a gif.
         redraw: the picture that is edited.
     """
 
@@ -47,7 +46,6 @@ class Order:
     quality: str
     format: str
     compression: int
-    frame_ms: int
     usage: Usage
     redraw: Redraw | None = None
 
@@ -82,7 +80,7 @@ def make_order(request: GenerateRequest, pipe: Pipeline, limits: Limits, *, choo
     size = (config.image_side[1], config.image_side[0])
     if request.size not in (None, "auto", f"{size[0]}x{size[1]}"):
         raise ApiError(400, "unsupported_size", f"size must be auto or {size[0]}x{size[1]}", "size")
-    _refuse_unsupported(request, limits.url_ttl > 0)
+    _refuse_unsupported(request)
     asked = request.quality or "auto"
     quality = _SYNONYMS.get(asked, asked)
     settings = _settings(request, pipe, QUALITIES[quality], limits)
@@ -98,13 +96,12 @@ def make_order(request: GenerateRequest, pipe: Pipeline, limits: Limits, *, choo
         seeds=tuple(range(seed, seed + n)),
         candidates=candidates,
         settings=settings,
-        points=_points(request, settings),
+        points=preview_points(settings.steps, request.partial_images or 0),
         stages=len(pipe.model.plan),
         size=size,
         quality=quality,
         format=request.output_format or "png",
         compression=100 if request.output_compression is None else request.output_compression,
-        frame_ms=request.frame_duration_ms or 700,
         usage=Usage(
             input_tokens=1, output_tokens=image_tokens, total_tokens=1 + image_tokens, input_tokens_details=details
         ),
@@ -123,14 +120,12 @@ def _class_id(prompt: str | None, pipe: Pipeline) -> int:
         raise ApiError(400, "unknown_class", str(error), "prompt") from None
 
 
-def _refuse_unsupported(request: GenerateRequest, keeps_images: bool) -> None:
+def _refuse_unsupported(request: GenerateRequest) -> None:
     """Values that the API knows and this server does not."""
     if request.background == "transparent":
         raise ApiError(400, "unsupported_value", "the model has no transparency; use opaque or auto", "background")
-    if request.response_format == "url" and not keeps_images:
-        raise ApiError(400, "unsupported_value", "no images are kept here (--url-ttl); use b64_json", "response_format")
-    if request.response_format == "url" and request.stream:
-        raise ApiError(400, "invalid_value", "events carry b64_json; url does not go with stream", "response_format")
+    if request.response_format == "url":
+        raise ApiError(400, "unsupported_value", "no images are kept here: b64_json is given", "response_format")
     if request.negative_prompt:
         raise ApiError(400, "unsupported_value", "the model knows no negative prompt", "negative_prompt")
     for name in ("svg", "complexity"):
@@ -138,12 +133,6 @@ def _refuse_unsupported(request: GenerateRequest, keeps_images: bool) -> None:
             raise ApiError(400, "unsupported_value", f"{name} is not supported", name)
     if request.partial_images and not request.stream:
         raise ApiError(400, "invalid_value", "partial_images needs stream: true", "partial_images")
-    if request.output_format == "gif" and request.stream:
-        raise ApiError(400, "invalid_value", "a gif holds the stages itself and is not streamed", "stream")
-    if request.output_format != "gif":
-        for name in ("frame_count", "frame_duration_ms"):
-            if getattr(request, name) is not None:
-                raise ApiError(400, "invalid_value", f"{name} needs output_format gif", name)
 
 
 def _settings(request: GenerateRequest, pipe: Pipeline, factor: float, limits: Limits) -> SamplingConfig:
@@ -181,18 +170,7 @@ def _candidates(request: GenerateRequest, limits: Limits, *, chooses: bool) -> i
     if n * candidates > limits.max_queue:
         message = f"{n} images of {candidates} candidates are more than the {limits.max_queue} samples of the queue"
         raise ApiError(400, "too_many_candidates", message, "candidates")
-    if request.partial_images or request.output_format == "gif":
-        message = "which candidate is shown is known at its end only: previews and gifs need candidates 1"
+    if request.partial_images:
+        message = "which candidate is shown is known at its end only: previews need candidates 1"
         raise ApiError(400, "invalid_value", message, "candidates")
     return candidates
-
-
-def _points(request: GenerateRequest, settings: SamplingConfig) -> tuple[Point, ...]:
-    if request.output_format != "gif":
-        return preview_points(settings.steps, request.partial_images or 0)
-    frames = request.frame_count or max(2, len(settings.steps))
-    points = preview_points(settings.steps, frames - 1)
-    if len(points) < frames - 1:
-        message = f"{sum(settings.steps)} steps give no more than {len(points) + 1} frames"
-        raise ApiError(400, "invalid_value", message, "frame_count")
-    return points

@@ -42,29 +42,21 @@ class GenerateRequest(BaseModel):
     quality: Literal["auto", "low", "medium", "high", "xhigh", "max", "standard", "hd"] | None = Field(
         None, description="Solver steps: half the model's default, once (auto, standard), 2, 3 and 4 times."
     )
-    output_format: Literal["png", "jpeg", "webp", "gif"] | None = Field(
-        None, description="Default png. gif: the image growing, a frame per preview."
-    )
+    output_format: Literal["png", "jpeg", "webp"] | None = Field(None, description="Default png.")
     output_compression: Annotated[int, Field(ge=0, le=100), Whole] | None = Field(
         None, description="Quality of jpeg and webp. Default 100."
     )
     background: Literal["auto", "opaque", "transparent"] | None = None
-    response_format: Literal["b64_json", "url"] | None = Field(None, description="url: where the server keeps images.")
+    response_format: Literal["b64_json", "url"] | None = Field(None, description="url is refused.")
     stream: bool | None = Field(None, description="Answer with server-sent events.")
     partial_images: Annotated[int, Field(ge=0, le=3), Whole] | None = Field(
         None, description="Previews of each image, with stream only."
-    )
-    frame_count: Annotated[int, Field(ge=2, le=16), Whole] | None = Field(
-        None, description="Frames of a gif. Default: one per stage."
-    )
-    frame_duration_ms: Annotated[int, Field(ge=20, le=10_000), Whole] | None = Field(
-        None, description="Of a gif. Default 700."
     )
     seed: Annotated[int, Field(ge=-1, le=MAX_SEED), Whole] | None = Field(
         None, description="Extension. -1 and default: random."
     )
     guidance_scale: Scale | Annotated[list[Scale], PerStage] | None = Field(
-        None, description="Extension: one number (all stages but the last) or one per stage; 1 is off."
+        None, description="Extension: one number for every stage, or one per stage; 1 turns guidance off."
     )
     num_inference_steps: Steps | Annotated[list[Steps], PerStage] | None = Field(
         None, description="Extension: solver steps of every stage, or one number per stage. Overrides quality."
@@ -95,7 +87,6 @@ class VariationRequest(GenerateRequest):
     strength: Annotated[float, Field(gt=0, le=1)] | None = Field(
         None, description="Extension: how much is drawn anew. Default 1 with a mask, 0.5 without."
     )
-    output_format: Literal["png", "jpeg", "webp"] | None = Field(None, description="Default png.")
 
 
 class EditRequest(VariationRequest):
@@ -110,8 +101,7 @@ class EditRequest(VariationRequest):
 class ImageData(BaseModel):
     """One image."""
 
-    b64_json: str | None = Field(None, description="Left out where response_format is url.")
-    url: str | None = Field(None, description="Left out where response_format is b64_json, or no images are kept.")
+    b64_json: str
     seed: int
     chosen_seed: int | None = Field(None, description="Of the candidate that is shown, where it is not the first.")
 

@@ -16,9 +16,8 @@ from starlette.types import ASGIApp
 from ecar.refine import critic_of
 from ecar.sampling.pipeline import Pipeline
 from ecar.serving.app import create_app
-from ecar.serving.config import Limits
+from ecar.serving.config import Limits, served_name
 from ecar.serving.engine import Engine, own_critic
-from ecar.serving.keys import served_name
 from ecar.serving.metrics import Metrics
 from ecar.serving.protocol import bounded_protocol
 
@@ -94,7 +93,6 @@ def serve_model(
     adapted: bool = False,
     keys: Collection[str] = (),
     cors_origins: Collection[str] = (),
-    public_url: str | None = None,
 ) -> None:
     """Load a model, listen, and serve it until SIGTERM or SIGINT.
 
@@ -106,7 +104,7 @@ def serve_model(
         name: of the model in the API; default: the last part of ``model``.
         critic: file of another critic than the model's own.
         adapted: ``load`` adds an adapter: its samples are others than those that a critic knows.
-        keys, cors_origins, public_url: as of ``create_app``.
+        keys, cors_origins: as of ``create_app``.
 
     Raises:
         ValueError: a model, critic or address that cannot be used.
@@ -120,4 +118,4 @@ def serve_model(
     host, port = bound.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     print(f"ecar: {name} at http://{shown}:{port} (API: /v1){', keys asked for' if keys else ''}", flush=True)
-    serve(create_app(engine, name, keys=keys, cors_origins=cors_origins, public_url=public_url), engine, bound)
+    serve(create_app(engine, name, keys=keys, cors_origins=cors_origins), engine, bound)
