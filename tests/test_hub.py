@@ -230,7 +230,6 @@ def test_an_id_that_cannot_be_one_asks_nobody(name: str, monkeypatch: pytest.Mon
         ("train --data DATA --out OUT --init-from nobody/none", ""),
         ("train --data nobody/none --out OUT", " --repo-type dataset"),
         ("encode --data nobody/none --tokenizer pixels --out OUT", " --repo-type dataset"),
-        ("encode --data nobody/none --streaming --tokenizer pixels --out OUT", " --repo-type dataset"),
         ("encode --data DATA --tokenizer nobody/none --out OUT", ""),
     ],
 )

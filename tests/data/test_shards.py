@@ -1,4 +1,4 @@
-"""Latent caches: shards, going on after a kill, refusals, samples of distributions, streams."""
+"""Latent caches: shards, going on after a kill, refusals, samples of distributions."""
 
 from __future__ import annotations
 
@@ -304,7 +304,7 @@ def test_shards_are_mapped_not_read(tmp_path: Path) -> None:
     record = {
         "image_side": [32, 32], "crop": CROP, "moments": False, "encoder": "", "tokenizer": tokenizer.fingerprint(),
         "skipped": [], "data": {},
-        "shift": [0, 0, 0], "scale": [1, 1, 1], "class_names": [], "label_values": [], "shards": shards,
+        "shift": [0, 0, 0], "scale": [1, 1, 1], "class_names": [], "shards": shards,
     }  # fmt: skip
     (folder / "cache.json").write_text(json.dumps(record))
     code = f"""

@@ -39,13 +39,13 @@ class Sample:
     Attributes:
         row: its place in the data.
         id: its stable name.
-        label: as the data have it; None without labels.
+        label: its class; 0 without labels.
         data: its encoded bytes, or why they cannot be read.
     """
 
     row: int
     id: str
-    label: int | str | None
+    label: int
     data: bytes | BadImageError
 
 

@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from ecar.data.labels import class_ids
 from ecar.data.latents import LatentTable
 from ecar.files.access import check_readable
 from ecar.files.images import CROP
@@ -111,18 +110,14 @@ def _open_shards(folder: Path, record: dict[str, Any]) -> LatentTable:
                 logvar.append(file.get_tensor("logvar"))
         if latents[-1].shape[1] != shard["images"]:
             raise ValueError(f"{path.name} holds {latents[-1].shape[1]} images, not {shard['images']}; {_AGAIN}")
-    common, ids = _common(record), torch.cat(labels)
-    if record["label_values"]:
-        codes, common["class_names"] = class_ids(record["label_values"], (), str(folder))
-        ids = torch.from_numpy(codes)[ids]
     return LatentTable(
         latents=tuple(latents),
         logvar=tuple(logvar),
-        labels=ids,
+        labels=torch.cat(labels),
         shift=torch.tensor(record["shift"], dtype=torch.float32),
         scale=torch.tensor(record["scale"], dtype=torch.float32),
         encoder=record["encoder"],
-        **common,
+        **_common(record),
     )
 
 
