@@ -76,9 +76,7 @@ def test_a_row_that_names_a_file_is_read_from_it(tmp_path: Path) -> None:
     """As rows of a folder of images do: they were all called empty."""
     (tmp_path / "0.png").write_bytes(png(0))
     cells = [{"bytes": None, "path": str(tmp_path / "0.png")}, {"bytes": None, "path": str(tmp_path / "1.png")}]
-    features = datasets.Features({"image": datasets.Image(decode=False)})
-    table = datasets.Dataset.from_dict({"image": [*cells, None]}, features=features)
-    table.to_parquet(str(tmp_path / "x.parquet"))
+    datasets.Dataset.from_dict({"image": [*cells, None]}).to_parquet(str(tmp_path / "x.parquet"))
     good, gone, empty = [data for _, data in load_source(str(tmp_path / "x.parquet")).encoded()]
     assert good == png(0) and "No such file" in str(gone) and str(empty) == "is empty"
 

@@ -19,7 +19,6 @@ from tqdm.auto import tqdm
 
 from ecar.config import Side, differences
 from ecar.data.ahead import in_order
-from ecar.data.rows import Sample
 from ecar.data.shards import CACHE, PROGRESS, damaged_shards, note_file, shard_file, shard_notes
 from ecar.data.source import BadImages, ImageSource
 from ecar.devices import images_at_once
@@ -171,42 +170,42 @@ def _encode_missing(
     numbers = world.share(sorted(set(range(-(-rows // size))) - set(done)))
     parts = {number: [number * size, min(rows, (number + 1) * size)] for number in numbers}
     total = sum(end - start for start, end in parts.values())
-    work = in_order(lambda sample: fit(decode_image(sample.data), *plan.side), _samples(source, numbers, size))
+    work = in_order(lambda encoded: fit(decode_image(encoded[1]), *plan.side), _encoded(source, numbers, size))
     with tqdm(total=total, desc="encoding", disable=True if world.rank else None) as bar:
-        for number, pairs in groupby(work, key=lambda pair: pair[0].row // size):
+        for number, pairs in groupby(work, key=lambda pair: pair[0][0] // size):
             good = _good_images(source, found, pairs, bad)
-            written = _encode_shard(good, source, tokenizer, plan, found, bar, watchdog)
-            _write_shard(out, number, found, parts[number], *written)
+            tensors = _encode_shard(good, source, tokenizer, plan, found, bar, watchdog)
+            _write_shard(out, number, found, parts[number], tensors)
 
 
-def _samples(source: ImageSource, numbers: Sequence[int], size: int) -> Iterator[Sample]:
+def _encoded(source: ImageSource, numbers: Sequence[int], size: int) -> Iterator[tuple[int, bytes | BadImageError]]:
     """The rows of some shards; of neighbours without asking the source anew."""
     for _, run in groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0]):
         together = [number for _, number in run]
-        yield from islice(source.samples(together[0] * size), len(together) * size)
+        yield from islice(source.encoded(together[0] * size), len(together) * size)
 
 
 def _good_images(
-    source: ImageSource, found: Found, pairs: Iterable[tuple[Sample, np.ndarray | BadImageError]], bad: BadImages
-) -> Iterator[tuple[Sample, np.ndarray]]:
-    """Samples of a shard with their pixels (height, width, 3); bad ones are noted."""
-    for sample, result in pairs:
+    source: ImageSource, found: Found, pairs: Iterable[tuple[tuple[int, Any], np.ndarray | BadImageError]],
+    bad: BadImages,
+) -> Iterator[tuple[int, np.ndarray]]:  # fmt: skip
+    """Rows of a shard with their pixels (height, width, 3); bad ones are noted."""
+    for (row, _), result in pairs:
         if isinstance(result, BadImageError):
-            found.skipped.append(f"{source.path(sample.row)}: {result}")
+            found.skipped.append(f"{source.path(row)}: {result}")
             skipped = [""] * found.before + found.skipped
-            bad.check(source.name, skipped, sample.row + 1, len(source))
+            bad.check(source.name, skipped, row + 1, len(source))
         else:
-            yield sample, result
+            yield row, result
 
 
 @torch.no_grad()
 def _encode_shard(
-    good: Iterator[tuple[Sample, np.ndarray]], source: ImageSource, tokenizer: Tokenizer, plan: EncodePlan,
-    found: Found, bar: Any, watchdog: Watchdog,
-) -> tuple[list[Sample], dict[str, Tensor]]:  # fmt: skip
-    """The samples of a shard, without their bytes, and its tensors."""
-    samples: list[Sample] = []
-    labels: list[int] = []
+    good: Iterator[tuple[int, np.ndarray]], source: ImageSource, tokenizer: Tokenizer, plan: EncodePlan, found: Found,
+    bar: Any, watchdog: Watchdog,
+) -> dict[str, Tensor]:  # fmt: skip
+    """The tensors of a shard."""
+    rows: list[int] = []
     parts: dict[str, list[Tensor]] = {"latents": [], "logvar": []}
     while batch := list(islice(good, plan.batch_size)):
         watchdog.at(found.images, FORWARD)
@@ -216,16 +215,15 @@ def _encode_shard(
         for key, value in _encode(tokenizer, pixels, plan.flip, plan.moments and tokenizer.has_moments).items():
             if not torch.isfinite(value).all():
                 raise ValueError(
-                    f"{source.path(batch[0][0].row)}, or one of the {len(batch)} from it on: not finite latents"
+                    f"{source.path(batch[0][0])}, or one of the {len(batch)} from it on: not finite latents"
                 )
             parts[key].append(value)
-        labels += [s.label for s, _ in batch]
-        samples += [replace(s, data=b"") for s, _ in batch]  # their bytes are not needed any more
+        rows += [row for row, _ in batch]
         bar.update(len(batch))
         found.images += len(batch)
         watchdog.at(found.images, READ)
     tensors = {key: torch.cat(value, dim=1).contiguous() for key, value in parts.items() if value}
-    return samples, {**tensors, "labels": torch.tensor(labels, dtype=torch.int64)}
+    return {**tensors, "labels": torch.from_numpy(source.labels[rows])}
 
 
 def _encode(tokenizer: Tokenizer, pixels: Tensor, flip: bool, moments: bool) -> dict[str, Tensor]:
@@ -242,14 +240,12 @@ def _encode(tokenizer: Tokenizer, pixels: Tensor, flip: bool, moments: bool) -> 
     return {key: torch.stack(value) for key, value in found.items() if value}
 
 
-def _write_shard(
-    out: Path, number: int, found: Found, rows: list[int], samples: list[Sample], tensors: dict[str, Tensor]
-) -> None:
+def _write_shard(out: Path, number: int, found: Found, rows: list[int], tensors: dict[str, Tensor]) -> None:
     """The shard, then the note that it is there: killed in between, it is written again, with the same bytes. Of bad
     images alone there is only the note."""
-    note: dict[str, Any] = {"file": shard_file(number), "images": len(samples), "rows": rows}
-    if samples:
-        data = save(tensors, metadata={"ids": json.dumps([s.id for s in samples])})
+    note: dict[str, Any] = {"file": shard_file(number), "images": len(tensors["labels"]), "rows": rows}
+    if note["images"]:
+        data = save(tensors)
         write_atomically(out / note["file"], data)
         latents = tensors["latents"][0].double().transpose(0, 1).flatten(1)
         note |= {

@@ -4,7 +4,7 @@ cache.json              written last: a folder without it is half written
 progress.json           while encoding: the plan
 shard_00000.json        while encoding: the note that the shard is there
 shard_00000.safetensors latents (F, n, C, h, w) float16, labels (n,), logvar like latents where the tokenizer gives
-                        distributions; ids of the images in its metadata
+                        distributions
 tokenizer/
 """
 
@@ -119,15 +119,6 @@ def _open_shards(folder: Path, record: dict[str, Any]) -> LatentTable:
         encoder=record["encoder"],
         **_common(record),
     )
-
-
-def image_ids(folder: Path) -> list[str]:
-    """Stable names of the images of a cache, in its order."""
-    ids: list[str] = []
-    for shard in json.loads((folder / CACHE).read_text())["shards"]:
-        with safe_open(folder / shard["file"], framework="pt") as file:
-            ids += json.loads(file.metadata()["ids"])
-    return ids
 
 
 def check_cache(path: str) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from ecar.data.ahead import in_order
 from ecar.data.folders import Found, is_of_split, of_split, open_folder, walk
 from ecar.data.labels import class_ids
 from ecar.data.reading import ReadOptions, add_left_out, shortened
-from ecar.data.rows import Opened, Rows, Sample, choose_rows, natural_key, printable
+from ecar.data.rows import Opened, Rows, choose_rows, natural_key, printable
 from ecar.data.tables import TableFile, look_into, no_images, open_hub, open_parquet, paths_of
 from ecar.data.tars import find_tars, open_tars
 from ecar.files.access import check_readable
@@ -83,11 +83,6 @@ class ImageSource:
             except OSError as error:
                 yield index, BadImageError(str(error))
 
-    def samples(self, start: int = 0) -> Iterator[Sample]:
-        """The images from index ``start`` on."""
-        for row, data in self.encoded(start):
-            yield Sample(row=row, id=self.id(row), label=int(self.labels[row]), data=data)
-
     def state(self) -> str:
         """A fingerprint of the data."""
         digest = hashlib.sha256(self.labels.tobytes() + self.chosen.tobytes())
@@ -98,10 +93,6 @@ class ImageSource:
     def path(self, index: int) -> str:
         """Path of one image's file, or its row number, for messages."""
         return self.rows.path(int(self.chosen[index]))
-
-    def id(self, index: int) -> str:
-        """A stable name of one image."""
-        return self.rows.id(int(self.chosen[index]))
 
     def classes(self) -> dict[str, int]:
         """Images per class name."""

@@ -46,9 +46,6 @@ class ParquetRows:
             self._paths = [path for file in self.files for path in _read_paths(file, self.column)]
         return printable(self._paths[index] or f"row {index}")
 
-    def id(self, index: int) -> str:
-        return f"row-{index}"
-
     def state(self) -> list[str]:
         return [f"{f.name} {file_state(f)}" for f in self.files]
 
@@ -257,9 +254,6 @@ class HubRows:
 
     def path(self, index: int) -> str:
         return printable(cell_path(self.table[index][self.column]) or f"row {index}")
-
-    def id(self, index: int) -> str:
-        return f"row-{index}"
 
     def state(self) -> list[str]:
         return [str(self.table._fingerprint)]
