@@ -14,7 +14,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from common import seconds_of
-from ecar.baselines.dit import DiT, shared_embedder_parameters
+from ecar.baselines.dit import DiT
 from ecar.config import ModelConfig, SamplingConfig
 from ecar.cost.flops import flop_counter
 from ecar.cost.formulas import sampling_flops
@@ -52,6 +52,12 @@ def flops_per_image(config: ModelConfig, settings: SamplingConfig) -> dict[str, 
     parts = sampling_flops(config, settings)
     total = sum(parts["trunk"] + parts["head"])
     return {**parts, "total": total, "multiply_accumulates": total // 2}
+
+
+def shared_embedder_parameters(model: DiT) -> int:
+    """Parameters as the paper counts them: one time and label embedder, where diffusers repeats it in every block."""
+    repeated = sum(p.numel() for block in model.head.blocks[1:] for p in block.norm1.emb.parameters())
+    return model.num_parameters() - repeated
 
 
 def count_parameters(ours: ModelConfig, peer: ModelConfig) -> dict[str, int]:

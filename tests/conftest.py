@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -16,6 +18,9 @@ from PIL import Image
 from ecar.config import ModelConfig, SamplingConfig, StageConfig
 from ecar.network.model import ECAR, StageModel
 from ecar.pretrained.build import build_model
+from ecar.sampling.edit import begin_maps
+from ecar.stages import Stage
+from ecar.training.engine.checkpoint import find_checkpoint, read_record, read_tensors
 
 sys.modules["torch.utils.tensorboard"] = None  # type: ignore[assignment]  # runs need seconds for it
 # Threads beyond the cores wait for each other by spinning: minutes instead of seconds.
@@ -55,6 +60,19 @@ def random_model(config: ModelConfig, seed: int = 0) -> ECAR:
         else:
             torch.nn.init.normal_(parameter, std=0.1)
     return model.eval()
+
+
+def begins(plan: Sequence[Stage], strength: float) -> tuple[float, ...]:
+    """Of each stage the time from which an edit of the whole picture draws it."""
+    maps = begin_maps(plan, np.ones(plan[-1].side, dtype=bool), strength)
+    assert all(len(set(times.flatten())) == 1 for times in maps)
+    return tuple(float(times.flat[0]) for times in maps)
+
+
+def load_checkpoint(run: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
+    """Tensors and record of the newest sound checkpoint, if there is any."""
+    folder = find_checkpoint(run)
+    return None if folder is None else (read_tensors(folder), read_record(folder))
 
 
 def random_dit(side: int) -> StageModel:

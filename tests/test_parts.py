@@ -16,8 +16,9 @@ from ecar.data.source import BadImages, load_source
 from ecar.devices import images_at_once
 from ecar.evaluation.classifier import predict, train_classifier
 from ecar.evaluation.features import EfficientNetLite
-from ecar.evaluation.making import collect, write_part
+from ecar.evaluation.making import collect
 from ecar.evaluation.reference import read_images
+from ecar.evaluation.samples import write_npz
 from ecar.tokenizers import ConvTokenizer, PixelTokenizer, load_tokenizer
 from ecar.training import tokenizer as tokenizer_training
 from ecar.training.config import TokenizerConfig
@@ -141,7 +142,7 @@ def test_samples_are_collected_by_their_ids_whatever_the_files_hold(tmp_path: Pa
         rows = np.array(ids)
         file = tmp_path / f"ids_{number:08d}.npz"
         seconds = np.asarray(12.0)
-        write_part(
+        write_npz(
             file, {"images": images[rows], "labels": rows % 3, "ids": rows, "drawn": rows + 1, "seconds": seconds}
         )
     samples = collect(tmp_path, 6)

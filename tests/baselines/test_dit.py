@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from ecar.baselines.dit import TIME_SCALE, DiT, shared_embedder_parameters
+from ecar.baselines.dit import TIME_SCALE, DiT
 from ecar.config import ModelConfig, SamplingConfig, StageConfig
 from ecar.network.presets import PRESETS, preset_config
 from ecar.pretrained.build import build_model
@@ -18,6 +18,7 @@ from ecar.sampling.pipeline import Pipeline
 from ecar.training import loop
 from ecar.training.config import TrainConfig
 from ecar.training.loss import Draws, stage_losses
+from timing import shared_embedder_parameters
 
 
 def dit_config(**changes: object) -> ModelConfig:

@@ -41,7 +41,7 @@ def start(jobs: Sequence[dict[str, Any]], folder: Path) -> tuple[list[list[int]]
 def killed_in_its_second_file() -> None:
     """From here on."""
     calls: list[int] = []
-    for module, name in ((making, "write_part"), (encoding, "_write_shard")):
+    for module, name in ((making, "write_npz"), (encoding, "_write_shard")):
         real = getattr(module, name)
 
         def writes(*args: Any, real: Any = real) -> None:

@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from conftest import random_dit, random_model, tiny_config
+from conftest import begins, random_dit, random_model, tiny_config
 from ecar.baselines.dit import DiT
 from ecar.config import SamplingConfig, StageConfig
 from ecar.sampling import loop
-from ecar.sampling.edit import Edit, begin_maps, begins, enlarging
+from ecar.sampling.edit import Edit, begin_maps, enlarging
 from ecar.sampling.known import Known
 from ecar.sampling.loop import Rows, advance, sample_latents
 from ecar.sampling.noise import StageNoise, draw_noise
@@ -69,9 +69,6 @@ def test_a_position_is_drawn_by_the_share_of_its_pixels() -> None:
         for stage, times, place, share in places:
             assert times[place] == pytest.approx(begins(PLAN, strength * share)[stage])
             assert (np.delete(times.flatten(), np.ravel_multi_index(place, times.shape)) == 1).all()
-    for strength in (1.0, 0.55, 0.1):
-        everywhere = begin_maps(PLAN, np.ones(SIDE, dtype=bool), strength)
-        assert [set(times.flatten()) for times in everywhere] == [{time} for time in begins(PLAN, strength)]
 
 
 @pytest.mark.parametrize("solver", SOLVERS)

@@ -111,7 +111,7 @@ def test_rows_of_a_client_that_left_are_cancelled_whenever_it_left(stream: bool,
     try:
         asyncio.run(talk())
         assert len(rows) == 4 and all(row.cancelled for row in rows)
-        until(lambda: engine.idle)
+        until(lambda: not (engine._running or engine._scheduler.new or engine._scheduler.chunks))
         assert 'ecar_images_dropped_total{reason="cancelled"}' in engine.metrics.text().decode()
     finally:
         engine.stop()

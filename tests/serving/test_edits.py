@@ -16,8 +16,8 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
-from conftest import random_model, tiny_config
-from ecar.sampling.edit import begins, redrawn
+from conftest import begins, random_model, tiny_config
+from ecar.sampling.edit import redrawn
 from ecar.sampling.pipeline import Pipeline
 from ecar.serving.app import create_app
 from ecar.serving.engine import Engine

@@ -303,7 +303,7 @@ def test_draining_engine_finishes_what_it_accepted_and_refuses_the_rest() -> Non
         with pytest.raises(EngineError) as refused:
             engine.submit([Asked(pipe, 0, 9).row])
         assert (refused.value.status, refused.value.code) == (503, "shutting_down")
-        until(lambda: engine.idle)
+        until(lambda: all(one.done for one in asked))
     assert all(isinstance(one.events[-1], Finished) for one in asked)
 
 

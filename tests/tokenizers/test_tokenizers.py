@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
+from ecar.files.tensors import load_weights
 from ecar.pretrained.folders import BUNDLED
-from ecar.tokenizers import ConvTokenizer, PixelTokenizer, Taef2Tokenizer, Tokenizer, load_tokenizer
+from ecar.tokenizers import ConvTokenizer, PixelTokenizer, Tokenizer, load_tokenizer
 
 
 def diffusers_autoencoder(name: str) -> Any:
@@ -198,31 +198,14 @@ def test_unknown_tokenizers_are_refused(name: str) -> None:
         load_tokenizer(name)
 
 
-def test_taef2_loads_what_was_published_and_is_the_same_after_saving(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    published = Taef2Tokenizer()
-    for part, name in ((published.encoder, "taef2_encoder"), (published.decoder, "taef2_decoder")):
-        part.half().float()
-        save_file({k: v.half() for k, v in part.state_dict().items()}, tmp_path / f"{name}.safetensors")
-    tokenizer, images = load_tokenizer(tmp_path), torch.rand(2, 3, 32, 48) * 2 - 1
-    latents = tokenizer.encode(images)
-    assert latents.shape == (2, 128, 2, 3) and torch.equal(latents, published.encode(images))
-    assert torch.equal(latents[:, 1::4, 1, 2], published.encoder(images / 2 + 0.5)[:, :, 2, 5])  # 2x2 positions are one
-    assert tokenizer.decode(latents).shape == images.shape
-    tokenizer.measure([latents])
-    tokenizer.save(tmp_path / "saved")
-    again = load_tokenizer(tmp_path / "saved")
-    assert again.fingerprint() == tokenizer.fingerprint() and again.encode(images).std() == pytest.approx(1, abs=0.1)
-
-
-def test_taef2_as_pickles_is_refused_with_the_command_that_converts_each(tmp_path: Path) -> None:
-    """The published files are .pth: the hint named whatever pickle came first, and another target."""
-    for name in ("taef2_decoder.pth", "taef2_encoder.pth"):
+def test_missing_weights_name_the_command_that_converts_the_pickle_of_their_name(tmp_path: Path) -> None:
+    """The hint named whatever pickle came first, and another target."""
+    for name in ("decoder.pth", "encoder.pth"):
         (tmp_path / name).write_bytes(b"x")
-    target = tmp_path / "taef2_encoder.safetensors"
-    words = f"torch.load('{tmp_path / 'taef2_encoder.pth'}', weights_only=True), '{target}')"
+    target = tmp_path / "encoder.safetensors"
+    words = f"torch.load('{tmp_path / 'encoder.pth'}', weights_only=True), '{target}')"
     with pytest.raises(ValueError, match=re.escape(words)):
-        load_tokenizer(tmp_path)
+        load_weights(torch.nn.Linear(1, 1), target)
 
 
 def test_a_model_folder_given_as_tokenizer_names_the_tokenizer_in_it() -> None:

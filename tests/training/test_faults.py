@@ -22,7 +22,7 @@ from test_training import lines, options, weights
 from test_watchdog import alive, command, processes
 from worker import TORCHRUN
 
-from conftest import tiny_config
+from conftest import load_checkpoint, tiny_config
 from ecar.cli.main import main
 from ecar.data.shards import load_latents
 from ecar.files import tensors
@@ -36,7 +36,6 @@ from ecar.training.config import TokenizerConfig
 from ecar.training.curves import LossCurves
 from ecar.training.engine import checkpoint
 from ecar.training.engine import log as log_module
-from ecar.training.engine.checkpoint import load_checkpoint
 
 SECOND = """
 import os, signal, sys

@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 from test_finetune import saved, tuned
 from test_training import killed_at_five, lines, options, weights
 
+from conftest import load_checkpoint
 from ecar.pretrained.folders import load_model
 from ecar.sampling.pipeline import Pipeline
 from ecar.training import loop
-from ecar.training.engine.checkpoint import load_checkpoint
 
 pytest.importorskip("peft")
 

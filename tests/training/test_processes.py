@@ -10,10 +10,10 @@ import torch
 import worker
 from test_training import lines, options, weights
 
+from conftest import load_checkpoint
 from ecar.files.options import flat
 from ecar.training import loop
 from ecar.training.config import TrainConfig
-from ecar.training.engine.checkpoint import load_checkpoint
 
 pytestmark = pytest.mark.slow
 

@@ -16,13 +16,13 @@ from test_finetune import saved, tuned
 from test_processes import job, same_run
 from test_training import lines, options, weights
 
+from conftest import load_checkpoint
 from ecar.cli.main import main
 from ecar.config import SamplingConfig
 from ecar.files.options import flat
 from ecar.pretrained.folders import load_model
 from ecar.sampling.pipeline import Pipeline
 from ecar.training import loop
-from ecar.training.engine.checkpoint import load_checkpoint
 
 
 @pytest.fixture

@@ -133,12 +133,6 @@ class DiT(StageModel):
             block.ff.compile(dynamic=False)
 
 
-def shared_embedder_parameters(model: DiT) -> int:
-    """Parameters as the paper counts them: one time and label embedder, where diffusers repeats it in every block."""
-    repeated = sum(p.numel() for block in model.head.blocks[1:] for p in block.norm1.emb.parameters())
-    return model.num_parameters() - repeated
-
-
 def _initialize(network: nn.Module) -> None:
     """As in the paper: Xavier-uniform linears, small embeddings, modulation and output start at zero."""
     for name, part in network.named_modules():

@@ -42,9 +42,7 @@ class EncodeOptions(ReadOptions):
     batch_size: int = 32
     """Images encoded at a time."""
     max_images: int | None = None
-    """Use only so many images: a random choice, or the first ones of a stream."""
-    streaming: bool = False
-    """Read parquet, tars or a Hub data set in order, a Hub data set without a local copy."""
+    """Use only so many images, a random choice."""
     bad_images: Literal["skip", "stop"] = "skip"
     """skip (and list) images that cannot be read, or stop at the first."""
     max_bad_share: float = 0.1
@@ -69,7 +67,6 @@ def run(arguments: Sequence[str]) -> None:
 
 def _encode(options: EncodeOptions, command: str, device: str, world: World) -> dict[str, Any]:
     from ecar.data.encoding import EncodePlan, encode_shards
-    from ecar.data.feed import Feed, open_stream
     from ecar.data.source import BadImages, load_source
     from ecar.files.lock import run_lock
     from ecar.files.records import make_out
@@ -86,18 +83,19 @@ def _encode(options: EncodeOptions, command: str, device: str, world: World) -> 
     out = make_out(options.out, options.data, pictures=False)
     tokenizer = world.first_then_others(lambda: load_tokenizer(options.tokenizer))
     tokenizer.latent_side(*plan.side)
-    opened = open_stream if options.streaming else load_source
-    feed: Feed = world.first_then_others(lambda: opened(options.data, options.reading(), max_images=options.max_images))
+    source = world.first_then_others(
+        lambda: load_source(options.data, options.reading(), max_images=options.max_images)
+    )
     with ExitStack() as lock:
         if world.rank == 0:
             lock.enter_context(run_lock(out))
-        record = encode_shards(feed, tokenizer, out, plan, bad=bad, command=command, device=device, world=world)
+        record = encode_shards(source, tokenizer, out, plan, bad=bad, command=command, device=device, world=world)
     return {
         "cache": str(out),
         "images": record["images"],
         "skipped": len(record["skipped"]),
         "tokenizer": record["tokenizer"],
         "latent": [tokenizer.channels, *tokenizer.latent_side(*plan.side)],
-        "classes": len(record["class_names"] or record["label_values"]),
+        "classes": len(record["class_names"]),
         "shards": len(record["shards"]),
     }

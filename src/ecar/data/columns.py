@@ -113,7 +113,7 @@ def _are_paths(values: Sequence[str], folders: Sequence[Path]) -> bool:
 
 
 def cell_bytes(cell: Any, folders: Sequence[Path] = ()) -> bytes:
-    """Of an image column that is not decoded: bytes in the table, or in a file of their own, maybe on the Hub.
+    """Of an image column that is not decoded: bytes in the table, or in a file of their own.
 
     Args:
         cell: bytes, a path, or a mapping with "bytes" and "path", one of which may lack.
@@ -129,13 +129,8 @@ def cell_bytes(cell: Any, folders: Sequence[Path] = ()) -> bytes:
     path = cell_path(cell)
     if path is None:
         raise BadImageError("is empty")
-    if "://" not in path:
-        places = [file for folder in folders if (file := folder / path).exists()] or [Path(path)]
-        return places[0].read_bytes()
-    import fsspec
-
-    with fsspec.open(path, "rb") as file:
-        return bytes(file.read())
+    places = [file for folder in folders if (file := folder / path).exists()] or [Path(path)]
+    return places[0].read_bytes()
 
 
 def cell_path(cell: Any) -> str | None:

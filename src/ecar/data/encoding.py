@@ -19,10 +19,8 @@ from tqdm.auto import tqdm
 
 from ecar.config import Side, differences
 from ecar.data.ahead import in_order
-from ecar.data.feed import Feed
-from ecar.data.rows import Sample
 from ecar.data.shards import CACHE, PROGRESS, damaged_shards, note_file, shard_file, shard_notes
-from ecar.data.source import BadImages
+from ecar.data.source import BadImages, ImageSource
 from ecar.devices import images_at_once
 from ecar.files.images import CROP, BadImageError, decode_image, fit, to_signed
 from ecar.files.records import write_atomically
@@ -64,20 +62,16 @@ class Found:
     Attributes:
         skipped: bad images of the shard that is encoded.
         before: how many there were in other shards.
-        label_values: different labels in order of appearance, where the data do not name their classes.
-        unlabelled: an image without a label was met; then none may have one.
         images: how many are encoded, of all shards of this process.
     """
 
     skipped: list[str] = field(default_factory=list)
     before: int = 0
-    label_values: list[int | str] = field(default_factory=list)
-    unlabelled: bool = False
     images: int = 0
 
 
 def encode_shards(
-    feed: Feed,
+    source: ImageSource,
     tokenizer: Tokenizer,
     out: Path,
     plan: EncodePlan,
@@ -95,28 +89,25 @@ def encode_shards(
     together.
 
     Raises:
-        ValueError: ``out`` holds a cache of other data, tokenizer or options; bad data; latents that are not finite; a
-            stream for several processes.
+        ValueError: ``out`` holds a cache of other data, tokenizer or options; bad data; latents that are not finite.
     """
     tokenizer.latent_side(*plan.side)
-    if world.size > 1 and not len(feed):
-        raise ValueError(f"{feed.name}: a stream has to be read in one process; leave out --streaming, or torchrun")
-    record = _plan_record(feed, tokenizer, plan)
+    record = _plan_record(source, tokenizer, plan)
     done = world.from_first(lambda: _resume(out, record, command))
     if done is not None:
         with Watchdog(world) as watchdog:
-            _encode_missing(feed, tokenizer.to(device), out, plan, done, bad, world, watchdog)
+            _encode_missing(source, tokenizer.to(device), out, plan, done, bad, world, watchdog)
             watchdog.at(sys.maxsize, WAIT)
             world.meet("shards")
         tokenizer.to("cpu")
-        world.from_first(lambda: _finish(out, record, tokenizer, feed, bad if world.size > 1 else None))
+        world.from_first(lambda: _finish(out, record, tokenizer, source, bad if world.size > 1 else None))
     return dict(json.loads((out / CACHE).read_text()))
 
 
-def _plan_record(feed: Feed, tokenizer: Tokenizer, plan: EncodePlan) -> dict[str, Any]:
+def _plan_record(source: ImageSource, tokenizer: Tokenizer, plan: EncodePlan) -> dict[str, Any]:
     return {
-        "source": feed.state(),
-        "rows": len(feed),
+        "source": source.state(),
+        "rows": len(source),
         "encoder": tokenizer.fingerprint(),
         "image_side": list(plan.side),
         "crop": CROP,
@@ -145,9 +136,9 @@ def _resume(out: Path, plan: dict[str, Any], command: str) -> list[int] | None:
         raise ValueError(f"{out}: holds a cache that cannot be continued; choose another --out") from None
     assert found is not None
     if before.get("source") != plan["source"]:
-        counts = f" ({before.get('rows')} rows then, {plan['rows']} now)" if plan["rows"] else ""  # a stream: unknown
         raise ValueError(
-            f"{out}: the source data changed since this cache was begun{counts}; restore them, or choose another --out"
+            f"{out}: the source data changed since this cache was begun ({before.get('rows')} rows then, "
+            f"{plan['rows']} now); restore them, or choose another --out"
         )
     if changed := differences(before, plan):
         raise ValueError(
@@ -170,58 +161,51 @@ def _remove_notes(out: Path) -> None:
 
 
 def _encode_missing(
-    feed: Feed, tokenizer: Tokenizer, out: Path, plan: EncodePlan, done: list[int], bad: BadImages, world: World,
-    watchdog: Watchdog,
+    source: ImageSource, tokenizer: Tokenizer, out: Path, plan: EncodePlan, done: list[int], bad: BadImages,
+    world: World, watchdog: Watchdog,
 ) -> None:  # fmt: skip
     """Write those shards that are not there, this process's share of them."""
-    size, rows = plan.shard_size, len(feed)
-    notes, found = shard_notes(out), Found()
-    found.before = sum(len(note["skipped"]) for note in notes.values())
-    if notes:  # a stream may not name its classes; it is encoded in its order
-        last = notes[max(notes)]
-        found.label_values, found.unlabelled = list(last["label_values"]), last["unlabelled"]
-    numbers = world.share(sorted(set(range(-(-rows // size))) - set(done))) if rows else [len(done)]
-    samples = _samples(feed, numbers, size) if rows else feed.samples(numbers[0] * size)
-    total = sum(min(rows, (number + 1) * size) - number * size for number in numbers) if rows else None
-    work = in_order(lambda sample: fit(decode_image(sample.data), *plan.side), samples)
+    size, rows = plan.shard_size, len(source)
+    found = Found(before=sum(len(note["skipped"]) for note in shard_notes(out).values()))
+    numbers = world.share(sorted(set(range(-(-rows // size))) - set(done)))
+    parts = {number: [number * size, min(rows, (number + 1) * size)] for number in numbers}
+    total = sum(end - start for start, end in parts.values())
+    work = in_order(lambda encoded: fit(decode_image(encoded[1]), *plan.side), _encoded(source, numbers, size))
     with tqdm(total=total, desc="encoding", disable=True if world.rank else None) as bar:
-        for number, pairs in groupby(work, key=lambda pair: pair[0].row // size):
-            seen: list[int] = []
-            good = _good_images(feed, found, pairs, bad, seen)
-            written = _encode_shard(good, feed, tokenizer, plan, found, bar, watchdog)
-            _write_shard(out, number, found, [number * size, seen[-1] + 1], *written)
+        for number, pairs in groupby(work, key=lambda pair: pair[0][0] // size):
+            good = _good_images(source, found, pairs, bad)
+            tensors = _encode_shard(good, source, tokenizer, plan, found, bar, watchdog)
+            _write_shard(out, number, found, parts[number], tensors)
 
 
-def _samples(feed: Feed, numbers: Sequence[int], size: int) -> Iterator[Sample]:
-    """The rows of some shards; of neighbours without asking the feed anew."""
+def _encoded(source: ImageSource, numbers: Sequence[int], size: int) -> Iterator[tuple[int, bytes | BadImageError]]:
+    """The rows of some shards; of neighbours without asking the source anew."""
     for _, run in groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0]):
         together = [number for _, number in run]
-        yield from islice(feed.samples(together[0] * size), len(together) * size)
+        yield from islice(source.encoded(together[0] * size), len(together) * size)
 
 
 def _good_images(
-    feed: Feed, found: Found, pairs: Iterable[tuple[Sample, np.ndarray | BadImageError]], bad: BadImages,
-    seen: list[int],
-) -> Iterator[tuple[Sample, np.ndarray]]:  # fmt: skip
-    """Samples of a shard with their pixels (height, width, 3); bad ones are noted, rows that were ``seen`` too."""
-    for sample, result in pairs:
-        seen[:] = [sample.row]
+    source: ImageSource, found: Found, pairs: Iterable[tuple[tuple[int, Any], np.ndarray | BadImageError]],
+    bad: BadImages,
+) -> Iterator[tuple[int, np.ndarray]]:  # fmt: skip
+    """Rows of a shard with their pixels (height, width, 3); bad ones are noted."""
+    for (row, _), result in pairs:
         if isinstance(result, BadImageError):
-            found.skipped.append(f"{feed.where(sample)}: {result}")
+            found.skipped.append(f"{source.path(row)}: {result}")
             skipped = [""] * found.before + found.skipped
-            bad.check(feed.name, skipped, sample.row + 1, len(feed) or sample.row + 1)
+            bad.check(source.name, skipped, row + 1, len(source))
         else:
-            yield sample, result
+            yield row, result
 
 
 @torch.no_grad()
 def _encode_shard(
-    good: Iterator[tuple[Sample, np.ndarray]], feed: Feed, tokenizer: Tokenizer, plan: EncodePlan, found: Found,
+    good: Iterator[tuple[int, np.ndarray]], source: ImageSource, tokenizer: Tokenizer, plan: EncodePlan, found: Found,
     bar: Any, watchdog: Watchdog,
-) -> tuple[list[Sample], dict[str, Tensor]]:  # fmt: skip
-    """The samples of a shard, without their bytes, and its tensors."""
-    samples: list[Sample] = []
-    labels: list[int] = []
+) -> dict[str, Tensor]:  # fmt: skip
+    """The tensors of a shard."""
+    rows: list[int] = []
     parts: dict[str, list[Tensor]] = {"latents": [], "logvar": []}
     while batch := list(islice(good, plan.batch_size)):
         watchdog.at(found.images, FORWARD)
@@ -231,16 +215,15 @@ def _encode_shard(
         for key, value in _encode(tokenizer, pixels, plan.flip, plan.moments and tokenizer.has_moments).items():
             if not torch.isfinite(value).all():
                 raise ValueError(
-                    f"{feed.where(batch[0][0])}, or one of the {len(batch)} from it on: not finite latents"
+                    f"{source.path(batch[0][0])}, or one of the {len(batch)} from it on: not finite latents"
                 )
             parts[key].append(value)
-        labels += [_label(feed, sample, found) for sample, _ in batch]
-        samples += [replace(s, data=b"") for s, _ in batch]  # their bytes are not needed any more
+        rows += [row for row, _ in batch]
         bar.update(len(batch))
         found.images += len(batch)
         watchdog.at(found.images, READ)
     tensors = {key: torch.cat(value, dim=1).contiguous() for key, value in parts.items() if value}
-    return samples, {**tensors, "labels": torch.tensor(labels, dtype=torch.int64)}
+    return {**tensors, "labels": torch.from_numpy(source.labels[rows])}
 
 
 def _encode(tokenizer: Tokenizer, pixels: Tensor, flip: bool, moments: bool) -> dict[str, Tensor]:
@@ -257,35 +240,12 @@ def _encode(tokenizer: Tokenizer, pixels: Tensor, flip: bool, moments: bool) -> 
     return {key: torch.stack(value) for key, value in found.items() if value}
 
 
-def _label(feed: Feed, sample: Sample, found: Found) -> int:
-    """The class of a sample, or the place of its label among ``found.label_values``."""
-    names, label, values = feed.class_names, sample.label, found.label_values
-    if names == ():
-        return 0
-    if names is None and label is None and not values:
-        found.unlabelled = True
-        return 0
-    if isinstance(label, bool) or not isinstance(label, int | str):
-        raise ValueError(f"{feed.where(sample)}: the label is {label!r}, not a class id or name")
-    if names is not None:
-        if not isinstance(label, int) or not 0 <= label < len(names):
-            raise ValueError(f"{feed.where(sample)}: label {label!r} is none of the {len(names)} classes")
-        return label
-    if found.unlabelled:
-        raise ValueError(f"{feed.where(sample)}: has a label, but images before it have none")
-    if label not in values:
-        values.append(label)
-    return values.index(label)
-
-
-def _write_shard(
-    out: Path, number: int, found: Found, rows: list[int], samples: list[Sample], tensors: dict[str, Tensor]
-) -> None:
+def _write_shard(out: Path, number: int, found: Found, rows: list[int], tensors: dict[str, Tensor]) -> None:
     """The shard, then the note that it is there: killed in between, it is written again, with the same bytes. Of bad
     images alone there is only the note."""
-    note: dict[str, Any] = {"file": shard_file(number), "images": len(samples), "rows": rows}
-    if samples:
-        data = save(tensors, metadata={"ids": json.dumps([s.id for s in samples])})
+    note: dict[str, Any] = {"file": shard_file(number), "images": len(tensors["labels"]), "rows": rows}
+    if note["images"]:
+        data = save(tensors)
         write_atomically(out / note["file"], data)
         latents = tensors["latents"][0].double().transpose(0, 1).flatten(1)
         note |= {
@@ -297,21 +257,21 @@ def _write_shard(
         }
     if "logvar" in tensors:  # a sample spreads by the variance of the means and the mean of the variances
         note["variances"] = tensors["logvar"][0].double().exp().transpose(0, 1).flatten(1).sum(1).tolist()
-    note |= {"skipped": found.skipped, "label_values": found.label_values, "unlabelled": found.unlabelled}
+    note["skipped"] = found.skipped
     write_atomically(note_file(out, number), json.dumps(note).encode())
     found.before, found.skipped = found.before + len(found.skipped), []
 
 
-def _finish(out: Path, plan: dict[str, Any], tokenizer: Tokenizer, feed: Feed, bad: BadImages | None) -> None:
+def _finish(out: Path, plan: dict[str, Any], tokenizer: Tokenizer, source: ImageSource, bad: BadImages | None) -> None:
     """Statistics, tokenizer, and ``cache.json`` as the last file. ``bad`` is asked of what all processes skipped."""
     notes = list(shard_notes(out).values())
     skipped, shards = [line for note in notes for line in note["skipped"]], [note for note in notes if note["images"]]
     for line in skipped:
         print(f"skipped {line}", file=sys.stderr)
     if not shards:
-        raise ValueError(f"{feed.name}: no usable image; {'; '.join(skipped[:5])}")
+        raise ValueError(f"{source.name}: no usable image; {'; '.join(skipped[:5])}")
     if bad is not None:
-        replace(bad, stop=False).check(feed.name, skipped, len(feed), len(feed))
+        replace(bad, stop=False).check(source.name, skipped, len(source), len(source))
     shift, scale = torch.zeros(tokenizer.channels), torch.ones(tokenizer.channels)
     if not tokenizer.measured:
         shift, scale = _statistics(shards, tokenizer.channels)
@@ -327,10 +287,9 @@ def _finish(out: Path, plan: dict[str, Any], tokenizer: Tokenizer, feed: Feed, b
         "shift": shift.tolist(),
         "scale": scale.tolist(),
         "images": sum(shard["images"] for shard in shards),
-        "class_names": list(feed.class_names or ()),
-        "label_values": notes[-1]["label_values"],
+        "class_names": list(source.class_names),
         "skipped": skipped,
-        "data": feed.about(),
+        "data": source.about(),
         "plan": plan,
         "shards": [{k: shard[k] for k in ("file", "images", "rows", "bytes", "sha256")} for shard in shards],
     }

@@ -102,9 +102,6 @@ class LatentTable:
         return out
 
 
-MemoryTable = LatentTable
-
-
 @torch.no_grad()
 def encode_source(
     source: ImageSource, tokenizer: Tokenizer, side: Side, *, flip: bool, device: str = "cpu"

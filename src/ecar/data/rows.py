@@ -11,8 +11,6 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ecar.files.images import BadImageError
-
 
 class Rows(Protocol):
     """Random access to encoded images."""
@@ -25,28 +23,8 @@ class Rows(Protocol):
     def path(self, index: int) -> str:
         """Where the row is, for messages."""
 
-    def id(self, index: int) -> str:
-        """A name of the row that stays the same wherever the data are moved."""
-
     def state(self) -> list[str]:
         """What changes when the data do: names, sizes and times of files, or a fingerprint."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sample:
-    """An encoded image.
-
-    Attributes:
-        row: its place in the data.
-        id: its stable name.
-        label: as the data have it; None without labels.
-        data: its encoded bytes, or why they cannot be read.
-    """
-
-    row: int
-    id: str
-    label: int | str | None
-    data: bytes | BadImageError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,11 +64,8 @@ class FolderRows:
     def path(self, index: int) -> str:
         return printable(str(self.files[index]))
 
-    def id(self, index: int) -> str:
-        return printable(self.files[index].relative_to(self.root).as_posix())
-
     def state(self) -> list[str]:
-        return [f"{self.id(i)} {file_state(file)}" for i, file in enumerate(self.files)]
+        return [f"{printable(file.relative_to(self.root).as_posix())} {file_state(file)}" for file in self.files]
 
 
 def choose_rows(total: int, count: int | None) -> np.ndarray:

@@ -4,7 +4,7 @@ cache.json              written last: a folder without it is half written
 progress.json           while encoding: the plan
 shard_00000.json        while encoding: the note that the shard is there
 shard_00000.safetensors latents (F, n, C, h, w) float16, labels (n,), logvar like latents where the tokenizer gives
-                        distributions; ids of the images in its metadata
+                        distributions
 tokenizer/
 """
 
@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from ecar.data.labels import class_ids
 from ecar.data.latents import LatentTable
 from ecar.files.access import check_readable
 from ecar.files.images import CROP
@@ -111,28 +110,15 @@ def _open_shards(folder: Path, record: dict[str, Any]) -> LatentTable:
                 logvar.append(file.get_tensor("logvar"))
         if latents[-1].shape[1] != shard["images"]:
             raise ValueError(f"{path.name} holds {latents[-1].shape[1]} images, not {shard['images']}; {_AGAIN}")
-    common, ids = _common(record), torch.cat(labels)
-    if record["label_values"]:
-        codes, common["class_names"] = class_ids(record["label_values"], (), str(folder))
-        ids = torch.from_numpy(codes)[ids]
     return LatentTable(
         latents=tuple(latents),
         logvar=tuple(logvar),
-        labels=ids,
+        labels=torch.cat(labels),
         shift=torch.tensor(record["shift"], dtype=torch.float32),
         scale=torch.tensor(record["scale"], dtype=torch.float32),
         encoder=record["encoder"],
-        **common,
+        **_common(record),
     )
-
-
-def image_ids(folder: Path) -> list[str]:
-    """Stable names of the images of a cache, in its order."""
-    ids: list[str] = []
-    for shard in json.loads((folder / CACHE).read_text())["shards"]:
-        with safe_open(folder / shard["file"], framework="pt") as file:
-            ids += json.loads(file.metadata()["ids"])
-    return ids
 
 
 def check_cache(path: str) -> dict[str, Any]:

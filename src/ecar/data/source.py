@@ -18,7 +18,7 @@ from ecar.data.ahead import in_order
 from ecar.data.folders import Found, is_of_split, of_split, open_folder, walk
 from ecar.data.labels import class_ids
 from ecar.data.reading import ReadOptions, add_left_out, shortened
-from ecar.data.rows import Opened, Rows, Sample, choose_rows, natural_key, printable
+from ecar.data.rows import Opened, Rows, choose_rows, natural_key, printable
 from ecar.data.tables import TableFile, look_into, no_images, open_hub, open_parquet, paths_of
 from ecar.data.tars import find_tars, open_tars
 from ecar.files.access import check_readable
@@ -83,16 +83,6 @@ class ImageSource:
             except OSError as error:
                 yield index, BadImageError(str(error))
 
-    def samples(self, start: int = 0) -> Iterator[Sample]:
-        """The images from index ``start`` on."""
-        for row, data in self.encoded(start):
-            label = int(self.labels[row]) if self.class_names else None
-            yield Sample(row=row, id=self.id(row), label=label, data=data)
-
-    def where(self, sample: Sample) -> str:
-        """Where a sample lies, for messages."""
-        return self.path(sample.row)
-
     def state(self) -> str:
         """A fingerprint of the data."""
         digest = hashlib.sha256(self.labels.tobytes() + self.chosen.tobytes())
@@ -103,10 +93,6 @@ class ImageSource:
     def path(self, index: int) -> str:
         """Path of one image's file, or its row number, for messages."""
         return self.rows.path(int(self.chosen[index]))
-
-    def id(self, index: int) -> str:
-        """A stable name of one image."""
-        return self.rows.id(int(self.chosen[index]))
 
     def classes(self) -> dict[str, int]:
         """Images per class name."""
@@ -186,9 +172,7 @@ class BadImages:
             raise ValueError(f"{name}: {len(skipped)} bad images of the first {seen}; the last: {skipped[-1]}")
 
 
-def load_source(
-    data: str, read: ReadOptions | None = None, *, max_images: int | None = None, first: bool = False
-) -> ImageSource:
+def load_source(data: str, read: ReadOptions | None = None, *, max_images: int | None = None) -> ImageSource:
     """Open ``data``: a folder of images (side files or class subfolders give labels), tars (folder, file, or pattern
     with braces or stars), a parquet file or folder, or a Hub id. Says on stderr what was found, and what is left out.
 
@@ -196,16 +180,11 @@ def load_source(
         data: as ``--data`` takes it.
         read: split and columns.
         max_images: use only so many, a seeded choice.
-        first: use the first ones instead.
 
     Raises:
         ValueError: nothing there, no images, doubt about what are images or labels, or labels out of range.
     """
-    return as_source(open_data(data, read or ReadOptions()), data, max_images=max_images, first=first)
-
-
-def as_source(opened: Opened, data: str, *, max_images: int | None, first: bool = False) -> ImageSource:
-    """What was opened with class ids, and only ``max_images`` of it. Says what it is."""
+    opened = _open_data(data, read or ReadOptions())
     total = len(opened.rows)
     if total == 0:
         raise ValueError(f"{data}: no images found")
@@ -213,7 +192,6 @@ def as_source(opened: Opened, data: str, *, max_images: int | None, first: bool 
     if opened.labels is not None:
         labels, names = class_ids(opened.labels, names, data)
     chosen = choose_rows(total, max_images)
-    chosen = np.arange(len(chosen)) if first else chosen
     source = ImageSource(
         name=data,
         rows=opened.rows,
@@ -271,7 +249,7 @@ def iterate_images(
         raise ValueError(f"{source.name}: no usable image; {'; '.join(report.skipped)}")
 
 
-def open_data(data: str, read: ReadOptions) -> Opened:
+def _open_data(data: str, read: ReadOptions) -> Opened:
     """What ``data`` names, whatever kind it is."""
     path = Path(data).expanduser()
     check_readable(path)
@@ -286,23 +264,23 @@ def open_data(data: str, read: ReadOptions) -> Opened:
         return open_tars(tars, read)
     if path.exists():
         raise ValueError(f"{data}: not a folder, a .parquet file, a .tar or a Hub data set id")
-    check_hub_id(data)
+    _check_hub_id(data)
     from datasets import load_dataset
 
     try:
         table = load_dataset(data, split=read.split)
     except Exception as error:
-        raise hub_error(data, error) from error
+        raise _hub_error(data, error) from error
     return open_hub(table, data, read)
 
 
-def check_hub_id(data: str) -> None:
+def _check_hub_id(data: str) -> None:
     """ValueError for what is no file and can be no data set of the Hub either."""
     if data.count("/") != 1 or data.startswith((".", "/", "~")):
         raise ValueError(f"{data}: no such file or folder (a Hub data set id has the form owner/name)")
 
 
-def hub_error(data: str, error: Exception) -> ValueError:
+def _hub_error(data: str, error: Exception) -> ValueError:
     """Why a data set cannot be had from the Hub, and what to do."""
     return ValueError(f"{data}: no such folder, and from the Hub: {hub_reason(error, 'dataset')}")
 

@@ -46,9 +46,6 @@ class ParquetRows:
             self._paths = [path for file in self.files for path in _read_paths(file, self.column)]
         return printable(self._paths[index] or f"row {index}")
 
-    def id(self, index: int) -> str:
-        return f"row-{index}"
-
     def state(self) -> list[str]:
         return [f"{f.name} {file_state(f)}" for f in self.files]
 
@@ -258,15 +255,12 @@ class HubRows:
     def path(self, index: int) -> str:
         return printable(cell_path(self.table[index][self.column]) or f"row {index}")
 
-    def id(self, index: int) -> str:
-        return f"row-{index}"
-
     def state(self) -> list[str]:
         return [str(self.table._fingerprint)]
 
 
-def hub_columns(table: Any, data: str, read: ReadOptions) -> tuple[Any, Columns]:
-    """A data set of ``datasets``, stream or not, with its image column left encoded, and its columns.
+def open_hub(table: Any, data: str, read: ReadOptions) -> Opened:
+    """A ``datasets.Dataset`` as rows, its image column left encoded.
 
     Raises:
         ValueError: no column of images, or doubt.
@@ -290,7 +284,10 @@ def hub_columns(table: Any, data: str, read: ReadOptions) -> tuple[Any, Columns]
         raise ValueError(f"{data}: no column of images among {', '.join(kinds)}")
     if columns.label is None and "json" in kinds and kinds["json"] not in (BYTES, TEXT):  # of WebDataset samples
         columns = replace(columns, label="json", note=f"images: column {columns.image}; labels: label in json")
-    return table, columns
+    labels = None if columns.label is None else [_label_of(value) for value in table[columns.label]]
+    if columns.label == "json" and labels is not None and all(label is None for label in labels):
+        labels = None  # captions
+    return Opened(rows=HubRows(table, columns.image), labels=labels, class_names=columns.class_names, note=columns.note)
 
 
 def _feature_kind(feature: Any) -> str:
@@ -304,15 +301,6 @@ def _feature_kind(feature: Any) -> str:
     return type(feature).__name__ if not isinstance(feature, dict) else "a struct"
 
 
-def open_hub(table: Any, data: str, read: ReadOptions) -> Opened:
-    """A ``datasets.Dataset`` as rows. Raises ValueError without an image column."""
-    table, columns = hub_columns(table, data, read)
-    labels = None if columns.label is None else [label_of(value) for value in table[columns.label]]
-    if columns.label == "json" and labels is not None and all(label is None for label in labels):
-        labels = None  # captions
-    return Opened(rows=HubRows(table, columns.image), labels=labels, class_names=columns.class_names, note=columns.note)
-
-
-def label_of(value: Any) -> Any:
+def _label_of(value: Any) -> Any:
     """A label from its cell: of the .json of a WebDataset sample its "label"."""
     return as_label(value.get("label") if isinstance(value, dict) else value)

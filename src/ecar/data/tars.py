@@ -45,9 +45,6 @@ class TarRows:
     def path(self, index: int) -> str:
         return printable(f"{self.tars[index]}: {self.members[index].key}")
 
-    def id(self, index: int) -> str:
-        return printable(f"{self.tars[index].name}/{self.members[index].key}")
-
     def state(self) -> list[str]:
         return [f"{tar.name} {file_state(tar)}" for tar in dict.fromkeys(self.tars)]
 

@@ -11,9 +11,8 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ecar.config import SamplingConfig, differences
-from ecar.evaluation.samples import Samples, map_images, read_npz, write_images
+from ecar.evaluation.samples import Samples, read_npz, write_npz, write_samples
 from ecar.files.lock import run_lock
 from ecar.files.records import read_json, write_atomically
 from ecar.processes.watchdog import FORWARD, WAIT, Watchdog
@@ -33,16 +32,6 @@ from ecar.sampling.pipeline import Pipeline, Sampler
 _ALONE = World()
 _PATIENCE = 8.0  # of the watchdog: a large batch on a CPU takes longer than a step of training
 _KEYS = ("ids", "labels", "drawn", "seconds")
-
-
-@dataclass(frozen=True)
-class Made:
-    """What a folder of samples holds beside the images: class ids (N,) int64, the seconds that making them took, and
-    the mean number of candidates drawn for one."""
-
-    labels: np.ndarray
-    seconds: float
-    drawn: float
 
 
 def write_array(
@@ -68,7 +57,7 @@ def write_array(
         missing = draw_samples(pipe, labels, folder=folder, world=world, **options)
         if world.rank:
             return None
-        made = merge(folder, len(labels), out, labelled=pipe.model.config.num_classes > 0)
+        made = collect(folder, len(labels), out, labelled=pipe.model.config.num_classes > 0)
         shutil.rmtree(folder)
     return missing, made.drawn
 
@@ -119,7 +108,7 @@ def draw_samples(
                 "drawn": np.asarray(output.drawn),
                 "seconds": np.asarray(time.perf_counter() - start),
             }
-            write_part(folder / f"ids_{ids[0]:08d}.npz", arrays)
+            write_npz(folder / f"ids_{ids[0]:08d}.npz", arrays)
         watchdog.at(sys.maxsize, WAIT)
         world.meet("samples")
     return sum(map(len, cut))
@@ -160,41 +149,31 @@ def _whole(record: dict[str, object], seed: int, settings: SamplingConfig) -> di
     return dict(json.loads(json.dumps({**record, "seed": seed, "settings": settings.to_json()})))
 
 
-def collect(folder: Path, num: int, *, labelled: bool = True) -> Samples:
-    """The samples of ids 0 .. num - 1 in ``folder``: in one file there, ``samples.npz``, whose images are mapped into
-    memory, not read.
+def collect(folder: Path, num: int, path: Path | None = None, *, labelled: bool = True) -> Samples:
+    """The samples of ids 0 .. num - 1 in ``folder``, also written to an ``.npz`` (default: ``samples.npz`` there).
+    Their images are mapped into memory, not read: the file behind them has no name any more, and goes with them.
 
     Raises:
         ValueError: ids missing or doubled.
     """
-    path = folder / "samples.npz"
-    made = merge(folder, num, path, labelled=labelled)
-    images = torch.from_numpy(map_images(path)).permute(0, 3, 1, 2)
-    return Samples(images, torch.from_numpy(made.labels) if labelled else None, made.seconds, made.drawn)
-
-
-def merge(folder: Path, num: int, path: Path, *, labelled: bool = True) -> Made:
-    """Write the samples of ids 0 .. num - 1 in ``folder`` to an ``.npz`` as ``write_samples`` does, a few at a time.
-
-    Raises:
-        ValueError: ids missing or doubled.
-    """
-    files, found = sorted(folder.glob("ids_*.npz")), [np.zeros((3, 0), np.int64)]
+    files = sorted(folder.glob("ids_*.npz"))
+    found = np.concatenate([np.zeros(0, np.int64), *(_read_part(file)["ids"] for file in files)])
+    _check_ids(folder, np.sort(found[found < num]), num)
+    images, scratch = None, folder / "images.npy.tmp"
     labels, drawn, seconds = np.zeros(num, np.int64), np.zeros(num), 0.0
-    for number, file in enumerate(files):
-        part = _read_part(file)
+    for file in files:
+        part = _read_part(file, images=True)
         keep = part["ids"] < num
-        ids, rows = part["ids"][keep], np.flatnonzero(keep)
-        labels[ids], drawn[ids] = part["labels"][keep], part["drawn"][keep]
-        found.append(np.stack([ids, np.full(len(ids), number), rows]))
+        if images is None:
+            images = np.lib.format.open_memmap(scratch, "w+", np.uint8, shape=(num, *part["images"].shape[1:]))
+        for whole, key in ((images, "images"), (labels, "labels"), (drawn, "drawn")):
+            whole[part["ids"][keep]] = part[key][keep]
         seconds += float(part["seconds"]) * float(keep.mean())
-    places = np.concatenate(found, axis=1)
-    places = places[:, places[0].argsort(kind="stable")]
-    _check_ids(folder, places[0], num)
-    parts = _in_order(files, places[1], places[2])
-    first = next(parts)
-    write_images(path, (num, *first.shape[1:]), _again(first, parts), labels if labelled else None)
-    return Made(labels, seconds, float(drawn.mean()))
+    mapped = torch.from_numpy(images).permute(0, 3, 1, 2)
+    samples = Samples(mapped, torch.from_numpy(labels) if labelled else None, seconds, float(drawn.mean()))
+    write_samples(path or folder / "samples.npz", samples)
+    scratch.unlink()
+    return samples
 
 
 def _check_ids(folder: Path, ids: np.ndarray, num: int) -> None:
@@ -206,18 +185,6 @@ def _check_ids(folder: Path, ids: np.ndarray, num: int) -> None:
         raise ValueError(f"{folder}: {len(missing)} of {num} images are missing, the first is {missing[0]}")
 
 
-def _in_order(files: list[Path], numbers: np.ndarray, rows: np.ndarray) -> Iterator[np.ndarray]:
-    """Images (n, H, W, 3) from one file after another, the last one kept: neighbours lie in one."""
-    breaks = np.flatnonzero(np.diff(numbers)) + 1
-    for run, some in zip(np.split(numbers, breaks), np.split(rows, breaks), strict=True):
-        yield _read_part(files[run[0]], images=True)["images"][some]
-
-
-def _again(first: np.ndarray, rest: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-    yield first
-    yield from rest
-
-
 def _read_part(path: Path, *, images: bool = False) -> dict[str, np.ndarray]:
     """A file of ``draw_samples``; ValueError if it is damaged."""
     part = read_npz(path, (*_KEYS, "images") if images else _KEYS)
@@ -226,11 +193,3 @@ def _read_part(path: Path, *, images: bool = False) -> dict[str, np.ndarray]:
     if not len(part.get("images", part["ids"])) == len(part["labels"]) == part["ids"].size > 0:
         raise ValueError(f"{path}: damaged; delete the file, its images are made again")
     return part
-
-
-def write_part(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """A file that is there whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]
-    temporary.replace(path)

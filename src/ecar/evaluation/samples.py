@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import struct
-import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,7 +19,6 @@ from ecar.files.images import BadImageError, decode_image
 from ecar.sampling.pictures import channels_first, from_decoded
 from ecar.sampling.pipeline import Pipeline
 
-_IMAGES = "arr_0.npy"  # in an .npz
 _AT_ONCE = 1000  # images in memory twice
 
 
@@ -105,49 +102,18 @@ def _read_folder(path: Path) -> Samples:
 
 def write_samples(path: Path, samples: Samples) -> None:
     """``arr_0`` (and ``labels``), as ADM's evaluator and ``read_samples`` read them."""
-    count, channels, height, width = samples.images.shape
-    parts = (part.permute(0, 2, 3, 1).contiguous().numpy() for part in samples.images.split(_AT_ONCE))
-    labels = None if samples.labels is None else samples.labels.numpy()
-    write_images(path, (count, height, width, channels), parts, labels)
+    arrays = {"arr_0": samples.images.permute(0, 2, 3, 1).numpy()}
+    if samples.labels is not None:
+        arrays["labels"] = samples.labels.numpy()
+    write_npz(path, arrays)
 
 
-def write_images(
-    path: Path, shape: tuple[int, ...], parts: Iterable[np.ndarray], labels: np.ndarray | None = None
-) -> None:
-    """An ``.npz`` that numpy's ``savez`` might have written, whole or not at all, of images that come in parts: all of
-    them need not be in memory.
-
-    Args:
-        shape: (N, H, W, 3) of all.
-        parts: (n, H, W, 3) uint8 each.
-        labels: (N,) int64.
-    """
+def write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """A file that is there whole or not at all; arrays that are mapped into memory are not read into it as a whole."""
     temporary = path.with_name(path.name + ".tmp")
-    with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
-        with archive.open(_IMAGES, "w", force_zip64=True) as file:
-            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(file, header)
-            for part in parts:
-                file.write(np.ascontiguousarray(part).data)
-        if labels is not None:
-            with archive.open("labels.npy", "w", force_zip64=True) as file:
-                np.lib.format.write_array(file, labels, allow_pickle=False)
+    with open(temporary, "wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
     temporary.replace(path)
-
-
-def map_images(path: Path) -> np.ndarray:
-    """The images (N, H, W, 3) uint8 of a file of ``write_images``, mapped into memory: the system reads what is looked
-    at. Writing to them changes no file."""
-    with zipfile.ZipFile(path) as archive:
-        member = archive.getinfo(_IMAGES)
-        with archive.open(member) as file:
-            np.lib.format.read_magic(file)
-            shape, _, kind = np.lib.format.read_array_header_1_0(file)
-            start = file.tell()
-    with open(path, "rb") as whole:  # a name and a field of unknown length lie between the member's head and its bytes
-        whole.seek(member.header_offset + 26)
-        start += member.header_offset + 30 + sum(struct.unpack("<HH", whole.read(4)))
-    return np.memmap(path, kind, "c", start, shape)
 
 
 def choose(samples: Samples, num: int) -> Samples:

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from ecar.files.access import check_readable, usual_mode
 
 _METADATA, _ABOUT = "__metadata__", "ecar"
-UNKNOWN = "not stated"  # a licence
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 CONVERT = (
     'convert its tensors, where you trust it, with: python -c "import torch; from safetensors.torch import save_file; '

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ecar.data.latents import MemoryTable
+from ecar.data.latents import LatentTable
 from ecar.evaluation.extractors import Extractor, extract, get_extractor
 from ecar.network.model import StageModel
 from ecar.pretrained.build import build_model
@@ -128,8 +128,8 @@ class Probe:
     """
 
     tokenizer: Tokenizer
-    train: MemoryTable
-    held_out: MemoryTable
+    train: LatentTable
+    held_out: LatentTable
     seconds: float
 
 
@@ -164,12 +164,12 @@ def try_training(values: dict[str, Any], probe: Probe, steps: int = 0) -> Trial:
         return Trial(begun, step, min(update, step), sample, model.num_parameters(), len(seconds), loss)
 
 
-def table_of(latents: Tensor, labels: Tensor, names: tuple[str, ...], tokenizer: Tokenizer, side: int) -> MemoryTable:
+def table_of(latents: Tensor, labels: Tensor, names: tuple[str, ...], tokenizer: Tokenizer, side: int) -> LatentTable:
     """Latents (N, C, h, w) of a trial; on unit scale also where the tokenizer's statistics are not known yet."""
     if not tokenizer.measured:
         shift, spread = latents.mean((0, 2, 3), keepdim=True), latents.std((0, 2, 3), keepdim=True)
         latents = (latents - shift) / spread.clamp_min(1e-4)
-    return MemoryTable(
+    return LatentTable(
         latents=latents[None].half().cpu(), labels=labels, class_names=names, image_side=(side, side),
         tokenizer=tokenizer.fingerprint(),
     )  # fmt: skip

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ecar.data.encoding import EncodePlan, encode_shards
-from ecar.data.feed import open_source
-from ecar.data.source import BadImages
+from ecar.data.source import BadImages, load_source
 from ecar.evaluation.config import EvaluationConfig
 from ecar.evaluation.reference import read_images
 from ecar.evaluation.run import evaluate
@@ -164,9 +163,9 @@ def encode(work: Work) -> dict[str, Any]:
         }  # fmt: skip
         values |= {} if name == "latents" else {"max_images": work.watched}
         commands.append(command("encode", values))
-        feed = open_source(str(data), max_images=None if name == "latents" else work.watched)
+        images = load_source(str(data), max_images=None if name == "latents" else work.watched)
         record = encode_shards(
-            feed, tokenizer, out, plan, bad=BadImages(), command=commands[-1], device=work.here, world=work.world
+            images, tokenizer, out, plan, bad=BadImages(), command=commands[-1], device=work.here, world=work.world
         )
         counts.append(int(record["images"]))
     return {"images": counts[0], "held_out": counts[1], "commands": commands}

@@ -78,13 +78,12 @@ def card_text(
     names = ", ".join(config.class_names[:20]) + (", ..." if len(config.class_names) > 20 else "")
     classes = f" in {config.num_classes} classes: {names}" if config.num_classes else ""
     height, width = config.image_side or (0, 0)
-    licence = pipe.tokenizer.license or "not stated in it"
     lines = [
         "---", data.to_yaml(), "---", "", f"# {title}", "", "![Samples](samples.png)", "",
         f"Images of {height}x{width} pixels{classes}. "
         f"{pipe.model.num_parameters():,} parameters, {len(pipe.model.plan)} stages.", "",
         *_how_to_load(repo_id, config.class_names),
-        f"Tokenizer: {pipe.tokenizer.kind}, fingerprint {pipe.tokenizer.fingerprint()}; its licence: {licence}. "
+        f"Tokenizer: {pipe.tokenizer.kind}, fingerprint {pipe.tokenizer.fingerprint()}. "
         f"Licence of the weights: {card.license or 'not stated'}.", "",
     ]  # fmt: skip
     if record is not None:

@@ -15,7 +15,6 @@ from ecar.files.remote import check_repo_id, hub_reason
 from ecar.files.tensors import (
     CONVERT,
     PICKLES,
-    UNKNOWN,
     about,
     load_weights,
     tensors_fingerprint,
@@ -107,7 +106,7 @@ def about_model(model: StageModel, tokenizer: Tokenizer, name: str = "", license
         f"{config.kind}, {height}x{width} pixels, {config.num_classes} classes, {model.num_parameters():,} parameters"
     )
     its = f"{tokenizer.kind} {tokenizer.fingerprint()}"
-    return about(model=name or sizes, tokenizer=its, license=license or UNKNOWN)
+    return about(model=name or sizes, tokenizer=its, license=license or "not stated")
 
 
 def load_config(folder: Path) -> ModelConfig:

@@ -129,20 +129,14 @@ def enlarging(model: StageModel, tokenizer: Tokenizer, picture: Image.Image, fac
     return Edit(model.plan, _encode(model, tokenizer, canvas.plain()), begin, canvas)
 
 
-def begins(plan: Sequence[Stage], strength: float) -> tuple[float, ...]:
-    """For every stage the time in [0, 1] from which it is drawn: 0 is the whole stage, 1 nothing of it.
+def begin_maps(plan: Sequence[Stage], drawn: np.ndarray, strength: float) -> tuple[np.ndarray, ...]:
+    """For every position of every stage the time in [0, 1] from which it is drawn, (h_k, w_k) each: 0 is the whole
+    stage, 1 nothing of it.
 
     All stages lie on one axis, each as long as the share of data that it adds, b_k - a_k. The last part of that axis,
-    of the relative length ``strength``, is drawn.
-    """
-    return tuple(float(_begin(plan, stage, np.asarray(strength))) for stage in plan)
-
-
-def begin_maps(plan: Sequence[Stage], drawn: np.ndarray, strength: float) -> tuple[np.ndarray, ...]:
-    """``begins`` for every position of every stage, (h_k, w_k) each; 1 where a position is not drawn at all.
-
-    A position of which only a part is in ``drawn`` (H, W) is drawn at that part of the strength (as in 2306.00950): the
-    more of its pixels are known, the longer it follows the known path. The middle of the hole comes first.
+    of the relative length ``strength``, is drawn. A position of which only a part is in ``drawn`` (H, W) is drawn at
+    that part of the strength (as in 2306.00950): the more of its pixels are known, the longer it follows the known
+    path. The middle of the hole comes first.
     """
     return tuple(_begin(plan, stage, strength * _covered(drawn, stage.side)) for stage in plan)
 

@@ -107,12 +107,6 @@ class Engine:
             self._thread.join(timeout)
         self._give_up(EngineError(503, "shutting_down", "the server shut down before the image was finished", 5))
 
-    @property
-    def idle(self) -> bool:
-        """Nothing waits and nothing runs."""
-        with self._changed:
-            return not (self._running or self._scheduler.new or self._scheduler.chunks)
-
     def submit(self, rows: Sequence[Row]) -> None:
         """Queue the rows of one request: all or none.
 

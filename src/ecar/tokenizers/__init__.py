@@ -14,12 +14,10 @@ from ecar.files.records import read_json
 from ecar.tokenizers.base import Tokenizer
 from ecar.tokenizers.conv import ConvTokenizer
 from ecar.tokenizers.pixels import PixelTokenizer
-from ecar.tokenizers.taef2 import Taef2Tokenizer
 
 __all__ = [
     "ConvTokenizer",
     "PixelTokenizer",
-    "Taef2Tokenizer",
     "Tokenizer",
     "bundled_tokenizers",
     "load_decoder",
@@ -40,7 +38,7 @@ def bundled_tokenizers() -> list[str]:
 
 def load_tokenizer(name: str | Path) -> Tokenizer:
     """A tokenizer by name: ``pixels``, ``pixels:FACTOR``, a bundled name (of a model: that model's), a folder written
-    by ``save``, one of TAEF2's published weights (as safetensors), a diffusers autoencoder's folder, or its Hub id.
+    by ``save``, a diffusers autoencoder's folder, or its Hub id.
 
     Raises:
         ValueError: nothing there, an unknown kind, damaged or missing weights.
@@ -65,8 +63,6 @@ def load_tokenizer(name: str | Path) -> Tokenizer:
                 raise ValueError(f"{config}: not the configuration of a tokenizer ({error})") from None
         if "model" in record:
             raise ValueError(f"tokenizer {text!r}: a model; its tokenizer is {folder / 'tokenizer'}")
-    elif any(folder.glob("taef2_*")):
-        return Taef2Tokenizer.load(folder)
     elif folder.exists() or text.count("/") != 1 or text.startswith((".", "/", "~")):
         raise ValueError(f"tokenizer {text!r}: no config.json there; give pixels, a tokenizer folder or a Hub id")
     from ecar.tokenizers.diffusers import DiffusersTokenizer

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ecar.devices import images_at_once
-from ecar.files.tensors import UNKNOWN, about, load_weights, write_tensors
+from ecar.files.tensors import about, load_weights, write_tensors
 
 
 class Tokenizer(nn.Module):
@@ -30,13 +30,11 @@ class Tokenizer(nn.Module):
         channels: C, channels of a latent map.
         factor: image pixels per latent position, along each side.
         measured: whether ``mean`` and ``std`` were measured on data; ``encode_source`` does it where they were not.
-        license: of the published weights of its kind, as the Hub spells it; empty where they are the user's own.
         has_moments: whether the encoder gives a distribution: ``encode_moments`` then has a variance.
     """
 
     kinds: ClassVar[dict[str, type[Tokenizer]]] = {}
     kind: str = ""
-    license: str = ""
     measured: bool = False
     has_moments: bool = False
     mean: Tensor
@@ -124,7 +122,7 @@ class Tokenizer(nn.Module):
 
     def about(self) -> dict[str, str]:
         """Metadata of its weights file."""
-        return about(tokenizer=f"{self.kind} {self.fingerprint()}", license=self.license or UNKNOWN)
+        return about(tokenizer=f"{self.kind} {self.fingerprint()}")
 
     @torch.no_grad()
     def measure(self, raw_batches: Iterable[Tensor]) -> None:

@@ -63,16 +63,6 @@ def commit(folder: Path, step: int, record: dict[str, Any], keep: int = 2) -> Pa
     return target
 
 
-def load_checkpoint(run: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """Tensors (whole ones, also of a sharded checkpoint) and record of the newest sound checkpoint; None without any.
-
-    Raises:
-        ValueError: there are checkpoints, and none is sound.
-    """
-    folder = find_checkpoint(run)
-    return None if folder is None else (read_tensors(folder), read_record(folder))
-
-
 def find_checkpoint(run: Path) -> Path | None:
     """The newest sound checkpoint, or None where there is none. Damaged ones and leftovers of a killed save are named
     on stderr.
@@ -100,7 +90,7 @@ def find_checkpoint(run: Path) -> Path | None:
 
 
 def has_checkpoint(run: Path) -> bool:
-    """Whether ``load_checkpoint`` would look at any (sound or not)."""
+    """Whether ``find_checkpoint`` would look at any (sound or not)."""
     return bool(_complete(run / "checkpoints"))
 
 
