@@ -67,7 +67,7 @@ class Measured:
 
     def with_batch(self, config: FitConfig, split: Split, processes: int) -> Measured:
         """With the batch of the training: a smaller one where the time is enough for few steps only, as long as most of
-        a step goes into pictures. (Muon's update of "butterflies" takes as long as 18 pictures.)"""
+        a step goes into pictures. (Muon's update of "butterflies" takes as long as 12 pictures.)"""
         asked, most = config.choices.batch_size, 32 if split.images < _MANY else 64
         if str(self.values["device"]).startswith("cuda"):
             most = 128
