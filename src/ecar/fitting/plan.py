@@ -237,7 +237,7 @@ def _notes(split: Split, step: float, asked: Choices, choices: Choices, missing:
     """
     notes = []
     if split.images < FEW:
-        notes.append(f"{split.images} pictures are few: the training stops where it begins to learn them by heart")
+        notes.append(f"{split.images} pictures are few: the training stops where it begins to overfit")
     seen, batch = (choices.max_steps or 0) * (choices.batch_size or 1), choices.batch_size or 1
     if seen < _ENOUGH and choices.start == NO_START:
         enough = in_words(_ENOUGH / batch * step)

@@ -23,7 +23,7 @@ from ecar.files.records import read_json, write_atomically
 from ecar.fitting.options import Photographs
 
 LEAST = 20  # pictures
-FEW = 500  # below, a model is likely to learn them by heart
+FEW = 500  # below, a model is likely to overfit
 _LOOKED_AT = 20_000  # pictures that are checked, at most
 _EACH_SECOND, _AT_LEAST = 3, 1000  # pictures that are checked for a second of the time for everything, and in any case
 _SHARE, _FEWEST, _MOST = 0.05, 8, 500  # of pictures that are held out
