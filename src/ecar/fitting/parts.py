@@ -33,12 +33,13 @@ from ecar.training.config import TokenizerConfig, TrainConfig
 from ecar.training.engine.log import read_log
 from ecar.training.loop import train
 from ecar.training.tokenizer import train_tokenizer
+from ecar.training.watch import RISEN
 
 TOKENIZER_BATCH = 16
 _ALONE = World()
 _SAVE_SECONDS = 60.0  # between checkpoints: what a kill costs at most
 _WATCHED, _WATCH_SHARE = (32, 256), 0.015  # held-out pictures, from and to, and of those seen: then ten looks
-_LOOKS = 6  # the held-out loss may stay above its lowest for a sixth of the looks
+_LOOKS = 6  # the held-out loss may have risen for so many looks in a row
 _SHARD = 256  # pictures: what a kill costs, and what one process of several encodes at a time
 _AS_GOOD = 1.1  # times the KID of the guided teacher, that a student may have
 _CROP = 128  # pixels, of tokenizer training
@@ -184,9 +185,11 @@ def fit_model(work: Work) -> dict[str, Any]:
         values["init_from"] = choices.start
     train(TrainConfig.of(**values), pictures=False)
     losses = {line["step"]: line["val_loss"] for line in read_log(work.folder / "train") if "val_loss" in line}
-    last, best = max(losses), min(losses, key=lambda step: losses[step])
+    last, lowest = max(losses), min(losses.values())
+    best = max(step for step, loss in losses.items() if loss <= (1 + RISEN) * lowest)
     return {
         "steps": last, "of": steps, "looks": len(losses), "best_step": best, "held_out_loss": losses[best],
+        "lowest_loss": lowest,
         "overfits": last < steps, "command": command("train", values),
     }  # fmt: skip
 

@@ -50,8 +50,8 @@ def _in_short(plan: Plan, found: dict[str, Any]) -> list[str]:
     """What to do next, by how the training ended."""
     trained = found["train"]
     if trained["overfits"]:
-        text = "The training ended because the held-out loss did not fall any more: more pictures would help most."
-    elif trained["best_step"] < trained["steps"]:
+        text = "The training ended because the held-out loss had risen: more pictures would help most."
+    elif trained["lowest_loss"] < trained["held_out_loss"]:
         text = "The held-out loss was past its lowest at the end: more pictures would help more than more time."
     elif trained["looks"] < 2:
         text = "The training was too short for a second look at the held-out loss: more time would help."
@@ -105,11 +105,12 @@ def _numbers(values: tuple[float, ...]) -> str:
 def _training(work: Work, found: dict[str, Any]) -> list[str]:
     trained = found["train"]
     text = (
-        f"{trained['steps']:,} of at most {trained['of']:,} steps. The held-out loss was lowest, "
-        f"{trained['held_out_loss']:.4f}, after step {trained['best_step']:,}; the model is the average of then."
+        f"{trained['steps']:,} of at most {trained['of']:,} steps. The model is the average after step "
+        f"{trained['best_step']:,}, with a held-out loss of {trained['held_out_loss']:.4f}; the lowest was "
+        f"{trained['lowest_loss']:.4f}."
     )
     if trained["overfits"]:
-        text += " From there on it rose, so the training ended: more pictures would help more than more time."
+        text += " Then it rose by more than 2%, so the training ended: more pictures would help more than more time."
     picture = work.folder / "train" / "loss.png"
     curve = [_file(picture, "loss")] if picture.exists() else ["<p>No curve: matplotlib is not installed.</p>"]
     return ["<h2>Training</h2>", f"<p>{text}</p>", *curve]

@@ -27,8 +27,8 @@ class DataOptions(ReadOptions):
     """Log the loss of held-out data too: images or a latent cache, of the classes and tokenizer of --data. Or hold a
     share of --data out, such as 0.05. At most 256 images are used."""
     patience: int = option(0, free=True)
-    """End after so many evaluations without a lower held-out loss; 0: never. final is then the average with the lowest
-    loss, of the first --ema."""
+    """End after so many evaluations in a row with a held-out loss of more than 2% above its lowest; 0: never. final is
+    then the last average before that, of the first --ema."""
     flip: bool = False
     """Mirror half of the images. Off by default: letters and shoes have a direction."""
     label_dropout: float = 0.1
