@@ -294,7 +294,7 @@ def test_image_that_cannot_be_encoded_ends_its_stream_with_an_error_event(monkey
     def broken(*_: object, **__: object) -> str:
         raise OSError("encoder error -2")
 
-    monkeypatch.setattr(answers, "encode", broken)
+    monkeypatch.setattr(answers, "_encode", broken)
     engine = tiny()
     with listening(create_app(engine, "tiny"), engine) as port:
         text = httpx.post(f"http://127.0.0.1:{port}{GENERATE}", json={"prompt": "cat", "stream": True}).text
