@@ -36,6 +36,10 @@ curve dit_guidance --model "$runs/dit/final" --num 300 --seed 10000 --settings 1
 curve ecar --model "$runs/model/final" --vgg --num 500 --settings 4,3:5,8 6,4:5,8 12,8:5,8
 curve dit --model "$runs/dit/final" --vgg --num 500 --settings 5:5.5 10:5.5 25:5.5
 
-python benchmarks/compare.py --ecar "$runs/ecar.jsonl" --dit "$runs/dit.jsonl" --name comparison --out results/imagewoof
+# Seconds need a quiet machine.
+python benchmarks/seconds.py --ecar "$runs/ecar.jsonl" --ecar-model "$runs/model/final" --dit "$runs/dit.jsonl" \
+    --dit-model "$runs/dit/final" --images 16 --out "$runs/seconds.json"
+python benchmarks/compare.py --ecar "$runs/ecar.jsonl" --dit "$runs/dit.jsonl" --seconds "$runs/seconds.json" \
+    --name comparison --out results/imagewoof
 python benchmarks/side_by_side.py --systems "ECAR=$runs/model/final=6,4:5,8" "DiT=$runs/dit/final=25:5.5" \
     --data "$validation" --per-class 2 --out results/imagewoof/side_by_side.jpg
