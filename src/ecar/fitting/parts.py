@@ -33,7 +33,7 @@ from ecar.training.config import TokenizerConfig, TrainConfig
 from ecar.training.engine.log import read_log
 from ecar.training.loop import train
 from ecar.training.tokenizer import train_tokenizer
-from ecar.training.watch import RISEN
+from ecar.training.watch import has_risen
 
 TOKENIZER_BATCH = 16
 _ALONE = World()
@@ -186,7 +186,7 @@ def fit_model(work: Work) -> dict[str, Any]:
     train(TrainConfig.of(**values), pictures=False)
     losses = {line["step"]: line["val_loss"] for line in read_log(work.folder / "train") if "val_loss" in line}
     last, lowest = max(losses), min(losses.values())
-    best = max(step for step, loss in losses.items() if loss <= (1 + RISEN) * lowest)
+    best = max(step for step, loss in losses.items() if not has_risen(loss, lowest))
     return {
         "steps": last, "of": steps, "looks": len(losses), "best_step": best, "held_out_loss": losses[best],
         "lowest_loss": lowest,

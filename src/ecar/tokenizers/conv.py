@@ -138,6 +138,7 @@ class ConvTokenizer(Tokenizer):
             yield from (nn.PixelShuffle(self.patch), Refine(self.image_channels))
 
     def config(self) -> dict[str, Any]:
+        """Arguments that build the same network again, as JSON."""
         return {
             "channels": self.channels,
             "factor": self.factor,

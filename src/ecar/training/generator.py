@@ -82,6 +82,7 @@ class Generator(Task):
             self.module.compile_blocks()
 
     def begin(self, first: bool) -> dict[str, Any]:
+        """As of ``Task``."""
         if not first:
             return {}
         trained, source = sum(p.numel() for p in self.module.parameters() if p.requires_grad), self.source
@@ -103,6 +104,7 @@ class Generator(Task):
         return self.batches(step)
 
     def losses(self, module: nn.Module, batch: tuple[Tensor, Tensor, Draws], part: Part) -> Losses:
+        """As of ``Task``: the flow-matching loss of every stage on this part of the rows."""
         z, labels, draws = batch
         draws, rows = draws.select(part.where), tuple(r // part.count for r in self.rows)
         with mixed_precision(self.config.run.device, wanted=self.config.scale.dtype == "bf16"):

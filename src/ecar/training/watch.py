@@ -23,7 +23,12 @@ _COST = 0.05  # of the time of training, at most, about
 _FORWARD = 1 / 3  # of a training step's time, per image
 _PART = 64  # images in one pass, at most
 _BEST = "best.safetensors"  # averaged weights, where there is patience
-RISEN = 0.02  # of its lowest: so far above it the loss may lie. Samples improve beyond the lowest (docs/log.md)
+_RISEN = 0.02  # of its lowest: so far above it the loss may lie. Samples improve beyond the lowest (docs/log.md)
+
+
+def has_risen(loss: float, lowest: float) -> bool:
+    """Whether a held-out loss lies so far above its lowest that a model overfits."""
+    return loss > (1 + _RISEN) * lowest
 
 
 class HeldOutLoss:
@@ -51,7 +56,7 @@ class HeldOutLoss:
     def turned(self) -> bool:
         """Whether the log shows a loss that has risen, in as many looks in a row as the run has patience."""
         patience, found = self.task.config.data.patience, self._losses()
-        return 0 < patience < len(found) and min(found[-patience:]) > (1 + RISEN) * min(found)
+        return 0 < patience < len(found) and has_risen(min(found[-patience:]), min(found))
 
     def best(self) -> dict[str, Tensor] | None:
         """The last averaged weights before the loss had risen, where there is patience."""
@@ -67,7 +72,7 @@ class HeldOutLoss:
     def __call__(self, weights: dict[str, Tensor]) -> dict[str, float]:
         """``val_loss`` and ``val_loss_K`` of each stage for averaged weights, in the units of the training loss."""
         found = self._look(weights)
-        if self.task.config.data.patience and found["val_loss"] <= (1 + RISEN) * min(self._losses(), default=math.inf):
+        if self.task.config.data.patience and not has_risen(found["val_loss"], min(self._losses(), default=math.inf)):
             write_tensors(self._best_file(), {name: tensor.cpu().contiguous() for name, tensor in weights.items()})
         return found
 
