@@ -52,7 +52,7 @@ def _cached(width: int, sides: tuple[int, ...]) -> float:
 
 def sit(steps: int) -> Computed:
     """SiT-XL/2: the network of DiT-XL/2, guided in every step."""
-    config = preset_config("dit", "xl", latent=(32, 32), stages=1, channels=4, classes=1000, image=(256, 256), patch=2)
+    config = preset_config("dit-xl/2", latent=(32, 32), stages=1, channels=4, classes=1000, image=(256, 256))
     parts = sampling_flops(config, SamplingConfig(steps=(steps,), guidance=(1.5,), solver="euler"))
     blocks = config.head_depth * 18 * config.width**2
     return Computed("SiT-XL/2", f"{steps} steps, guided", blocks, 0, sum(parts["head"]))

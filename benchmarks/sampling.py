@@ -305,7 +305,7 @@ def _ecar(options: Options, resolution: int) -> tuple[ModelConfig, SamplingConfi
     side = resolution // options.factor
     stages = options.stages + max(0, (resolution // options.resolution).bit_length() - 1)
     config = preset_config(
-        "ecar", options.preset, latent=(side, side), stages=stages, channels=options.channels,
+        options.preset, latent=(side, side), stages=stages, channels=options.channels,
         classes=options.classes, image=(resolution, resolution),
     )  # fmt: skip
     steps = options.steps or default_steps(stages)
@@ -321,8 +321,8 @@ def _ecar(options: Options, resolution: int) -> tuple[ModelConfig, SamplingConfi
 def _dit(options: Options, resolution: int) -> ModelConfig:
     side = resolution // options.peer_factor
     return preset_config(
-        "dit", options.preset, latent=(side, side), stages=1, channels=options.peer_channels,
-        classes=options.classes, image=(resolution, resolution), patch=options.peer_patch,
+        f"dit-{options.preset}/{options.peer_patch}", latent=(side, side), stages=1, channels=options.peer_channels,
+        classes=options.classes, image=(resolution, resolution),
     )  # fmt: skip
 
 

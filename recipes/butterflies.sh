@@ -26,7 +26,7 @@ ecar tokenizer --data "$butterflies" --out "$runs/sharp" --init-from "$runs/phot
 ecar encode --data "$butterflies" --tokenizer "$runs/photographs" --resolution 256 --flip --out "$runs/latents"
 
 # Model: 64 tokens of 2x2 positions in the last stage, 16 in the first, which trains on twice as many images.
-ecar train --data "$runs/latents" --flip --out "$runs/model" --resolution 256 --preset 256x4x1+6 --patch 2 --stages 2 \
+ecar train --data "$runs/latents" --flip --out "$runs/model" --resolution 256 --preset 256x4x1+6/2 --stages 2 \
     --stage-share 1 0.5 --compile --optimizer muon --lr 2e-3 --batch-size 112 --max-steps 7300 --decay 0.4 --ema 0.99 0.998
 
 # The folder of the model, in float16, with its default steps; the critic beside it.

@@ -49,12 +49,11 @@ def options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--extractor", default="inception", help="inception (FID), efficientnet-lite0 or dinov2")
     add("--weights", help="file of the extractor's weights; default: its own")
     add("--tokenizer", default="stabilityai/sd-vae-ft-ema", help="as ecar encode takes it: photographs, a folder, ...")
-    add("--preset", default="xl", help="b, l or xl; smaller ones, or sizes such as 256x4x1+6, to try the recipe")
+    add("--preset", default="xl/2", help="as ecar train takes it: /2 suits factor 8; 256x4x1+6/2 tries the recipe")
     add("--shard-size", type=int, default=2048, help="images that a process encodes at a time")
     add("--processes", type=int, default=8, help="one for each GPU")
     add("--resolution", type=int, default=256)
     add("--stages", type=int, default=3)
-    add("--patch", type=int, help="latent positions on a side of a token; default 2 for factor 8, else 1")
     add("--batch-size", type=int, default=1024, help="images of an update, over all processes")
     add("--accumulate", type=int, default=4, help="passes of a process that make an update: less memory, same step")
     add("--epochs", type=float, default=80)
@@ -102,12 +101,11 @@ def options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return found
 
 
-def parts(args: argparse.Namespace, images: int, patch: int) -> dict[str, list[str]]:
+def parts(args: argparse.Namespace, images: int) -> dict[str, list[str]]:
     """The words of every ``ecar`` command, in order.
 
     Args:
         images: number of training images.
-        patch: latent positions on a side of a token.
     """
     out, device = args.out, ["--device", args.device]
     steps = max(1, round(images * args.epochs / args.batch_size))
@@ -120,7 +118,7 @@ def parts(args: argparse.Namespace, images: int, patch: int) -> dict[str, list[s
         ],
         "train": [
             "train", "--data", str(out / "latents"), "--flip", "--resolution", str(args.resolution),
-            "--preset", args.preset, "--stages", str(args.stages), "--patch", str(patch), "--lr", str(args.lr),
+            "--preset", args.preset, "--stages", str(args.stages), "--lr", str(args.lr),
             "--batch-size", str(args.batch_size), "--max-steps", str(steps), "--ema", "0.999", "0.9999",
             "--accumulate", str(args.accumulate), "--out", str(out / "model"), *device, *shlex.split(args.train),
         ],
@@ -148,24 +146,18 @@ def launched(words: list[str], processes: int) -> list[str]:
 
 def run(args: argparse.Namespace) -> None:
     """All parts, one after the other; each resumes by itself."""
-    tokenizer = load_tokenizer(args.tokenizer)
-    patch = args.patch or default_patch(tokenizer)
+    load_tokenizer(args.tokenizer)  # says what is wrong with it before anything is written
     for name in ("encode", "train", "evaluate", "card"):
         if name == "card" and (args.out / "card" / "README.md").exists():
             print(f"{args.out / 'card'} is there already; delete it for a new one", flush=True)
             continue
         record = args.out / "latents" / "cache.json"
         images = json.loads(record.read_text())["images"] if record.exists() else args.images
-        command = launched(parts(args, images, patch)[name], args.processes)
+        command = launched(parts(args, images)[name], args.processes)
         print(f"{name}: {shlex.join(command)}", flush=True)
         done = subprocess.run(command, env={"OMP_NUM_THREADS": "1", **os.environ} if args.processes > 1 else None)
         if done.returncode:
             sys.exit(f"{name} ended with code {done.returncode}; the same command goes on")
-
-
-def default_patch(tokenizer: Tokenizer) -> int:
-    """Of a token: as many tokens at factor 8 as at factor 16."""
-    return 2 if tokenizer.factor == 8 else 1
 
 
 def known_tokenizer(name: str) -> Tokenizer:
@@ -186,10 +178,10 @@ def known_tokenizer(name: str) -> Tokenizer:
 def plan(args: argparse.Namespace) -> dict[str, Any]:
     """Time, memory, disk and cost of every part, by calculation."""
     tokenizer, side = known_tokenizer(args.tokenizer), (args.resolution, args.resolution)
-    patch, images = args.patch or default_patch(tokenizer), min(args.images, args.max_images or args.images)
+    images = min(args.images, args.max_images or args.images)
     config = preset_config(
-        "ecar", args.preset, latent=tokenizer.latent_side(*side), stages=args.stages, channels=tokenizer.channels,
-        classes=args.classes, image=side, patch=patch,
+        args.preset, latent=tokenizer.latent_side(*side), stages=args.stages, channels=tokenizer.channels,
+        classes=args.classes, image=side,
     )  # fmt: skip
     settings = SamplingConfig(steps=tuple(args.steps), guidance=tuple(args.guidance), solver="ab2")
     share, local = shares((), args.stages), args.batch_size // args.processes // args.accumulate
@@ -204,7 +196,7 @@ def plan(args: argparse.Namespace) -> dict[str, Any]:
     }  # fmt: skip
     total = {key: round(sum(part[key] for part in found.values()), 3) for key in ("hours", "device_hours", "cost")}
     return {
-        "preset": args.preset, "parameters": model["parameters"]["total"], "patch": patch,
+        "preset": args.preset, "parameters": model["parameters"]["total"],
         "sides": [list(s) for s in config.stages.sides], "images": images, "epochs": args.epochs,
         "devices": args.processes, "tflops": args.tflops, "autoencoder_tflops": args.autoencoder_tflops,
         "parts": found, "total": total,
@@ -261,7 +253,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         run(args)
         return
     record = plan(args)
-    for name, words in parts(args, record["images"], record["patch"]).items():
+    for name, words in parts(args, record["images"]).items():
         print(f"{name}: {shlex.join(launched(words, args.processes))}")
     print("\nBy calculation; reading images, starting up and the distances between features are not in it.")
     print("Memory is of one device.")

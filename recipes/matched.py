@@ -61,9 +61,12 @@ def main() -> None:
     parser.add_argument("--ecar-options", default="", help="of ecar train, ECAR only")
     args = parser.parse_args()
     own = shlex.split(args.ecar_options)
-    common = ["--data", args.data, "--preset", args.preset, "--resolution", str(args.resolution)]
+    common = ["--data", args.data, "--resolution", str(args.resolution)]
     common += shlex.split(args.options)
-    options = {"ecar": [*common, "--model", "ecar", *own], "dit": [*common, "--model", "dit"]}
+    options = {
+        "ecar": [*common, "--preset", args.preset, *own],
+        "dit": [*common, "--preset", f"dit-{args.preset}"],
+    }
     ratio = step_flops(options["dit"]) / step_flops(options["ecar"])
     steps = {"ecar": args.steps, "dit": round(args.steps / ratio)}
     print(f"a DiT step costs {ratio:.4f} of ECAR: {args.steps} steps of ECAR, {steps['dit']} of DiT", flush=True)

@@ -11,7 +11,7 @@ runs=${RUNS:-runs/butterflies}
 decoder=src/ecar/bundled/butterflies/tokenizer
 
 # As many steps as cost the training FLOPs of "butterflies" (1.4e15). All blocks of a DiT are in its head.
-ecar train --model dit --data "$runs/latents" --flip --out "$runs/dit" --resolution 256 --preset 256x4x1+6 --patch 2 \
+ecar train --data "$runs/latents" --flip --out "$runs/dit" --resolution 256 --preset dit-256x4x1+6/2 \
     --compile --optimizer muon --lr 2e-3 --batch-size 112 --max-steps 5588 --decay 0.4 --ema 0.99 0.998
 
 python recipes/bundle.py --model "$runs/dit/final" --decoder "$decoder" --out "$runs/dit_bundled"

@@ -28,14 +28,14 @@ fashion)
 esac
 
 # DiT: as many steps as cost ECAR's training FLOPs.
-ecar train --model dit --data "$runs/latents" $flip --out "$runs/dit" --preset nano --compile \
-    --optimizer muon --lr 2e-3 --batch-size 512 --stage-share 1 --max-steps $steps --warmup 300 --decay 0.4 --seed 2 \
+ecar train --data "$runs/latents" $flip --out "$runs/dit" --preset dit-nano --compile \
+    --optimizer muon --lr 2e-3 --batch-size 512 --stage-share 1 --max-steps $steps --decay 0.4 --seed 2 \
     --ema 0.99 0.999
 
 # Whatever one side gets, the other gets: Neon, with the scale that was best against training images.
 for seed in 10 11; do
     ecar train --init-from "$runs/dit/final" --data self:24576 --seed $seed --out "$runs/dit$seed" \
-        --optimizer muon --lr 3e-4 --max-steps 400 --batch-size 256 --warmup 20 --decay 0.8 --ema 0.97
+        --optimizer muon --lr 3e-4 --max-steps 400 --batch-size 256 --decay 0.8 --ema 0.97
 done
 [ -d "$runs/dit_away" ] || ecar neon "$runs/dit/final" --scale $scale --out "$runs/dit_away" \
     --trained "$runs/dit10/final" "$runs/dit11/final"

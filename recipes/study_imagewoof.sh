@@ -14,14 +14,14 @@ ecar encode --data "$validation" --tokenizer photographs --resolution 256 --out 
 
 # Latents, 2,000 steps (24.82 epochs), samples, figures and card. --processes 2 gives the same on two cores.
 python recipes/imagenet256.py --data "$train" --reference "$train" --extractor efficientnet-lite0 \
-    --tokenizer photographs --preset 256x4x1+6 --patch 2 --stages 2 --steps 6 4 --guidance 5 8 \
+    --tokenizer photographs --preset 256x4x1+6/2 --stages 2 --steps 6 4 --guidance 5 8 \
     --processes "${PROCESSES:-1}" --shard-size 128 --batch-size 112 --accumulate 1 --epochs 24.82 --lr 2e-3 \
     --num 1000 --sample-batch 50 --out "$runs" --repo-id owner/imagewoof \
     --train="--compile --optimizer muon --decay 0.4 --ema 0.99 0.998 --stage-share 1 0.5 --val-data $runs/held_out" \
     --evaluate="--allow-small"
 
 # As many steps as cost the training FLOPs of ECAR.
-ecar train --model dit --data "$runs/latents" --flip --out "$runs/dit" --resolution 256 --preset 256x4x1+6 --patch 2 \
+ecar train --data "$runs/latents" --flip --out "$runs/dit" --resolution 256 --preset dit-256x4x1+6/2 \
     --compile --optimizer muon --lr 2e-3 --batch-size 112 --max-steps 1531 --decay 0.4 --ema 0.99 0.998 \
     --val-data "$runs/held_out"
 

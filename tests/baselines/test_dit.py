@@ -89,8 +89,8 @@ def test_both_systems_of_a_preset_have_the_same_parameters_within_5_percent(pres
     """As DiT's paper counts: one embedder of time and class."""
     sizes: dict[str, Any] = {"latent": (32, 32), "channels": 4, "classes": 1000, "image": (256, 256)}
     with torch.device("meta"):
-        ecar = build_model(preset_config("ecar", preset, stages=3, **sizes))
-        peer = build_model(preset_config("dit", preset, stages=1, patch=2, **sizes))
+        ecar = build_model(preset_config(preset, stages=3, **sizes))
+        peer = build_model(preset_config(f"dit-{preset}/2", stages=1, **sizes))
     assert ecar.num_parameters() == pytest.approx(shared_embedder_parameters(peer), rel=0.05)
 
 
@@ -118,8 +118,8 @@ def test_what_dit_cannot_do_is_refused(changes: dict[str, object], word: str) ->
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_trains_saves_loads_and_samples(digits_folder: Path, tmp_path: Path, optimizer: str) -> None:
     config = TrainConfig.of(
-        data=str(digits_folder), out=str(tmp_path), model="dit", tokenizer="pixels:2", resolution=(8,),
-        preset="16x2x0+1", max_steps=4, batch_size=8, save_every=2, warmup=2,
+        data=str(digits_folder), out=str(tmp_path), tokenizer="pixels:2", resolution=(8,),
+        preset="dit-16x2x0+1", max_steps=4, batch_size=8, save_every=2,
         dtype="fp32", optimizer=optimizer, device="cpu",
     )  # fmt: skip
     pipe = Pipeline.from_pretrained(loop.train(config), device="cpu")
@@ -129,7 +129,7 @@ def test_trains_saves_loads_and_samples(digits_folder: Path, tmp_path: Path, opt
 
 def test_stage_options_are_refused_for_dit() -> None:
     with pytest.raises(ValueError, match="one stage"):
-        TrainConfig.of(data="x", out="y", model="dit", stages=2)
+        TrainConfig.of(data="x", out="y", preset="dit-ti", stages=2)
 
 
 @pytest.mark.slow

@@ -140,14 +140,14 @@ def test_curves_that_cannot_be_compared_are_refused(
 
 def test_both_sides_get_the_same_training_flops(digits_folder: Path) -> None:
     """matched.py divides ECAR's steps by the costs of a step: what it starts must cost the same, by the formulas."""
-    common = ["--data", str(digits_folder), "--tokenizer", "pixels:2", "--preset", "nano", "--resolution", "16"]
+    common = ["--data", str(digits_folder), "--tokenizer", "pixels:2", "--resolution", "16"]
     common += ["--device", "cpu"]
-    ecar = matched.step_flops([*common, "--model", "ecar", "--batch-size", "96", "--stage-share", "1", "0.75"])
-    dit = matched.step_flops([*common, "--model", "dit", "--batch-size", "128"])
+    ecar = matched.step_flops([*common, "--preset", "nano", "--batch-size", "96", "--stage-share", "1", "0.75"])
+    dit = matched.step_flops([*common, "--preset", "dit-nano", "--batch-size", "128"])
     assert round(3800 * ecar / dit) * dit == pytest.approx(3800 * ecar, rel=1e-3)
-    half = matched.step_flops([*common, "--model", "dit", "--batch-size", "64"])
+    half = matched.step_flops([*common, "--preset", "dit-nano", "--batch-size", "64"])
     assert dit == 2 * half and ecar > matched.step_flops(
-        [*common, "--model", "ecar", "--batch-size", "96", "--stage-share", "1", "0.5"]
+        [*common, "--preset", "nano", "--batch-size", "96", "--stage-share", "1", "0.5"]
     )
 
 
@@ -171,9 +171,9 @@ def test_times_of_a_quiet_machine_replace_those_of_the_curves(
     beaten = "dit_settings_beaten_at_no_more_seconds"
     assert record["conclusions"]["any"]["FD-EffNetLite0"][beaten] == []
     runs = {kind: str(tmp_path / kind / "final") for kind in files}
-    for kind, more in (("ecar", []), ("dit", ["--model", "dit"])):
+    for kind, preset in (("ecar", "16x2x1+1"), ("dit", "dit-16x2x1+1")):
         command = ["train", "--data", str(digits_folder), "--resolution", "8", "--device", "cpu", "--max-steps", "1"]
-        command += ["--batch-size", "6", "--preset", "16x2x1+1", *more]
+        command += ["--batch-size", "6", "--preset", preset]
         assert main([*command, "--out", str(tmp_path / kind)]) == 0
     out = tmp_path / "seconds.json"
     arguments = [x for k in files for x in (f"--{k}", str(tmp_path / f"{k}.jsonl"), f"--{k}-model", runs[k])]

@@ -70,8 +70,8 @@ def test_flops_of_a_side_are_those_that_it_computes(kind: str, stages: int) -> N
     """Both sides are compared by closed formulas: each agrees with the counter within 1%."""
     sizes = {"latent": (8, 8), "classes": 10, "channels": 4, "image": (32, 32)}
     settings = SamplingConfig(steps=(3, 2)[:stages], guidance=(1.5, 1.0)[:stages])
-    side = make_side(kind, preset_config(kind, "nano", stages=stages, **sizes), settings, dtype=torch.float32,
-                     device="cpu")  # fmt: skip
+    config = preset_config("dit-nano" if kind == "dit" else "nano", stages=stages, **sizes)
+    side = make_side(kind, config, settings, dtype=torch.float32, device="cpu")
     noise = draw_noise([0], side.model.plan, 4)
     with torch.no_grad(), flop_counter() as counter:
         sample_latents(side.model, torch.tensor([1]), noise, settings)
@@ -108,7 +108,7 @@ def test_without_repeats_no_weight_is_made(tmp_path: Path, monkeypatch: pytest.M
     record = record_of(tmp_path, "--repeats", "0")
     sizes = {"latent": (8, 8), "classes": 10, "channels": 4, "image": (32, 32)}
     for kind, stages in (("ecar", 2), ("dit", 1)):
-        model = build_model(preset_config(kind, "nano", stages=stages, **sizes))
+        model = build_model(preset_config("dit-nano" if kind == "dit" else "nano", stages=stages, **sizes))
         assert record["parameters"][kind] == model.num_parameters()
     assert record["measured"] == [] and "less_time" not in record["ratios"][0]
 

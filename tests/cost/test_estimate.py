@@ -53,7 +53,7 @@ def test_live_bytes_are_those_of_what_is_alive_and_views_are_free() -> None:
 def test_memory_of_sampling_is_what_a_real_run_holds(kind: str) -> None:
     """Two ways: fake tensors, and the same count over real ones; guidance and rows cost what they hold."""
     stages, sizes = (2 if kind == "ecar" else 1), {"latent": (8, 8), "classes": 10, "channels": 4, "image": (32, 32)}
-    config = preset_config(kind, "nano", stages=stages, **sizes)
+    config = preset_config("dit-nano" if kind == "dit" else "nano", stages=stages, **sizes)
     settings = SamplingConfig(steps=(3, 2)[:stages], guidance=(1.5, 1.0)[:stages], solver="ab2")
     model = build_model(config).eval()
     with LiveBytes() as live:
@@ -67,7 +67,7 @@ def test_memory_of_sampling_is_what_a_real_run_holds(kind: str) -> None:
 def test_xl_fits_in_a_test_because_nothing_is_allocated(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["estimate", "--preset", "xl", "--guidance", "--batch-size", "4"]) == 0
     ecar = json.loads(capsys.readouterr().out.splitlines()[-1])
-    dit = ["estimate", "--model", "dit", "--preset", "xl", "--factor", "8", "--patch", "2", "--channels", "4"]
+    dit = ["estimate", "--preset", "dit-xl/2", "--factor", "8", "--channels", "4"]
     assert main([*dit, "--batch-size", "4", "--guidance"]) == 0
     peer = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert peer["sampling_flops_per_image"]["total"] == pytest.approx(250 * 2 * 2 * 118.6e9, rel=0.02)  # 2212.09748
@@ -87,7 +87,7 @@ def test_xl_fits_in_a_test_because_nothing_is_allocated(capsys: pytest.CaptureFi
         (["--tflops", "inf"], "positive"),
         (["--epochs", "nan"], "positive"),
         (["--devices", "0"], "--devices must be a positive number"),
-        (["--model", "unet"], "kind"),
+        (["--preset", "unet/2"], "--preset 'unet/2': there is no such model"),
     ],
 )
 def test_wrong_input_exits_with_2(arguments: list[str], word: str, capsys: pytest.CaptureFixture[str]) -> None:

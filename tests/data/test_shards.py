@@ -380,7 +380,7 @@ def test_photographs_go_from_a_folder_through_an_autoencoder_to_samples(autoenco
     encode.run(words)
     config = TrainConfig.of(
         data=str(tmp_path / "cache"), out=str(tmp_path / "run"), resolution=(32,), flip=True, preset="32x2x1+1",
-        max_steps=40, batch_size=8, lr=3e-3, warmup=5,
+        max_steps=40, batch_size=8, lr=3e-3,
         device="cpu", dtype="fp32",
     )  # fmt: skip
     final = train(config)

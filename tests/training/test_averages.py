@@ -43,7 +43,7 @@ def test_a_run_from_when_there_were_fewer_options_still_resumes(digits_folder: P
     loop.train(options(digits_folder, tmp_path / "new"))
     shutil.copytree(tmp_path / "new", tmp_path / "old")
     path = tmp_path / "old" / "recipe.toml"
-    lines = [line for line in path.read_text().splitlines() if not line.startswith("label_dropout")]
+    lines = [line for line in path.read_text().splitlines() if not line.startswith("flip")]
     path.write_text("\n".join(lines))
     for run in ("new", "old"):
         loop.train(options(digits_folder, tmp_path / run, max_steps=8))

@@ -45,7 +45,7 @@ def source(tmp_path: Path) -> Path:
 
 
 def student(data: Path, out: Path, source: Path, **changes: Any) -> TrainConfig:
-    return tuned(data, out, source, **{"distill": (), "warmup": 0, **changes})
+    return tuned(data, out, source, **{"distill": (), **changes})
 
 
 @pytest.mark.parametrize("steps", [(), (4, 2, 3)])

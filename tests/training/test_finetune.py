@@ -125,7 +125,7 @@ def test_a_model_of_which_nothing_fits_is_refused_before_images_are_read(
     with pytest.raises(ValueError, match=word):
         loop.train(tuned(tmp_path / "no data here", tmp_path / "run", source, preset=preset))
     with pytest.raises(ValueError, match="of kind ecar, not dit"):
-        loop.train(tuned(tmp_path / "no data here", tmp_path / "run", source, model="dit", stages=1))
+        loop.train(tuned(tmp_path / "no data here", tmp_path / "run", source, preset="dit-nano", stages=1))
 
 
 def test_what_the_user_leaves_open_is_the_sources_and_what_he_says_wins(
@@ -218,7 +218,7 @@ def test_killed_before_its_first_checkpoint_the_source_is_read_again_not_forgott
 
 
 def test_a_dit_starts_from_a_dit(digits_folder: Path, tmp_path: Path) -> None:
-    first = loop.train(options(digits_folder, tmp_path / "a", model="dit", preset="16x2x0+1", max_steps=2))
+    first = loop.train(options(digits_folder, tmp_path / "a", preset="dit-16x2x0+1", max_steps=2))
     shutil.copytree(digits_folder / "one", tmp_path / "data" / "one")
     shutil.copytree(digits_folder / "zero", tmp_path / "data" / "null")
     final = loop.train(tuned(tmp_path / "data", tmp_path / "b", first, max_steps=1, lr=1e-12))

@@ -24,7 +24,7 @@ from ecar.training.watch import HeldOutLoss
 def options(data: Path, out: Path, **changes: Any) -> TrainConfig:
     values: dict[str, Any] = {
         "data": str(data), "out": str(out), "tokenizer": "pixels:2", "resolution": (8,), "preset": "16x2x1+1",
-        "max_steps": 4, "batch_size": 8, "save_every": 2, "warmup": 2, "dtype": "fp32", "device": "cpu",
+        "max_steps": 4, "batch_size": 8, "save_every": 2, "dtype": "fp32", "device": "cpu",
     }  # fmt: skip
     return TrainConfig.of(**{**values, **changes})
 
@@ -59,7 +59,7 @@ def test_a_held_out_loss_of_every_stage_is_logged_and_training_is_the_same(
 @pytest.mark.usefixtures("often")
 def test_noise_and_times_are_the_same_every_time(digits_folder: Path, tmp_path: Path) -> None:
     """Of weights that do not move, the curve is flat: what moves in it is the model."""
-    run = options(digits_folder, tmp_path / "run", val_data=str(digits_folder), lr=1e-30, warmup=0)
+    run = options(digits_folder, tmp_path / "run", val_data=str(digits_folder), lr=1e-30)
     loop.train(run)
     found = of_steps(tmp_path / "run", "val_loss")
     assert len(found) == 4 and len(set(found.values())) == 1

@@ -123,7 +123,7 @@ def test_an_adapter_is_refused_on_another_base_and_when_it_is_damaged(
 
 
 def test_a_dit_takes_an_adapter_in_diffusers_own_names(digits_folder: Path, tmp_path: Path) -> None:
-    dit = options(digits_folder, tmp_path / "a", model="dit", max_steps=3)
+    dit = options(digits_folder, tmp_path / "a", preset="dit-16x2x1+1", max_steps=3)
     first = loop.train(dit)
     final = lora(digits_folder, tmp_path / "b", first)
     before, after = weights(tmp_path / "a"), load_file(final / "model.safetensors")

@@ -263,7 +263,7 @@ def arguments(data: Path, out: Path, steps: int) -> list[str]:
     flags = {
         "data": data, "out": out, "tokenizer": "pixels:2", "resolution": 8, "preset": "16x2x1+1",
         "max-steps": steps, "batch-size": 8, "save-every": 1000,
-        "warmup": 0, "decay": 0.0, "dtype": "fp32", "device": "cpu",
+        "decay": 0.0, "dtype": "fp32", "device": "cpu",
     }  # fmt: skip
     pairs = [str(x) for k, v in flags.items() for x in (f"--{k}", v)]
     return [sys.executable, "-m", "ecar", "train", *pairs]

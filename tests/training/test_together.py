@@ -47,7 +47,7 @@ def several(data: Path, out: Path, source: Path, **changes: Any) -> dict[str, An
     return {**flat(config), **own}
 
 
-STEPS: dict[str, Any] = {"max_steps": 4, "save_every": 4, "warmup": 0}
+STEPS: dict[str, Any] = {"max_steps": 4, "save_every": 4}
 KINDS: dict[str, dict[str, Any]] = {
     "init_from": {},
     "lora": {"lora_rank": 2, "lr": 1e-2},

@@ -40,7 +40,7 @@ def options(data: Path, out: Path, **changes: Any) -> TrainConfig:
     values: dict[str, Any] = {
         "data": str(data), "out": str(out), "tokenizer": "pixels:2", "resolution": (8,), "preset": "16x2x1+1",
         "max_steps": 6, "batch_size": 8, "save_every": 3,
-        "warmup": 2, "dtype": "fp32",
+        "dtype": "fp32",
     }  # fmt: skip
     return TrainConfig.of(**{**values, **changes})
 
@@ -290,15 +290,15 @@ def test_ema_is_float32_warms_up_and_follows_the_formula() -> None:
 
 
 def test_learning_rate_warms_up_stays_and_falls_to_a_fiftieth() -> None:
-    rates = [learning_rate(s, peak=1.0, steps=1000, warmup=100, decay=0.3) for s in (1, 100, 700, 850, 1000)]
+    rates = [learning_rate(s, peak=1.0, steps=1000, decay=0.3) for s in (1, 100, 700, 850, 1000)]
     assert rates == pytest.approx([0.01, 1.0, 1.0, 0.51, 0.02])
 
 
 def test_a_run_shorter_than_the_warm_up_reaches_its_learning_rate() -> None:
     """--max-steps 100 with a warm-up of 200 trained at half the rate, at most."""
-    assert learning_rate(10, peak=1.0, steps=100, warmup=200, decay=0.3) == 1.0
-    assert learning_rate(5, peak=1.0, steps=100, warmup=200, decay=0.3) == 0.5
-    assert learning_rate(1, peak=1.0, steps=4, warmup=200, decay=0.0) == 1.0
+    assert learning_rate(10, peak=1.0, steps=100, decay=0.3) == 1.0
+    assert learning_rate(5, peak=1.0, steps=100, decay=0.3) == 0.5
+    assert learning_rate(1, peak=1.0, steps=4, decay=0.0) == 1.0
 
 
 def test_times_are_logit_normal_and_a_share_of_them_uniform(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -325,7 +325,6 @@ def test_times_are_logit_normal_and_a_share_of_them_uniform(monkeypatch: pytest.
         ({"ema": 1.0}, "--ema"),
         ({"resolution": (8, 8, 8)}, "--resolution"),
         ({"lr": math.inf}, "--lr"),
-        ({"warmup": -5}, "--warmup"),
         ({"stages": 2, "stage_share": (0.0, 0.0)}, "--stage-share"),
     ],
 )

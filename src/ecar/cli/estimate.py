@@ -15,17 +15,14 @@ class EstimateOptions:
     """Parameters, memory, FLOPs and time, without allocating weights."""
 
     preset: str = "xl"
-    """Model size: nano, ti, s, b, l, xl, or WIDTHxHEADSxTRUNK+HEAD, as in 1152x16x8+20."""
-    model: str = "ecar"
-    """ecar or dit."""
+    """Model, as in ``ecar train``: nano, ti, s, b, l, xl, or WIDTHxHEADSxTRUNK+HEAD, as in 1152x16x8+20. dit-xl/2 is
+    DiT of patch size 2."""
     resolution: int = 256
     """Side of the images in pixels."""
     factor: int = 16
-    """Pixels per latent position of the tokenizer; for dit, divided by --patch."""
+    """Pixels per latent position of the tokenizer."""
     channels: int = 16
     """Latent channels."""
-    patch: int = 1
-    """Side of DiT's patches; the latent is then that much finer (factor 8 and patch 2: the published DiT)."""
     stages: int | None = None
     """Number of stages; default 3, and 1 for dit."""
     classes: int = 1000
@@ -59,27 +56,26 @@ def run(arguments: Sequence[str]) -> None:
     """Parse, estimate; prints one JSON object as the last line."""
     options = parse(EstimateOptions, arguments, "estimate")
     out = output_file(options.out, (".json",)) if options.out else None
-    for name in ("images", "epochs", "tflops", "devices", "batch_size", "classes", "factor", "patch"):
+    for name in ("images", "epochs", "tflops", "devices", "batch_size", "classes", "factor"):
         if not 0 < getattr(options, name) < math.inf:  # so nan fails too
             raise ValueError(f"`{name}` must be a positive number, got {getattr(options, name)}")
     check_dtype(options.dtype)
     side, rest = divmod(options.resolution, options.factor)
-    if rest or side % options.patch:
-        raise ValueError(
-            f"--resolution {options.resolution} does not divide by factor x patch ({options.factor}, {options.patch})"
-        )
+    if rest:
+        raise ValueError(f"--resolution {options.resolution} does not divide by --factor {options.factor}")
     from ecar.config import SamplingConfig
     from ecar.cost.estimate import estimate
-    from ecar.network.presets import default_steps, preset_config
+    from ecar.network.presets import default_steps, get_preset, preset_config
     from ecar.sampling.loop import check_settings
     from ecar.training.shape import shares, through
 
-    stages = options.stages or (1 if options.model == "dit" else 3)
+    dit = get_preset(options.preset).kind == "dit"
+    stages = options.stages or (1 if dit else 3)
     config = preset_config(
-        options.model, options.preset, latent=(side, side), stages=stages, channels=options.channels,
-        classes=options.classes, image=(options.resolution, options.resolution), patch=options.patch,
+        options.preset, latent=(side, side), stages=stages, channels=options.channels, classes=options.classes,
+        image=(options.resolution, options.resolution),
     )  # fmt: skip
-    steps = options.steps or ((250,) if options.model == "dit" else default_steps(stages))
+    steps = options.steps or ((250,) if dit else default_steps(stages))
     scale = 1.5 if options.guidance else 1.0
     settings = SamplingConfig(
         steps=steps * stages if len(steps) == 1 else steps,

@@ -138,7 +138,7 @@ def try_training(values: dict[str, Any], probe: Probe, steps: int = 0) -> Trial:
     enough for. Then draw a few samples."""
     with TemporaryDirectory() as folder:
         out = Path(folder)
-        config = TrainConfig.of(**{**values, "data": folder, "out": folder, "warmup": _WARM, "max_steps": _MOST_STEPS})
+        config = TrainConfig.of(**{**values, "data": folder, "out": folder, "max_steps": _MOST_STEPS})
         start = time.perf_counter()
         source = Source.find(config, out)
         options = source.with_defaults(config) if source else config.resolve()

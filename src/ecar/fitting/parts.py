@@ -195,8 +195,8 @@ def fit_model(work: Work) -> dict[str, Any]:
 
 
 def _rates(steps: int) -> dict[str, Any]:
-    """Optimizer, warm-up and average for so many steps."""
-    return {"optimizer": "muon", "warmup": min(100, steps // 10), "ema": 0.99 if steps >= 500 else 0.9}
+    """Optimizer and average for so many steps."""
+    return {"optimizer": "muon", "ema": 0.99 if steps >= 500 else 0.9}
 
 
 def _ways(work: Work, steps: int) -> dict[str, Any]:

@@ -1,24 +1,32 @@
 """Model sizes. Width and total depth follow DiT (2212.09748), so that comparisons are at equal parameters.
 
-"nano" is the size of the bundled models. Any other size is written WIDTHxHEADSxTRUNK+HEAD, as in 192x6x1+6.
+"nano" is the size of the bundled models. Any other size is written WIDTHxHEADSxTRUNK+HEAD, as in 192x6x1+6. As in
+DiT-XL/2, a patch size may follow, and ``dit-`` before it names the baseline.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 
 from ecar.config import ModelConfig, Side, StageConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """Width and depths of a model size."""
+    """Kind, width, depths and patch size of a model; fields as in ``ModelConfig``."""
 
+    kind: str = "ecar"
     width: int
     heads: int
     trunk_depth: int
     head_depth: int
+    patch: int = 1
+
+    @classmethod
+    def of(cls, config: ModelConfig) -> Preset:
+        """That of a model."""
+        return cls(**{f.name: getattr(config, f.name) for f in fields(cls)})
 
     @property
     def depth(self) -> int:
@@ -27,11 +35,8 @@ class Preset:
 
     def __str__(self) -> str:
         """As ``get_preset`` reads it."""
-        return f"{self.width}x{self.heads}x{self.trunk_depth}+{self.head_depth}"
-
-    def of_kind(self, kind: str) -> Preset:
-        """The same for a kind of model: all blocks of a ``dit`` are in its head."""
-        return replace(self, trunk_depth=0, head_depth=self.depth) if kind == "dit" else self
+        kind, patch = "dit-" if self.kind == "dit" else "", f"/{self.patch}" if self.patch > 1 else ""
+        return f"{kind}{self.width}x{self.heads}x{self.trunk_depth}+{self.head_depth}{patch}"
 
 
 #                      width       heads      trunk           head
@@ -46,19 +51,26 @@ PRESETS: dict[str, Preset] = {
 
 
 def get_preset(name: str) -> Preset:
-    """The preset of that name, or of sizes such as 192x6x1+6 (width, heads, blocks of trunk and head).
+    """The preset of that name, or of sizes such as 192x6x1+6 (width, heads, blocks of trunk and head); maybe with a
+    patch size, as in xl/2, and of the baseline, as in dit-xl/2, all of whose blocks are in its head.
 
     Raises:
-        ValueError: neither; it lists the names.
+        ValueError: none of these; it lists the names.
     """
-    if name in PRESETS:
-        return PRESETS[name]
-    if (sizes := re.fullmatch(r"(\d+)x(\d+)x(\d+)\+(\d+)", name)) is None:
+    found = re.fullmatch(r"(dit-)?([^/]+?)(?:/([1-9]\d*))?", name)
+    sizes = re.fullmatch(r"(\d+)x(\d+)x(\d+)\+(\d+)", found[2]) if found else None
+    if found is None or not (sizes or found[2] in PRESETS):
         raise ValueError(
-            f"unknown preset {name!r}; choose one of {', '.join(PRESETS)}, or sizes as in {PRESETS['nano']}"
+            f"--preset {name!r}: there is no such model; take one of {', '.join(PRESETS)}, or sizes as in "
+            f"{PRESETS['nano']}, maybe with a patch size (xl/2), or of the baseline (dit-xl/2)"
         )
-    width, heads, trunk, head = map(int, sizes.groups())
-    return Preset(width=width, heads=heads, trunk_depth=trunk, head_depth=head)
+    if sizes is None:
+        preset = PRESETS[found[2]]
+    else:
+        width, heads, trunk, head = map(int, sizes.groups())
+        preset = Preset(width=width, heads=heads, trunk_depth=trunk, head_depth=head)
+    preset = replace(preset, patch=int(found[3] or 1))
+    return replace(preset, kind="dit", trunk_depth=0, head_depth=preset.depth) if found[1] else preset
 
 
 def default_steps(stages: int) -> tuple[int, ...]:
@@ -66,21 +78,18 @@ def default_steps(stages: int) -> tuple[int, ...]:
     return (8,) + (4,) * (stages - 1)
 
 
-def preset_config(
-    kind: str, preset: str, *, latent: Side, stages: int, channels: int, classes: int, image: Side, patch: int = 1
-) -> ModelConfig:
-    """The model of a preset for latents of side ``latent``; all blocks of a ``dit`` are in its head.
+def preset_config(name: str, *, latent: Side, stages: int, channels: int, classes: int, image: Side) -> ModelConfig:
+    """The model of a preset for latents of side ``latent``.
 
     Raises:
         ValueError: unknown preset, or a latent that does not divide into the stages.
     """
+    preset = get_preset(name)
     return ModelConfig(
-        kind=kind,
         stages=StageConfig.for_latent(latent, stages),
         channels=channels,
-        patch=patch,
-        **asdict(get_preset(preset).of_kind(kind)),
+        **asdict(preset),
         num_classes=classes,
-        context_noise=0.0 if kind == "dit" else 0.3,
+        context_noise=0.0 if preset.kind == "dit" else 0.3,
         image_side=image,
     )

@@ -12,7 +12,7 @@ from ecar.data.latents import LatentTable, encode_source
 from ecar.data.shards import is_cache, load_latents
 from ecar.data.source import load_source
 from ecar.devices import images_at_once
-from ecar.network.presets import default_steps, get_preset
+from ecar.network.presets import default_steps
 from ecar.stages import make_plan, pyramid, velocity_std
 from ecar.tokenizers import Tokenizer, load_tokenizer
 from ecar.training.config import Training
@@ -67,8 +67,8 @@ def load_table(
     tokenizer = own or load_tokenizer(data.tokenizer or "pixels")
     check_model(config, tokenizer, source)
     images = load_source(data.data, data.reading())
-    if config.model.model == "dit" and not images.class_names:
-        raise ValueError(f"--model dit needs classes; {data.data} has no labels")
+    if config.model.architecture.kind == "dit" and not images.class_names:
+        raise ValueError(f"--preset {config.model.preset} needs classes; {data.data} has no labels")
     accept(images.class_names, tokenizer.fingerprint())
     return encode_source(images, tokenizer, side, flip=data.flip, device=config.run.device), tokenizer
 
@@ -101,15 +101,13 @@ def build_config(config: Training, tokenizer: Tokenizer) -> ModelConfig:
     Raises:
         ValueError: sides that do not divide, sizes that do not fit each other.
     """
-    shape, stages = config.model, config.stages
+    shape, preset, stages = config.model, config.model.architecture, config.stages
     side, count = tokenizer.latent_side(*shape.image_side), stages.stages
     return ModelConfig(
-        kind=shape.model,
         stages=StageConfig.for_latent(side, count, ends=stages.ends),
         channels=tokenizer.channels,
-        patch=shape.patch,
-        **asdict(get_preset(shape.preset)),
-        context_noise=0.0 if shape.model == "dit" else CONTEXT_NOISE,
+        **asdict(preset),
+        context_noise=0.0 if preset.kind == "dit" else CONTEXT_NOISE,
         image_side=shape.image_side,
         sampling=SamplingConfig(
             steps=(25,) if count == 1 else default_steps(count), guidance=(1.0,) * count, solver="ab2"

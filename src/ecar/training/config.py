@@ -77,4 +77,4 @@ class TrainConfig:
         """
         model = self.model.resolve(before)
         parts = {n: getattr(self, n) for n in ("data", "optimizer", "start", "distill", "run", "scale")}
-        return Training(model=model, stages=self.stages.resolve(model.model, before), **parts)
+        return Training(model=model, stages=self.stages.resolve(model.architecture.kind, before), **parts)

@@ -15,6 +15,7 @@ from ecar.training.distill import grid_times
 from ecar.training.loss import Draws
 
 UNIFORM_SHARE = 0.2  # of times; the rest is logit-normal
+LABEL_DROPOUT = 0.1  # labels replaced by the null class, for guidance (2207.12598)
 
 
 def training_times(stages: int, batch: int, generator: torch.Generator) -> Tensor:
@@ -34,7 +35,7 @@ def draw_batch(
     rows = batch_indices(len(table), config.run.batch_size, config.run.seed, step - 1)
     side = torch.randint(table.sides, (config.run.batch_size,), generator=generator)
     latents = table.batch(side, rows, derive_seed(config.run.seed, 3, step))
-    dropped = torch.rand(config.run.batch_size, generator=generator) < config.data.label_dropout
+    dropped = torch.rand(config.run.batch_size, generator=generator) < LABEL_DROPOUT
     labels = torch.where(dropped, null_class, table.labels[rows])
     batch, channels = latents.shape[:2]
     draws, to = draw_noise(config, plan, batch, channels, generator), config.run.device

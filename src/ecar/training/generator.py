@@ -72,7 +72,7 @@ class Generator(Task):
 
     def rate(self, step: int) -> float:
         o = self.config.optimizer
-        return learning_rate(step, peak=o.lr, steps=self.config.run.max_steps, warmup=o.warmup, decay=o.decay)
+        return learning_rate(step, peak=o.lr, steps=self.config.run.max_steps, decay=o.decay)
 
     def check(self, record: dict[str, Any]) -> None:
         check_same_data(record, self.module.config, self.table)

@@ -31,12 +31,8 @@ class DataOptions(ReadOptions):
     then the last average before that, of the first --ema."""
     flip: bool = False
     """Mirror half of the images. Off by default: letters and shoes have a direction."""
-    label_dropout: float = 0.1
-    """Share of labels replaced by the null class, for guidance."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.label_dropout < 1:
-            raise ValueError(f"--label-dropout must be in [0, 1), got {self.label_dropout}")
         if self.data.startswith(OWN) and not self.own_samples:
             raise ValueError(
                 f"--data {self.data}: {OWN} takes a number of samples, and maybe steps, as in {OWN}6144:8+16"

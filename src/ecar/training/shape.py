@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from ecar.config import MODEL_KINDS, STAGE_END, ModelConfig, Side, image_side
+from ecar.config import STAGE_END, ModelConfig, Side, image_side
+
+if TYPE_CHECKING:
+    from ecar.network.presets import Preset
 
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
     """Network and images as resolved; fields as in ``ModelOptions``, ``preset`` as sizes."""
 
-    model: str
     preset: str
     resolution: tuple[int, ...]
-    patch: int
+
+    @property
+    def architecture(self) -> Preset:
+        """The preset, read."""
+        from ecar.network.presets import get_preset
+
+        return get_preset(self.preset)
 
     @property
     def image_side(self) -> Side:
@@ -26,21 +35,15 @@ class Model:
 class ModelOptions:
     """The network and the side of its images."""
 
-    model: str | None = None
-    """ecar (default), or dit: the baseline (diffusers' DiT under single-scale flow matching, trunk + head blocks
-    deep)."""
     preset: str | None = None
-    """Model size: nano, ti (default), s, b, l, xl, or WIDTHxHEADSxTRUNK+HEAD, as in 192x6x1+6: attention heads, then
-    blocks of trunk and head."""
+    """Model: nano, ti (default), s, b, l, xl, or WIDTHxHEADSxTRUNK+HEAD, as in 192x6x1+6: attention heads, then blocks
+    of trunk and head. A patch size may follow, as in xl/2: that side of latent positions is one token. 2 suits
+    autoencoders of factor 8 at 256 pixels (SD-VAE, TAESD, FLUX). dit-xl/2 is the baseline of that size (diffusers'
+    DiT under single-scale flow matching)."""
     resolution: tuple[int, ...] = ()
     """Side of the images in pixels, or height and width; default 32."""
-    patch: int | None = None
-    """Side of the squares of latent positions that become one token; default 1. 2 for autoencoders of factor 8 at 256
-    pixels (SD-VAE, TAESD, FLUX): 256 tokens, as in DiT."""
 
     def __post_init__(self) -> None:
-        if self.model not in (None, *MODEL_KINDS):
-            raise ValueError(f"--model must be one of {', '.join(MODEL_KINDS)}, got {self.model!r}")
         if self.resolution:
             image_side(self.resolution)
 
@@ -52,17 +55,12 @@ class ModelOptions:
         """
         from ecar.network.presets import Preset, get_preset
 
-        kind = self.model or (before.kind if before else MODEL_KINDS[0])
-        if before is not None and kind != before.kind:
-            raise ValueError(f"the model to start from (--init-from) is of kind {before.kind}, not {kind}")
-        if before is not None and self.preset is None:
-            size = Preset(**{f.name: getattr(before, f.name) for f in fields(Preset)})
-        else:
-            size = get_preset(self.preset or "ti").of_kind(kind)
+        preset = Preset.of(before) if before and self.preset is None else get_preset(self.preset or "ti")
+        if before and preset.kind != before.kind:
+            raise ValueError(f"the model to start from (--init-from) is of kind {before.kind}, not {preset.kind}")
         side = before.image_side if before else (32, 32)
         resolution = self.resolution or (side[:1] if side[0] == side[1] else side)
-        patch = self.patch if self.patch is not None else before.patch if before else 1
-        return Model(model=kind, preset=str(size), resolution=resolution, patch=patch)
+        return Model(preset=str(preset), resolution=resolution)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +77,7 @@ class StageOptions:
     """The stages, coarse to fine."""
 
     stages: int | None = None
-    """Number of stages, coarse to fine; default 2, and 1 for dit."""
+    """Number of stages, coarse to fine; default 2, and 1 for the baseline."""
     ends: tuple[float, ...] | None = None
     """b_k per stage; default 0.7 for every stage but the last, which ends at 1."""
     stage_share: tuple[float, ...] = ()
@@ -99,7 +97,7 @@ class StageOptions:
         default = len(before.stages.sides) if before else 1 if kind == "dit" else 2
         stages = self.stages or default
         if kind == "dit" and stages != 1:
-            raise ValueError(f"--model dit has one stage and no trunk: leave out --stages {stages}")
+            raise ValueError(f"the baseline has one stage and no trunk: leave out --stages {stages}")
         ends = self.ends
         if before is not None:
             ends = before.stages.ends if ends is None and stages == len(before.stages.ends) else ends

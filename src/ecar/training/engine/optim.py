@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ecar.devices import computes_bfloat16
 
 WEIGHT_DECAY = 0.01  # of matrices; others have none
+_WARMUP = 200  # steps
 
 
 def make_optimizers(model: nn.Module, name: str, *, lr: float) -> list[torch.optim.Optimizer]:
@@ -92,9 +93,9 @@ def orthogonal(matrices: Tensor, coefficients: tuple[float, float, float], steps
     return x.mT if tall else x
 
 
-def learning_rate(step: int, *, peak: float, steps: int, warmup: int, decay: float) -> float:
-    """Rate at a step (from 1) of ``steps``: linear over ``warmup`` steps (at most a tenth of all) up to the peak, flat,
-    then linear to 2% of the peak over the last ``decay`` part."""
-    warm = min(1.0, step / max(1, min(warmup, steps // 10)))
+def learning_rate(step: int, *, peak: float, steps: int, decay: float) -> float:
+    """Rate at a step (from 1) of ``steps``: linear over 200 steps (at most a tenth of all) up to the peak, flat, then
+    linear to 2% of the peak over the last ``decay`` part."""
+    warm = min(1.0, step / max(1, min(_WARMUP, steps // 10)))
     left = (steps - step) / max(1, round(decay * steps))
     return peak * warm * (0.02 + 0.98 * min(1.0, left))

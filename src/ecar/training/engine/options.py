@@ -70,7 +70,8 @@ class RateOptions:
     optimizer: str = "adamw"
     """adamw, or muon (matrices of the blocks, or hidden convolutions, by Muon, the rest by AdamW)."""
     lr: float = option(1e-3, free=True)
-    """Peak learning rate (Muon's updates are scaled to AdamW's): warm-up, flat, then linear to 2%."""
+    """Peak learning rate (Muon's updates are scaled to AdamW's), after a warm-up of 200 steps or a tenth of all: flat,
+    then linear to 2%."""
 
     def __post_init__(self) -> None:
         if self.optimizer not in ("adamw", "muon"):
@@ -83,8 +84,6 @@ class RateOptions:
 class OptimizerOptions(RateOptions):
     """The optimizer, its learning rate and the averages of the weights."""
 
-    warmup: int = 200
-    """Warm-up steps; at most a tenth of all steps."""
     decay: float = 0.3
     """Share of the steps, at the end, over which the learning rate falls."""
     ema: tuple[float, ...] = (0.99,)
@@ -93,8 +92,6 @@ class OptimizerOptions(RateOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.warmup < 0:
-            raise ValueError(f"--warmup must not be negative, got {self.warmup}")
         if not 0 <= self.decay <= 1:
             raise ValueError(f"--decay must be in [0, 1], got {self.decay}")
         if isinstance(self.ema, float | int):  # one number stands for itself
