@@ -1,4 +1,4 @@
-"""When and how a run saves: whole or in slices, at once or in the background, and what a failed save means."""
+"""When and how a run saves: at once or in the background, and what a failed save means."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from threading import Thread
 from types import TracebackType
 from typing import Any, Self
 
-import torch.distributed as dist
 from torch import Tensor
 
 from ecar.processes.world import World
@@ -30,17 +29,12 @@ class Saver:
         out: folder of the run.
         world: the processes; all of them have to make the same calls.
         log: of rank 0.
-        sharded: every rank writes its slices, else rank 0 writes everything.
         background: copy the state and go on; what became of it is known at a later ``settle``.
         saved: step of the newest checkpoint there.
     """
 
-    def __init__(
-        self, out: Path, world: World, log: RunLog | None, *, sharded: bool, background: bool, saved: int
-    ) -> None:
+    def __init__(self, out: Path, world: World, log: RunLog | None, *, background: bool, saved: int) -> None:
         self.out, self.world, self.log, self.background, self.saved = out, world, log, background, saved
-        # Of its own: collectives of training and of a save in the background would otherwise wait for each other.
-        self.group = dist.new_group(backend="gloo") if sharded else None
         self._failures, self._step, self._work = 0, saved, _done()
 
     def save(self, step: int, tensors: dict[str, Tensor], record: dict[str, Any], *, last: bool) -> None:
@@ -83,18 +77,13 @@ class Saver:
             self._work.exception()
 
     def _begin(self, step: int, tensors: dict[str, Tensor], record: dict[str, Any]) -> Future[None]:
-        if self.group is not None:
-            from ecar.training.engine.sharded import save_sharded
-
-            work = save_sharded(self.out, step, tensors, record, self.group, background=self.background)
-        elif self.world.rank:
+        if self.world.rank:
             return _done()
-        else:
-            if self.background:  # on CPU .cpu() is no copy
-                tensors = {name: t.detach().to("cpu", copy=True) for name, t in tensors.items()}
+        if self.background:  # on CPU .cpu() is no copy
+            tensors = {name: t.detach().to("cpu", copy=True) for name, t in tensors.items()}
 
-            def work() -> None:
-                save_checkpoint(self.out, step, tensors, record)
+        def work() -> None:
+            save_checkpoint(self.out, step, tensors, record)
 
         return _in_background(work) if self.background else _now(work)
 

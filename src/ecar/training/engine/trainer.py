@@ -26,10 +26,9 @@ from ecar.training.engine.checkpoint import (
 from ecar.training.engine.ema import EMA
 from ecar.training.engine.log import RunLog, by_the_way, run_record
 from ecar.training.engine.options import RunOptions, ScaleOptions
-from ecar.training.engine.parallel import no_sync, parallel, shard, whole
+from ecar.training.engine.parallel import gathered, no_sync, parallel, shard, whole
 from ecar.training.engine.resume import check_max_steps
 from ecar.training.engine.saving import Saver, in_background
-from ecar.training.engine.sharded import restore_sharded
 from ecar.training.engine.task import Losses, Task, Watch
 
 MAX_BAD_STEPS = 5
@@ -91,22 +90,19 @@ class Trainer:
         self.task.check(record)
         self.step, self.skipped, self.seen = (int(record[key]) for key in ("step", "skipped", "seen"))
         check_max_steps(self.options.max_steps, self.step, self.out)
-        if self.sharded:
-            restore_sharded(folder, self.task.module, self.ema, self.saved_optimizers)
-        else:
-            tensors = read_tensors(folder)
-            restore_training(tensors, self.task.module, self.ema, self.saved_optimizers)
-            self.task.restore(tensors, int(record["ema_updates"]))
+        tensors = read_tensors(folder)
+        restore_training(tensors, self.task.module, self.ema, self.saved_optimizers)
+        self.task.restore(tensors, int(record["ema_updates"]))
         self.ema.updates = int(record["ema_updates"])
 
     def run(self) -> None:
         """From the step that the checkpoint left to ``max_steps``."""
-        how = {"sharded": self.sharded, "background": in_background(self.options.device)}
+        background = in_background(self.options.device)
         self.stop.begun = True
         with ExitStack() as stack:
             log = stack.enter_context(self._open_log()) if self.world.rank == 0 else None
             stack.enter_context(self.watchdog)
-            saver = stack.enter_context(Saver(self.out, self.world, log, **how, saved=self.step))
+            saver = stack.enter_context(Saver(self.out, self.world, log, background=background, saved=self.step))
             stack.enter_context(self.task)
             if not self.sharded:
                 stack.enter_context(self._parallel())
@@ -253,4 +249,6 @@ class Trainer:
         counts = {"skipped": self.skipped, "seen": self.seen, "ema_updates": self.ema.updates}
         record = json.loads(json.dumps({**counts, **self.task.record()}))
         tensors = training_tensors(self.task.module, self.ema, self.saved_optimizers) | self.task.tensors()
+        if self.sharded:
+            tensors = gathered(tensors, self.world.rank)
         saver.save(self.step, tensors, record, last=last or bool(self.stop.code))
