@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +22,7 @@ from conftest import load_checkpoint
 from ecar.files.lock import run_lock
 from ecar.processes.world import World
 from ecar.training import loop
-from ecar.training.engine import checkpoint, saving, trainer
+from ecar.training.engine import checkpoint, saving
 from ecar.training.engine.checkpoint import save_checkpoint
 
 SCRIPTS = Path(__file__).parents[2] / "benchmarks"
@@ -58,18 +57,16 @@ def crash_at(call: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return seen
 
 
-@pytest.mark.parametrize("background", [False, True])
 def test_a_crash_at_any_operation_of_a_save_leaves_a_loadable_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, background: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     operations, call = [], 0
     while True:
         call += 1
         run = tmp_path / str(call)
-        saver = saving.Saver(run, World(), None, background=background, saved=0)
+        saver = saving.Saver(run, World(), None, saved=0)
         for step in (1, 2, 3):
             saver.save(step, tensors(step), {}, last=False)
-        saver.settle(wait=True)
         with monkeypatch.context() as patch:
             seen = crash_at(call, patch)
             try:
@@ -87,26 +84,6 @@ def test_a_crash_at_any_operation_of_a_save_leaves_a_loadable_checkpoint(
         if not crashed:
             break
     assert step == 4 and {"write_tensors", "write_text", "fsync", "rename", "rmtree", "mkdir"} <= set(operations)
-
-
-def test_a_save_in_the_background_writes_what_was_there_when_it_began(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """On CPU moving a tensor to the CPU copies nothing: a step taken meanwhile would end up in the file."""
-    go, saver = threading.Event(), saving.Saver(tmp_path, World(), None, background=True, saved=0)
-    write = saving.save_checkpoint
-    monkeypatch.setattr(saving, "save_checkpoint", lambda *args: go.wait(60) and write(*args))
-    state = tensors(1)
-    saver.save(1, state, {}, last=False)
-    for tensor in state.values():
-        tensor.zero_()
-    saver.settle()
-    assert saver.saved == 0 and not list((tmp_path / "checkpoints").glob("step_00000001"))
-    go.set()
-    saver.settle(wait=True)
-    found = load_checkpoint(tmp_path)
-    assert saver.saved == 1 and found is not None
-    assert all(torch.equal(found[0][k], v) for k, v in tensors(1).items())
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "json", "record", "manifest", "unlisted"])
@@ -174,7 +151,6 @@ def test_what_a_killed_save_left_is_named_and_removed(tmp_path: Path, capsys: py
     assert capsys.readouterr().err == f"{left}: left by a save that was killed; removed\n"
 
 
-@pytest.mark.parametrize("background", [False, True])
 @pytest.mark.parametrize(("failures", "ends"), [(2, False), (3, True)])
 def test_a_full_disk_stops_training_only_after_three_saves_in_a_row(
     digits_folder: Path,
@@ -183,7 +159,6 @@ def test_a_full_disk_stops_training_only_after_three_saves_in_a_row(
     capsys: pytest.CaptureFixture[str],
     failures: int,
     ends: bool,
-    background: bool,
 ) -> None:
     real, calls = saving.save_checkpoint, []
 
@@ -194,7 +169,6 @@ def test_a_full_disk_stops_training_only_after_three_saves_in_a_row(
         return real(*args, **kwargs)
 
     monkeypatch.setattr(saving, "save_checkpoint", full)
-    monkeypatch.setattr(trainer, "in_background", lambda _: background)
     config = options(digits_folder, tmp_path, save_every=1, max_steps=6)
     if ends:
         with pytest.raises(OSError, match="No space left"):
