@@ -33,7 +33,6 @@ from ecar.tokenizers import PixelTokenizer
 from ecar.training import build, generator, loop
 from ecar.training import tokenizer as tokenizer_module
 from ecar.training.config import TokenizerConfig
-from ecar.training.curves import LossCurves
 from ecar.training.engine import checkpoint
 from ecar.training.engine import log as log_module
 
@@ -214,7 +213,7 @@ def test_a_disk_that_is_full_for_everything_ends_a_run_only_with_the_third_faile
 
     monkeypatch.setattr(loop.Trainer, "train_step", fills)
     monkeypatch.setattr(log_module, "open", guarded(open), raising=False)
-    monkeypatch.setattr(LossCurves, "save", guarded(LossCurves.save))
+    monkeypatch.setattr(generator, "plot_losses", guarded(generator.plot_losses))
     monkeypatch.setattr(generator, "save_samples", guarded(generator.save_samples))
     monkeypatch.setattr(checkpoint, "write_tensors", guarded(checkpoint.write_tensors))
     loop.train(options(digits_folder, tmp_path, save_every=1))
