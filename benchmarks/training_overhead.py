@@ -114,7 +114,7 @@ def main() -> None:
         bare, task = make_bare(trainer), task_of(trainer)
         with RunLog(out) as log:
             log.begin(0)
-            saver = Saver(out, trainer.world, log, sharded=False, background=False, saved=0)
+            saver = Saver(out, trainer.world, log, saved=0)
             whole = make_whole(trainer, log, saver)
             rounds = []
             for turn in range(args.rounds + 1):

@@ -33,7 +33,6 @@ from ecar.tokenizers import PixelTokenizer
 from ecar.training import build, generator, loop
 from ecar.training import tokenizer as tokenizer_module
 from ecar.training.config import TokenizerConfig
-from ecar.training.curves import LossCurves
 from ecar.training.engine import checkpoint
 from ecar.training.engine import log as log_module
 
@@ -41,13 +40,13 @@ SECOND = """
 import os, signal, sys
 from ecar.cli.main import main
 from ecar.training.engine import checkpoint
-commit = checkpoint.commit
-def killed_twice(folder, step, record, keep=2):
-    if step == 6:
+write = checkpoint.write_tensors
+def killed_twice(path, tensors):
+    if path.parent.name == "step_00000006.tmp":
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)
-    return commit(folder, step, record, keep)
-checkpoint.commit = killed_twice
+    return write(path, tensors)
+checkpoint.write_tensors = killed_twice
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -57,7 +56,7 @@ sys.exit(main(sys.argv[1:]))
 def test_a_signal_in_a_save_or_a_grid_of_samples_lets_it_end_and_stops_then(
     digits_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, number: signal.Signals
 ) -> None:
-    module, name = (checkpoint, "commit") if place == "save" else (generator, "save_samples")
+    module, name = (checkpoint, "write_tensors") if place == "save" else (generator, "save_samples")
     real, seen = getattr(module, name), []
 
     def signalled(*args: Any) -> Any:
@@ -214,7 +213,7 @@ def test_a_disk_that_is_full_for_everything_ends_a_run_only_with_the_third_faile
 
     monkeypatch.setattr(loop.Trainer, "train_step", fills)
     monkeypatch.setattr(log_module, "open", guarded(open), raising=False)
-    monkeypatch.setattr(LossCurves, "save", guarded(LossCurves.save))
+    monkeypatch.setattr(generator, "plot_losses", guarded(generator.plot_losses))
     monkeypatch.setattr(generator, "save_samples", guarded(generator.save_samples))
     monkeypatch.setattr(checkpoint, "write_tensors", guarded(checkpoint.write_tensors))
     loop.train(options(digits_folder, tmp_path, save_every=1))

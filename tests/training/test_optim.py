@@ -110,5 +110,5 @@ def test_on_a_gpu_a_run_trains_saves_its_curves_and_resumes(digits_folder: Path,
     """Sums of losses that lay on the device could once not be drawn."""
     loop.train(options(digits_folder, tmp_path, device="cuda", max_steps=3, optimizer="muon"))
     loop.train(options(digits_folder, tmp_path, device="cuda", max_steps=6, optimizer="muon"))
-    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4, 5, 6] and (tmp_path / "loss_vs_t.json").exists()
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4, 5, 6] and (tmp_path / "loss.png").exists()
     assert all(w.isfinite().all() for w in weights(tmp_path).values())

@@ -2,8 +2,7 @@
 
 A job is an object with the options of a training and, optionally: ``world`` (fork so many processes; importing torch
 once is what makes this fast), ``stop_at`` and ``stop_rank`` (this rank gets a SIGTERM in this step), ``copy`` (start
-from a copy of this run's folder), ``nan_at`` and ``nan_rank`` (the loss of this rank is not finite in these steps),
-``background`` (saves are).
+from a copy of this run's folder), ``nan_at`` and ``nan_rank`` (the loss of this rank is not finite in these steps).
 """
 
 from __future__ import annotations
@@ -28,7 +27,6 @@ from ecar.processes.signals import Stopped
 from ecar.processes.world import World
 from ecar.training import loop, loss
 from ecar.training.config import TrainConfig
-from ecar.training.engine import trainer
 
 TORCHRUN = ["-m", "torch.distributed.run", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
 
@@ -48,8 +46,6 @@ def start(jobs: Sequence[dict[str, Any]], folder: Path, *, torchrun: int | None 
 def run(job: dict[str, Any]) -> None:
     """One job in this process."""
     stop_at, stop_rank = job.pop("stop_at", None), job.pop("stop_rank", 0)
-    background = job.pop("background", False)
-    trainer.in_background = lambda _: background
     nan_at, nan_rank = job.pop("nan_at", ()), job.pop("nan_rank", 0)
     step, losses, bad = loop.Trainer.train_step, loss.stage_losses, [False]
 

@@ -49,8 +49,7 @@ def check_images(source: ImageSource, height: int, width: int) -> DataReport:
     outside the range that they are read with), "another range" (most are read with another one), "duplicate" (same
     bytes) and "same pixels" (another file of an equal picture).
     """
-    names, counts = source.class_names, Counter(source.labels.tolist())
-    report = DataReport(images=len(source), classes={name: counts[i] for i, name in enumerate(names)})
+    report = DataReport(images=len(source), classes=source.classes())
     bytes_seen: dict[bytes, int] = {}
     pixels_seen: dict[bytes, int] = {}
     whites: dict[int, float] = {}

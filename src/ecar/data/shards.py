@@ -79,17 +79,6 @@ def load_latents(path: str) -> tuple[LatentTable, Tokenizer]:
         raise ValueError(f"{folder}: {error}") from None
 
 
-def _common(record: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "class_names": tuple(record["class_names"]),
-        "image_side": (record["image_side"][0], record["image_side"][1]),
-        "tokenizer": record["tokenizer"],
-        "skipped": tuple(record["skipped"]),
-        "content": _content(record),
-        "about": record["data"],
-    }
-
-
 def _content(record: dict[str, Any]) -> str:
     """From the hashes of the shards."""
     hashes = [str(shard["sha256"]) for shard in record["shards"]]
@@ -116,8 +105,13 @@ def _open_shards(folder: Path, record: dict[str, Any]) -> LatentTable:
         labels=torch.cat(labels),
         shift=torch.tensor(record["shift"], dtype=torch.float32),
         scale=torch.tensor(record["scale"], dtype=torch.float32),
+        class_names=tuple(record["class_names"]),
+        image_side=(record["image_side"][0], record["image_side"][1]),
+        tokenizer=record["tokenizer"],
         encoder=record["encoder"],
-        **_common(record),
+        skipped=tuple(record["skipped"]),
+        content=_content(record),
+        about=record["data"],
     )
 
 

@@ -264,25 +264,16 @@ def _open_data(data: str, read: ReadOptions) -> Opened:
         return open_tars(tars, read)
     if path.exists():
         raise ValueError(f"{data}: not a folder, a .parquet file, a .tar or a Hub data set id")
-    _check_hub_id(data)
+    if data.count("/") != 1 or data.startswith((".", "/", "~")):
+        raise ValueError(f"{data}: no such file or folder (a Hub data set id has the form owner/name)")
     from datasets import load_dataset
 
     try:
         table = load_dataset(data, split=read.split)
     except Exception as error:
-        raise _hub_error(data, error) from error
+        reason = hub_reason(error, "dataset")
+        raise ValueError(f"{data}: no such folder, and from the Hub: {reason}") from error
     return open_hub(table, data, read)
-
-
-def _check_hub_id(data: str) -> None:
-    """ValueError for what is no file and can be no data set of the Hub either."""
-    if data.count("/") != 1 or data.startswith((".", "/", "~")):
-        raise ValueError(f"{data}: no such file or folder (a Hub data set id has the form owner/name)")
-
-
-def _hub_error(data: str, error: Exception) -> ValueError:
-    """Why a data set cannot be had from the Hub, and what to do."""
-    return ValueError(f"{data}: no such folder, and from the Hub: {hub_reason(error, 'dataset')}")
 
 
 def _open_directory(path: Path, data: str, read: ReadOptions) -> Opened:

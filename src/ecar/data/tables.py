@@ -126,12 +126,7 @@ def look_into(file: Path, root: Path, read: ReadOptions, *, may_lack: bool = Fal
     """
     with _in_words(file):
         opened = _open_file(file)
-        schema, count = opened.schema_arrow, int(opened.metadata.num_rows)
-        kinds = {field.name: kind_of(field.type) for field in schema}
-        features = _features(schema.metadata or {})
-        other = {c: f["_type"] for c, f in features.items() if isinstance(f, dict) and "_type" in f}
-        kinds |= {c: kind.lower() for c, kind in other.items() if kinds.get(c) == PICTURES and kind != "Image"}  # Audio
-        classes = {c: names for c, f in features.items() if c in kinds and (names := _class_names(f))}
+        count, (kinds, classes) = int(opened.metadata.num_rows), _described(opened.schema_arrow)
 
         def peek(column: str) -> list[Any]:
             for batch in opened.iter_batches(_PEEK, columns=[column]):
@@ -151,6 +146,15 @@ def no_images(table: TableFile) -> ValueError:
     """Why a table cannot be read."""
     kinds = ", ".join(f"{column} ({kind})" for column, kind in table.kinds.items())
     return ValueError(f"{table.file}: no column of images among {kinds}")
+
+
+def _described(schema: Any) -> tuple[dict[str, str], dict[str, tuple[str, ...]]]:
+    """The kind of each column, and the class names of those that have them."""
+    kinds = {field.name: kind_of(field.type) for field in schema}
+    features = _features(schema.metadata or {})
+    other = {c: f["_type"] for c, f in features.items() if isinstance(f, dict) and "_type" in f}
+    kinds |= {c: kind.lower() for c, kind in other.items() if kinds.get(c) == PICTURES and kind != "Image"}  # Audio
+    return kinds, {c: names for c, f in features.items() if c in kinds and (names := _class_names(f))}
 
 
 def kind_of(kind: Any) -> str:
@@ -265,15 +269,12 @@ def open_hub(table: Any, data: str, read: ReadOptions) -> Opened:
     Raises:
         ValueError: no column of images, or doubt.
     """
-    from datasets import ClassLabel, Image
+    from datasets import Image
 
-    kinds, classes = {}, {}
     for column, feature in table.features.items():
-        kinds[column] = _feature_kind(feature)
         if isinstance(feature, Image):
             table = table.cast_column(column, Image(decode=False))
-        elif isinstance(feature, ClassLabel):
-            classes[column] = tuple(feature.names)
+    kinds, classes = _described(table.features.arrow_schema)
 
     def peek(column: str) -> list[Any]:
         examples = [row[column] for row, _ in zip(iter(table), range(_PEEK), strict=False)]
@@ -288,17 +289,6 @@ def open_hub(table: Any, data: str, read: ReadOptions) -> Opened:
     if columns.label == "json" and labels is not None and all(label is None for label in labels):
         labels = None  # captions
     return Opened(rows=HubRows(table, columns.image), labels=labels, class_names=columns.class_names, note=columns.note)
-
-
-def _feature_kind(feature: Any) -> str:
-    from datasets import Image, Value
-
-    if isinstance(feature, Image) or (isinstance(feature, dict) and "bytes" in feature):
-        return PICTURES
-    if isinstance(feature, Value):
-        kind = str(feature.dtype)
-        return BYTES if "binary" in kind else TEXT if "string" in kind else kind
-    return type(feature).__name__ if not isinstance(feature, dict) else "a struct"
 
 
 def _label_of(value: Any) -> Any:

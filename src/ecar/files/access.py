@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from pathlib import Path
 
 
@@ -24,14 +23,10 @@ def check_readable(path: Path) -> None:
         pass
 
 
-def usual_mode(*files: Path) -> None:
-    """Give files the mode of any new file, 0666 without the umask's bits. safetensors writes 0600 from version 0.8 on,
+def usual_mode(file: Path) -> None:
+    """Give a file the mode of any new file, 0666 without the umask's bits. safetensors writes 0600 from version 0.8 on,
     and what one user trains would be nobody else's to use."""
-    for folder in {file.parent for file in files}:
-        probe = folder / f"mode.{os.getpid()}.{threading.get_ident()}.tmp"  # to ask for the umask is to change it
-        probe.touch()
-        mode = probe.stat().st_mode & 0o777
-        probe.unlink()
-        for file in files:
-            if file.parent == folder:
-                file.chmod(mode)
+    probe = file.with_name(f"{file.name}.mode.{os.getpid()}.tmp")  # to ask for the umask is to change it
+    probe.touch()
+    file.chmod(probe.stat().st_mode & 0o777)
+    probe.unlink()

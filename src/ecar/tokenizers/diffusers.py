@@ -112,7 +112,8 @@ class DiffusersTokenizer(Tokenizer):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.autoencoder.save_pretrained(folder / "autoencoder")
-        usual_mode(*(folder / "autoencoder").glob("*.safetensors"))
+        for weights in (folder / "autoencoder").glob("*.safetensors"):
+            usual_mode(weights)
         write_tensors(folder / "tokenizer.safetensors", self.statistics().state_dict(), self.about())
         record = {"kind": self.kind, **self.config(), "fingerprint": self.fingerprint()}
         (folder / "config.json").write_text(json.dumps(record, indent=2) + "\n")

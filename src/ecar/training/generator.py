@@ -18,7 +18,7 @@ from ecar.processes.world import Part
 from ecar.tokenizers import Tokenizer
 from ecar.training.build import rows_per_stage
 from ecar.training.config import Training
-from ecar.training.curves import LossCurves, plot_losses
+from ecar.training.curves import plot_losses
 from ecar.training.distill import Teacher
 from ecar.training.draws import BatchesAhead
 from ecar.training.engine.log import by_the_way
@@ -58,7 +58,6 @@ class Generator(Task):
         self.source, self.loss = source, StageLoss(model, teacher)
         self.rows, self.names = rows_per_stage(config), tuple(f"loss_{k + 1}" for k in range(len(model.plan)))
         self.weights = [float(share > 0) for share in config.stages.stage_share]
-        self.curves = LossCurves(len(model.plan), config.run.device)
         ahead = config.run.device.startswith("cuda")
         self.batches = BatchesAhead(config, table, model.plan, model.config.null_class, ahead=ahead)
 
@@ -111,14 +110,7 @@ class Generator(Task):
             losses = module(part.rows(z), part.rows(labels), draws, rows)
         means = torch.stack([loss.mean() for loss in losses])
         weights = torch.tensor(self.weights, device=means.device)
-        rest = draws.times, [loss.detach() for loss in losses]
-        return Losses((weights * means).sum(), means.detach(), rest)
-
-    def updated(self, updates: int, rests: list[Any]) -> list[float]:  # noqa: ARG002
-        for times, losses in rests:
-            for k, loss in enumerate(losses):
-                self.curves.add(k, times[k, : len(loss)], loss)
-        return []
+        return Losses((weights * means).sum(), means.detach())
 
     def line(self, means: list[float]) -> dict[str, float]:
         stage = {name: round(mean, 5) for name, mean in zip(self.names, means, strict=True)}
@@ -129,9 +121,8 @@ class Generator(Task):
         run, images = self.config.run, len(self.table)
         return {step: batch_indices(images, run.batch_size, run.seed, step - 1).tolist() for step in steps}
 
-    def saving(self, step: int) -> None:
-        with by_the_way("loss_vs_t"):
-            self.curves.save(self.out, step)
+    def saving(self, step: int) -> None:  # noqa: ARG002
+        with by_the_way("loss.png"):
             plot_losses(self.out, self.names)
 
     def record(self) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from ecar.files.access import check_readable
 from ecar.files.records import flush
 from ecar.files.tensors import write_tensors
 from ecar.training.engine.ema import EMA
+from ecar.training.engine.parallel import cut
 
 _MANIFEST, _STATE = "manifest.json", "state.safetensors"
 
@@ -31,25 +32,12 @@ def save_checkpoint(run: Path, step: int, tensors: dict[str, Tensor], record: di
     Raises:
         OSError: it cannot be written; what was there before is untouched.
     """
-    folder = prepare(run, step)
-    write_tensors(folder / _STATE, tensors)
-    return commit(folder, step, record, keep)
-
-
-def prepare(run: Path, step: int) -> Path:
-    """An empty folder beside the place of a checkpoint. What a save that failed left there goes: it takes the room that
-    this one needs."""
-    folder = run / "checkpoints" / f"step_{step:08d}.tmp"
-    for left in folder.parent.glob("step_*.tmp"):
+    root = run / "checkpoints"
+    folder, target = root / f"step_{step:08d}.tmp", root / f"step_{step:08d}"
+    for left in root.glob("step_*.tmp"):  # by a save that failed: it takes the room that this one needs
         shutil.rmtree(left, ignore_errors=True)
     folder.mkdir(parents=True)
-    return folder
-
-
-def commit(folder: Path, step: int, record: dict[str, Any], keep: int = 2) -> Path:
-    """Add record and manifest to what lies in a folder of ``prepare``, flush all of it to the disk, put it in its place
-    and delete older ones."""
-    root, target = folder.parent, folder.with_suffix("")
+    write_tensors(folder / _STATE, tensors)
     (folder / "state.json").write_text(json.dumps({"step": step, **record}, indent=1) + "\n")
     hashes = {file.name: _sha256(file) for file in sorted(folder.iterdir())}
     (folder / _MANIFEST).write_text(json.dumps(hashes, indent=1) + "\n")
@@ -96,11 +84,7 @@ def has_checkpoint(run: Path) -> bool:
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
     """Every tensor of a checkpoint, whole, on CPU."""
-    if (folder / _STATE).exists():
-        return load_file(folder / _STATE)
-    from ecar.training.engine.stored import read_whole
-
-    return read_whole(folder)
+    return load_file(folder / _STATE)
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -141,19 +125,23 @@ def restore_training(
     tensors: dict[str, Tensor], module: nn.Module, ema: EMA, optimizers: list[torch.optim.Optimizer]
 ) -> None:
     """The inverse of ``training_tensors``, in place."""
-    module.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
+    own = module.state_dict()
+    model = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
+    module.load_state_dict({name: cut(tensor, own[name]) for name, tensor in model.items()})
     ema.restore(tensors)
     for j, optimizer in enumerate(optimizers):
-        restore_optimizer(tensors, j, optimizer)
+        _restore_optimizer(tensors, j, optimizer)
 
 
-def restore_optimizer(tensors: dict[str, Tensor], j: int, optimizer: torch.optim.Optimizer) -> None:
+def _restore_optimizer(tensors: dict[str, Tensor], j: int, optimizer: torch.optim.Optimizer) -> None:
     """State of the j-th optimizer from flat tensors; the options stay its own."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     states: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         if name.startswith(f"optimizer.{j}."):
             _, _, index, key = name.split(".", 3)
-            states.setdefault(int(index), {})[key] = tensor
+            like = parameters[int(index)]
+            states.setdefault(int(index), {})[key] = cut(tensor, like) if tensor.shape == like.shape else tensor
     optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ecar.training.engine.parallel import local
+from ecar.training.engine.parallel import cut, local
 
 
 class EMA:
@@ -65,7 +65,7 @@ class EMA:
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """The inverse of ``tensors``, in place."""
         for name, tensor in self.tensors().items():
-            tensor.copy_(tensors[name])
+            tensor.copy_(cut(tensors[name], tensor))
 
 
 def _trainable(module: nn.Module) -> list[tuple[str, nn.Parameter]]:

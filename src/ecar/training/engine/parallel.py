@@ -1,7 +1,7 @@
 """Training in several processes: how a batch divides, DDP around the losses, and ``--parallel fsdp`` (torch's FSDP2).
 
 With FSDP every process holds a slice of weights, gradients, optimizer state and average. The slices are ``DTensor``s;
-outside this file they behave as tensors do.
+outside this file they behave as tensors do. Checkpoints hold whole tensors, whatever the number of processes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from ecar.processes.world import World
@@ -69,6 +69,24 @@ def local(tensor: Tensor) -> Tensor:
 def whole(tensor: Tensor) -> Tensor:
     """A sharded tensor gathered (every process has to ask for it); any other tensor as it is."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def gathered(tensors: dict[str, Tensor], rank: int) -> dict[str, Tensor]:
+    """Sharded tensors whole on the CPU of rank 0; the others get none, and have to ask too. One after another: the
+    device has no room for all of them."""
+    found: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        complete = whole(tensor.detach())
+        if rank == 0:
+            found[name] = complete.cpu()
+    return found
+
+
+def cut(tensor: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor, which every process has, sharded as ``like`` is; as it is where ``like`` is not."""
+    if not isinstance(like, DTensor):
+        return tensor
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
 class MemoryLimitError(RuntimeError):

@@ -26,10 +26,9 @@ from ecar.training.engine.checkpoint import (
 from ecar.training.engine.ema import EMA
 from ecar.training.engine.log import RunLog, by_the_way, run_record
 from ecar.training.engine.options import RunOptions, ScaleOptions
-from ecar.training.engine.parallel import no_sync, parallel, shard, whole
+from ecar.training.engine.parallel import gathered, no_sync, parallel, shard, whole
 from ecar.training.engine.resume import check_max_steps
-from ecar.training.engine.saving import Saver, in_background
-from ecar.training.engine.sharded import restore_sharded
+from ecar.training.engine.saving import Saver
 from ecar.training.engine.task import Losses, Task, Watch
 
 MAX_BAD_STEPS = 5
@@ -91,27 +90,22 @@ class Trainer:
         self.task.check(record)
         self.step, self.skipped, self.seen = (int(record[key]) for key in ("step", "skipped", "seen"))
         check_max_steps(self.options.max_steps, self.step, self.out)
-        if self.sharded:
-            restore_sharded(folder, self.task.module, self.ema, self.saved_optimizers)
-        else:
-            tensors = read_tensors(folder)
-            restore_training(tensors, self.task.module, self.ema, self.saved_optimizers)
-            self.task.restore(tensors, int(record["ema_updates"]))
+        tensors = read_tensors(folder)
+        restore_training(tensors, self.task.module, self.ema, self.saved_optimizers)
+        self.task.restore(tensors, int(record["ema_updates"]))
         self.ema.updates = int(record["ema_updates"])
 
     def run(self) -> None:
         """From the step that the checkpoint left to ``max_steps``."""
-        how = {"sharded": self.sharded, "background": in_background(self.options.device)}
         self.stop.begun = True
         with ExitStack() as stack:
             log = stack.enter_context(self._open_log()) if self.world.rank == 0 else None
             stack.enter_context(self.watchdog)
-            saver = stack.enter_context(Saver(self.out, self.world, log, **how, saved=self.step))
             stack.enter_context(self.task)
             if not self.sharded:
                 stack.enter_context(self._parallel())
             self._look_back(log)
-            self._steps(log, saver)
+            self._steps(log, Saver(self.out, self.world, log, saved=self.step))
 
     @contextmanager
     def _parallel(self) -> Iterator[None]:
@@ -154,7 +148,6 @@ class Trainer:
                 self._log(log, bar, (sums / steps).tolist(), round(seconds, 2))
                 sums, steps = torch.zeros_like(sums), 0
             self.watchdog.at(self.step, SAVE)
-            saver.settle()
             self._at_intervals(saver, log)
             self.watchdog.at(self.step, WAIT)
             if code := self.world.largest(self.stop.code):  # every rank stops after the same step
@@ -177,7 +170,6 @@ class Trainer:
             print(f"step {self.step} of {self.options.max_steps}: loss {line['loss']:.4f}", flush=True)
 
     def _leave(self, saver: Saver, code: int) -> None:
-        saver.settle(wait=True)
         if self.world.largest(int(saver.saved != self.step)):
             self._save(saver, last=True)
         self.world.barrier()
@@ -253,4 +245,6 @@ class Trainer:
         counts = {"skipped": self.skipped, "seen": self.seen, "ema_updates": self.ema.updates}
         record = json.loads(json.dumps({**counts, **self.task.record()}))
         tensors = training_tensors(self.task.module, self.ema, self.saved_optimizers) | self.task.tensors()
+        if self.sharded:
+            tensors = gathered(tensors, self.world.rank)
         saver.save(self.step, tensors, record, last=last or bool(self.stop.code))
