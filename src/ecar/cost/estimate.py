@@ -17,15 +17,6 @@ from ecar.network.model import StageModel
 from ecar.pretrained.build import build_model
 
 
-def count_parameters(model: StageModel) -> dict[str, int]:
-    """Parameters of ``trunk``, ``head`` and ``total``."""
-    parts = {
-        "trunk": sum(p.numel() for p in model.trunk.parameters()),
-        "head": sum(p.numel() for p in model.head.parameters()),
-    }
-    return {**parts, "total": model.num_parameters()}
-
-
 def saved_bytes(model: StageModel, batch: int, share: Sequence[float], *, bf16: bool) -> int:
     """Bytes that the loss keeps for its backward pass, parameters not counted: run under a fake mode for an estimate,
     or without for a measurement."""
@@ -54,10 +45,11 @@ def estimate(
     with FakeTensorMode():
         fake = build_model(config)
         activations = saved_bytes(fake, batch, share, bf16=bf16)
-    parameters = count_parameters(fake)
-    sampling, total = sampling_flops(config, settings), parameters["total"]
+    parts = {"trunk": fake.trunk, "head": fake.head}
+    parameters = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
+    sampling, total = sampling_flops(config, settings), fake.num_parameters()
     return {
-        "parameters": parameters,
+        "parameters": {**parameters, "total": total},
         "training_memory_bytes": {
             "weights": 4 * total,
             "gradients": 4 * total,
