@@ -14,6 +14,8 @@ from typing import Any
 from ecar.data.encoding import EncodePlan, encode_shards
 from ecar.data.source import BadImages, load_source
 from ecar.evaluation.config import EvaluationConfig
+from ecar.evaluation.extractors import extract, get_extractor
+from ecar.evaluation.metrics import kernel_distance
 from ecar.evaluation.reference import read_images
 from ecar.evaluation.run import evaluate
 from ecar.files.options import flag
@@ -26,6 +28,8 @@ from ecar.fitting.tokens import new_sizes
 from ecar.fitting.trials import DISTILLED, FRESH_RATE, NO_START
 from ecar.pretrained.folders import load_model, save_model, weights_fingerprint
 from ecar.processes.world import World
+from ecar.refine import make_critic
+from ecar.sampling.pictures import from_pil
 from ecar.sampling.pipeline import Pipeline
 from ecar.tokenizers import load_tokenizer
 from ecar.tokenizers.conv import ConvTokenizer
@@ -236,8 +240,6 @@ class _Judge:
     """KID (x 1000) of a few samples against training pictures: it chooses, and so judges nothing that is reported."""
 
     def __init__(self, work: Work) -> None:
-        from ecar.evaluation.extractors import extract, get_extractor
-
         self.extractor, self.work = get_extractor(EXTRACTOR, device=work.here), work
         self.seed = work.config.allowance.seed + 2**31  # other seeds than those of the evaluation
         real = read_images(str(work.split.train), "train", work.side, work.side, 2 * JUDGED).images
@@ -250,10 +252,6 @@ class _Judge:
 
     def kid(self, pipe: Pipeline, scale: float) -> float:
         """Of ``work.judged`` samples."""
-        from ecar.evaluation.extractors import extract
-        from ecar.evaluation.metrics import kernel_distance
-        from ecar.sampling.pictures import from_pil
-
         labels = [i % pipe.model.config.num_classes for i in range(self.work.judged)]
         seeds = range(self.seed, self.seed + len(labels))
         images = from_pil(pipe(labels=labels, seeds=seeds, guidance=scale, progress=True).images)
@@ -294,8 +292,6 @@ def judge(work: Work) -> dict[str, Any]:
 
 def fit_critic(work: Work) -> dict[str, Any]:
     """What chooses among candidates, beside the model."""
-    from ecar.refine import make_critic
-
     path, data, count = work.out / "critic.safetensors", str(work.split.train), int(work.choices.critic_images or 0)
     values = {"data": data, "num": count, "batch_size": 32, "out": str(path)}
     pipe = Pipeline.from_pretrained(work.out, device=work.here)
