@@ -8,11 +8,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import tyro
-
-from ecar.cli.flags import AdaptedModelFlags, CandidateFlags, SamplingFlags, together
+from ecar.cli.flags import AdaptedModelFlags, CandidateFlags, ModelOrDefault, SamplingFlags, together
 from ecar.cli.options import parse
 from ecar.cli.pictures import PictureFlags
 
@@ -28,7 +26,7 @@ _MANY_CLASSES = 20  # with a row for each, the sheet would have no end
 class SampleOptions:
     """Generate images from a model."""
 
-    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[MODEL]")] = "butterflies"
+    model: ModelOrDefault = "butterflies"
     """Bundled name, folder or Hub id."""
     classes: str = "all"
     """Class names or ids with commas between, `all`, or `none` (no class)."""

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated
 
-import tyro
-
-from ecar.cli.flags import AdaptedModelFlags
+from ecar.cli.flags import AdaptedModelFlags, ModelOrDefault
 from ecar.cli.options import parse
 from ecar.serving.config import KEYS_VARIABLE, Limits, check_origins, read_keys
 
@@ -20,7 +17,7 @@ class ServeOptions:
     """Serve a model: OpenAI's Images API under /v1, a web page at /. Keys: --keys-file, or the environment variable
     ECAR_API_KEYS (commas between)."""
 
-    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[MODEL]")] = "butterflies"
+    model: ModelOrDefault = "butterflies"
     """Bundled name, folder or Hub id."""
     host: str = "127.0.0.1"
     """Address to listen at; 0.0.0.0 is every one, and then keys (or --no-auth) are asked for."""
