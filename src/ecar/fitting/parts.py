@@ -155,23 +155,21 @@ def encode(work: Work) -> dict[str, Any]:
     """Latents of both sides of the split."""
     commands, counts = [], []
     for name, data in (("latents", work.split.train), ("held_out_latents", work.split.held_out)):
-        flip, out = name == "latents" and work.config.photographs.flip, work.folder / name
+        first, out = name == "latents", work.folder / name
         out.mkdir(parents=True, exist_ok=True)
-        tokenizer, source = load_tokenizer(work.tokenizer), work.tokenizer
-        if name != "latents" and not tokenizer.measured:  # on whose scale the others are
-            source = str(work.folder / "latents" / "tokenizer")
-            tokenizer = load_tokenizer(source)
+        flip, most = first and work.config.photographs.flip, None if first else work.watched
+        source = work.tokenizer if first else str(work.folder / "latents" / "tokenizer")  # on the scale of the others
         plan = EncodePlan(side=(work.side, work.side), flip=flip, shard_size=_SHARD)
         values = {
             "data": str(data), "tokenizer": source, "resolution": (work.side,), "flip": flip, "shard_size": _SHARD,
             "out": str(out),
         }  # fmt: skip
-        values |= {} if name == "latents" else {"max_images": work.watched}
+        values |= {} if first else {"max_images": most}
         commands.append(command("encode", values))
-        images = load_source(str(data), max_images=None if name == "latents" else work.watched)
         record = encode_shards(
-            images, tokenizer, out, plan, bad=BadImages(), command=commands[-1], device=work.here, world=work.world
-        )
+            load_source(str(data), max_images=most), load_tokenizer(source), out, plan, bad=BadImages(),
+            command=commands[-1], device=work.here, world=work.world,
+        )  # fmt: skip
         counts.append(int(record["images"]))
     return {"images": counts[0], "held_out": counts[1], "commands": commands}
 
