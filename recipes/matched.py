@@ -22,6 +22,7 @@ from ecar.cli.options import parse
 from ecar.cost.unbuilt import training_flops
 from ecar.training.build import build_config, load_table, with_data
 from ecar.training.config import TrainConfig
+from ecar.training.shape import through
 
 
 def step_flops(options: list[str]) -> int:
@@ -29,7 +30,7 @@ def step_flops(options: list[str]) -> int:
     config = parse(TrainConfig, [*options, "--out", "unused"], "train").resolve()
     table, tokenizer = load_table(config)
     model = with_data(build_config(config, tokenizer), table)
-    return config.run.batch_size * training_flops(model, config.stages.stage_share)
+    return config.run.batch_size * training_flops(model, through(config.stages.stage_share))
 
 
 def work(jobs: queue.Queue[tuple[str, list[str]]], core: int | None, out: Path, failed: list[str]) -> None:
