@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -76,7 +77,7 @@ def run(arguments: Sequence[str]) -> None:
 
 def _one_array(options: SampleOptions) -> None:
     """Write an .npz in as many processes as there are."""
-    from ecar.evaluation.making import configuration, write_array
+    from ecar.evaluation.making import configuration, make_samples
     from ecar.refine import identity
 
     with together(options.compute.device, "while sampling, finished batches stay") as (world, device):
@@ -89,15 +90,17 @@ def _one_array(options: SampleOptions) -> None:
             whose = {"classes": options.classes, "per_class": options.per_class, **asdict(compute),
                      **identity(pipe, best), "configuration": configuration(pipe),
                      "device": pipe.model.device.type}  # fmt: skip
-        start = time.perf_counter()
-        made = write_array(
-            pipe, labels, Path(options.files.out).expanduser(), seed=options.seed, settings=settings, record=whose,
-            batch=options.batch_size, sampler=best, world=world,
+        start, out = time.perf_counter(), Path(options.files.out).expanduser()
+        parts = out.with_name(f"{out.name}.parts")
+        made = make_samples(
+            pipe, labels, parts, out, seed=options.seed, settings=settings, record=whose, batch=options.batch_size,
+            sampler=best, world=world,
         )  # fmt: skip
         if made is not None:
-            missing, drawn = made
+            missing, samples = made
+            shutil.rmtree(parts)
             took = time.perf_counter() - start
-            record = _record(options, compute, settings, missing, took, round(drawn * len(labels)))
+            record = _record(options, compute, settings, missing, took, round(samples.drawn * len(labels)))
             record |= {"images": len(labels), "resumed": len(labels) - missing, "processes": world.size}
             print(json.dumps(record))
 
