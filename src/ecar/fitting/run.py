@@ -44,11 +44,7 @@ def fit(config: FitConfig) -> dict[str, Any]:
         if world.rank == 0:
             stack.enter_context(run_lock(out))
         stack.enter_context(StopRequest("between steps, what is done stays"))
-
-        def begin() -> tuple[FitConfig, Split, Plan]:
-            return _begin(config, out, start, world.size)
-
-        config, split, plan = world.from_first(begin, long="plan")
+        config, split, plan = world.from_first(lambda: _begin(config, out, start, world.size), long="plan")
         stack.enter_context(said_before())
         step = plan.seconds["train"] / (plan.choices.max_steps or 1)
         done = _Done(Work(config, split, out, device, step, world), plan)
