@@ -16,7 +16,7 @@ from ecar import Pipeline
 from ecar.config import SamplingConfig, Side
 from ecar.evaluation.samples import reconstruct
 from ecar.sampling.canvas import Enlarged
-from ecar.sampling.edit import Edit, enlarging, redrawing
+from ecar.sampling.edit import Edit, enlarging, redrawing, redrawn
 from ecar.sampling.known import Known
 from ecar.sampling.loop import sample_latents
 from ecar.sampling.noise import StageNoise, draw_noise
@@ -75,8 +75,9 @@ class Subject:
     def redrawing(self, masks: Sequence[np.ndarray | None], strength: float = 1.0) -> list[Edit]:
         """Every picture with its mask (H, W), or all of it (None), to be drawn anew: as in ``Pipeline.edit``."""
         model, tokenizer = self.pipe.model, self.pipe.tokenizer
-        pairs = zip(self.images, masks, strict=True)
-        return [redrawing(model, tokenizer, to_picture(image), mask, strength) for image, mask in pairs]
+        canvases = [redrawn(to_picture(image), model.config.image_side, mask, strength)
+                    for image, mask in zip(self.images, masks, strict=True)]  # fmt: skip
+        return [redrawing(model, tokenizer, canvas, strength) for canvas in canvases]
 
     def enlarging(self, small: Tensor, factor: int) -> list[Edit]:
         """Pictures (N, 3, H / factor, W / factor) uint8, to be enlarged: as in ``Pipeline.upscale``."""

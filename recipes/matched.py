@@ -3,7 +3,7 @@
     python recipes/matched.py --data LATENTS --out runs/study --preset nano --steps 9000 --seeds 0 1 2 --cores 0 1 \\
         --options "--optimizer muon --lr 2e-3 --compile"
 
---steps are ECAR's; DiT gets as many as cost the same by ``ecar.cost.formulas.training_flops``. Runs resume where they
+--steps are ECAR's; DiT gets as many as cost the same by ``ecar.cost.unbuilt.training_flops``. Runs resume where they
 were; finished ones have nothing left to do. Without --cores, runs go one after the other on the whole machine.
 """
 
@@ -19,9 +19,10 @@ import threading
 from pathlib import Path
 
 from ecar.cli.options import parse
-from ecar.cost.formulas import training_flops
+from ecar.cost.unbuilt import training_flops
 from ecar.training.build import build_config, load_table, with_data
 from ecar.training.config import TrainConfig
+from ecar.training.shape import through
 
 
 def step_flops(options: list[str]) -> int:
@@ -29,7 +30,7 @@ def step_flops(options: list[str]) -> int:
     config = parse(TrainConfig, [*options, "--out", "unused"], "train").resolve()
     table, tokenizer = load_table(config)
     model = with_data(build_config(config, tokenizer), table)
-    return config.run.batch_size * training_flops(model, config.stages.stage_share)
+    return config.run.batch_size * training_flops(model, through(config.stages.stage_share))
 
 
 def work(jobs: queue.Queue[tuple[str, list[str]]], core: int | None, out: Path, failed: list[str]) -> None:

@@ -5,11 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated
 
-import tyro
-
-from ecar.cli.flags import ModelFlags, SamplingFlags
+from ecar.cli.flags import Model, ModelFlags, SamplingFlags
 from ecar.cli.options import output_file, parse
 from ecar.data.reading import ReadOptions
 
@@ -19,7 +16,7 @@ class CriticOptions(ReadOptions):
     """Learn to tell a model's samples from real images, to choose among candidates: better images at more cost. Put the
     file into the model's folder as critic.safetensors, and give --candidates to ecar sample and ecar evaluate."""
 
-    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    model: Model
     """Folder, bundled name or Hub id."""
     data: str
     """Real images, those that the model was trained on: image folder, WebDataset tars, parquet or Hub data set."""

@@ -71,16 +71,29 @@ def _samples_record(options: EvaluateOptions, out: Path) -> dict[str, Any]:
 
 
 def _model_record(options: EvaluateOptions, out: Path) -> dict[str, Any]:
-    from ecar.cost.quality import evaluate_model
+    """With the FLOPs of an image; nothing where another process has it."""
+    from ecar.cost.flops import sampling_flops
+    from ecar.evaluation.run import evaluate
+    from ecar.pretrained.folders import how_trained, resolve_model
+    from ecar.refine import identity
 
     model = str(options.model)
     with together(options.compute.device, "while evaluating, finished batches stay") as (world, device):
         compute = replace(options.compute, device=device).usable()
-        pipe = world.first_then_others(lambda: compute.load(model))
-        fast = compute.compile or compute.cuda_graphs
-        return evaluate_model(
-            pipe, options.comparison, out, settings=options.sampling.settings(pipe),
-            best=options.selection.best_of(pipe), plain=compute.load_plain(model) if fast and not world.rank else None,
-            how={name: getattr(compute, name) for name in ("dtype", "compile", "cuda_graphs", "decoder")},
-            device=compute.device, world=world,
+        pipe = plain = world.first_then_others(lambda: compute.load(model))
+        settings, best, about = options.sampling.settings(pipe), options.selection.best_of(pipe), dict[str, object]()
+        if world.rank == 0:
+            if compute.compile or compute.cuda_graphs:
+                plain = compute.load_plain(model)  # the other one cannot be counted
+            how = {name: getattr(compute, name) for name in ("dtype", "compile", "cuda_graphs", "decoder")}
+            about = {"model": model, "parameters": plain.model.num_parameters(), **how, **identity(pipe, best)}
+        record = evaluate(
+            pipe, options.comparison, settings=settings, sampler=best, about=about, folder=out.with_suffix(".samples"),
+            picture=out.with_suffix(".closest.png"), device=compute.device, world=world,
         )  # fmt: skip
+        if world.rank:
+            return {}
+        critic = None if best is None else best.critic
+        flops = sampling_flops(plain, settings, record["candidates_drawn"], critic)
+        ema = how_trained(resolve_model(model)).get("ema")  # whose decay the averaged weights have
+        return record | {"flops_per_image": flops, "ema": ema}

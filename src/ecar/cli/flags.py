@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
+
+import tyro
 
 from ecar.cli.options import check_dtype, one_or_all, torch_dtype, usable_dtype
 from ecar.config import SamplingConfig, check_acceptance
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
     from ecar.processes.world import World
     from ecar.refine import BestOf
 
+Model = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+ModelOrDefault = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[MODEL]")]
 MARGINS = ("left", "top", "right", "bottom")
 
 

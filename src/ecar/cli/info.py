@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
 
-import tyro
-
+from ecar.cli.flags import ModelOrDefault
 from ecar.cli.options import parse
 from ecar.config import SamplingConfig
 
@@ -17,7 +15,7 @@ from ecar.config import SamplingConfig
 class InfoOptions:
     """Describe a model."""
 
-    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[MODEL]")] = "butterflies"
+    model: ModelOrDefault = "butterflies"
     """Bundled name, folder or Hub id."""
 
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
 
-import tyro
-
+from ecar.cli.flags import Model
 from ecar.cli.options import parse
 
 
@@ -17,7 +15,7 @@ class NeonOptions:
     """Extrapolate a model negatively from short trainings on its own samples (Neon, arXiv 2510.03597): better samples
     at the same sampling cost, without data."""
 
-    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    model: Model
     """Folder, bundled name or Hub id."""
     trained: tuple[str, ...]
     """Models that self-training made of MODEL (folder final of `ecar train --init-from MODEL --data self:NUM`). Of

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import tyro
 
+from ecar.cli.flags import Model
 from ecar.cli.options import parse
 from ecar.config import CardOptions
 
@@ -18,7 +19,7 @@ from ecar.config import CardOptions
 class PushOptions(CardOptions):
     """Publish a model with its card."""
 
-    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    model: Model
     """Folder (such as RUN/final), bundled name or Hub id."""
     repo_id: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OWNER/NAME")]
     """Where to: OWNER/NAME."""

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import tyro
-
-from ecar.cli.flags import AdaptedModelFlags, CandidateFlags, SamplingFlags, together
+from ecar.cli.flags import AdaptedModelFlags, CandidateFlags, ModelOrDefault, SamplingFlags, together
 from ecar.cli.options import parse
 from ecar.cli.pictures import PictureFlags
 
@@ -28,7 +27,7 @@ _MANY_CLASSES = 20  # with a row for each, the sheet would have no end
 class SampleOptions:
     """Generate images from a model."""
 
-    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[MODEL]")] = "butterflies"
+    model: ModelOrDefault = "butterflies"
     """Bundled name, folder or Hub id."""
     classes: str = "all"
     """Class names or ids with commas between, `all`, or `none` (no class)."""
@@ -78,7 +77,7 @@ def run(arguments: Sequence[str]) -> None:
 
 def _one_array(options: SampleOptions) -> None:
     """Write an .npz in as many processes as there are."""
-    from ecar.evaluation.making import configuration, write_array
+    from ecar.evaluation.making import configuration, make_samples
     from ecar.refine import identity
 
     with together(options.compute.device, "while sampling, finished batches stay") as (world, device):
@@ -91,15 +90,17 @@ def _one_array(options: SampleOptions) -> None:
             whose = {"classes": options.classes, "per_class": options.per_class, **asdict(compute),
                      **identity(pipe, best), "configuration": configuration(pipe),
                      "device": pipe.model.device.type}  # fmt: skip
-        start = time.perf_counter()
-        made = write_array(
-            pipe, labels, Path(options.files.out).expanduser(), seed=options.seed, settings=settings, record=whose,
-            batch=options.batch_size, sampler=best, world=world,
+        start, out = time.perf_counter(), Path(options.files.out).expanduser()
+        parts = out.with_name(f"{out.name}.parts")
+        made = make_samples(
+            pipe, labels, parts, out, seed=options.seed, settings=settings, record=whose, batch=options.batch_size,
+            sampler=best, world=world,
         )  # fmt: skip
         if made is not None:
-            missing, drawn = made
+            missing, samples = made
+            shutil.rmtree(parts)
             took = time.perf_counter() - start
-            record = _record(options, compute, settings, missing, took, round(drawn * len(labels)))
+            record = _record(options, compute, settings, missing, took, round(samples.drawn * len(labels)))
             record |= {"images": len(labels), "resumed": len(labels) - missing, "processes": world.size}
             print(json.dumps(record))
 

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated
 
-import tyro
-
-from ecar.cli.flags import AdaptedModelFlags
+from ecar.cli.flags import AdaptedModelFlags, ModelOrDefault
 from ecar.cli.options import parse
-from ecar.serving.config import KEYS_VARIABLE, Limits, check_origins, read_keys
+from ecar.serving.config import KEYS_VARIABLE, Limits, check_origins, read_keys, served_name
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -20,7 +17,7 @@ class ServeOptions:
     """Serve a model: OpenAI's Images API under /v1, a web page at /. Keys: --keys-file, or the environment variable
     ECAR_API_KEYS (commas between)."""
 
-    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[MODEL]")] = "butterflies"
+    model: ModelOrDefault = "butterflies"
     """Bundled name, folder or Hub id."""
     host: str = "127.0.0.1"
     """Address to listen at; 0.0.0.0 is every one, and then keys (or --no-auth) are asked for."""
@@ -61,12 +58,23 @@ def run(arguments: Sequence[str]) -> None:
 
     import torch
 
-    from ecar.serving.server import serve_model
+    from ecar.refine import critic_of
+    from ecar.serving.app import create_app
+    from ecar.serving.engine import Engine, own_critic
+    from ecar.serving.metrics import Metrics
+    from ecar.serving.server import bind, serve
 
     if options.threads:
         torch.set_num_threads(options.threads)
-    model, compute = options.model, options.compute.usable()
-    serve_model(
-        lambda: compute.load(model), model, options.limits, host=options.host, port=options.port, name=options.name,
-        critic=options.critic, adapted=compute.adapter is not None, keys=keys, cors_origins=origins,
-    )  # fmt: skip
+    model, compute, critic = options.model, options.compute.usable(), options.critic
+    adapted = compute.adapter is not None
+    if critic is not None and adapted:
+        raise ValueError(f"--critic {critic} knows the samples of {model}, not those with --adapter")
+    bound, name = bind(options.host, options.port), options.name or served_name(model)
+    chooser = None if adapted else (lambda: own_critic(model) if critic is None else critic_of(model, critic))
+    engine = Engine(lambda: compute.load(model), options.limits, Metrics(), chooser)
+    engine.start()  # a wrong model ends the process here
+    host, port = bound.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    print(f"ecar: {name} at http://{shown}:{port} (API: /v1){', keys asked for' if keys else ''}", flush=True)
+    serve(create_app(engine, name, keys=keys, cors_origins=origins), engine, bound)

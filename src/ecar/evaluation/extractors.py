@@ -14,19 +14,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ecar.devices import images_at_once
+from ecar.devices import computes_bfloat16, images_at_once
+from ecar.evaluation.features import IMAGENET_MEAN, IMAGENET_STD, EfficientNetLite
 
-EXTRACTORS = ("efficientnet-lite0", "inception", "dinov2")
 DISTANCE_NAMES = {"efficientnet-lite0": "FD-EffNetLite0", "inception": "FID", "dinov2": "FD-DINOv2"}
 SPATIAL_FEATURES = 7 * 17 * 17  # of sFID
-_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Extractor(Protocol):
     """Images (B, 3, H, W) uint8 -> features (B, D) float32, and class probabilities (B, K) where there are classes.
 
     Attributes:
-        name: one of ``EXTRACTORS``.
+        name: one of ``DISTANCE_NAMES``.
         fingerprint: SHA-256 (16 hex digits) of weights and resizing: equal fingerprints, comparable features.
         num_features: D.
     """
@@ -54,7 +53,7 @@ def get_extractor(name: str, *, weights: str | None = None, device: str = "cpu")
         return InceptionExtractor(weights, device)
     if name == "dinov2":
         return Dinov2Extractor(weights, device)
-    raise ValueError(f"unknown extractor {name!r}; choose one of {', '.join(EXTRACTORS)}")
+    raise ValueError(f"unknown extractor {name!r}; choose one of {', '.join(DISTANCE_NAMES)}")
 
 
 class EfficientNetExtractor:
@@ -66,9 +65,6 @@ class EfficientNetExtractor:
     side = 128
 
     def __init__(self, weights: str | None = None, device: str = "cpu") -> None:
-        from ecar.devices import computes_bfloat16
-        from ecar.evaluation.features import EfficientNetLite
-
         self.device = device
         self.network = EfficientNetLite(weights=weights).to(device)
         precision = b"bf16" if computes_bfloat16(device) else b"fp32"
@@ -166,7 +162,7 @@ class Dinov2Extractor:
     def _features(self, images: Tensor) -> Tensor:
         x = images.to(self.device).float() / 255
         x = F.interpolate(x, size=(self.side, self.side), mode="bicubic", antialias=True, align_corners=False)
-        mean, std = (torch.tensor(v, device=x.device).view(1, 3, 1, 1) for v in (_IMAGENET_MEAN, _IMAGENET_STD))
+        mean, std = (torch.tensor(v, device=x.device).view(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
         return self.network((x.clamp(0, 1) - mean) / std).last_hidden_state[:, 0].float().cpu()
 
 

@@ -23,7 +23,7 @@ _SIZES = {  # output channels and repeats of each stage
     0: ((16, 1), (24, 2), (40, 2), (80, 3), (112, 3), (192, 4), (320, 1)),
     2: ((16, 1), (24, 3), (48, 3), (88, 4), (120, 4), (208, 5), (352, 1)),
 }
-_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _BN_EPS = 1e-3
 _AT_ONCE = 16  # on a CPU: maps of more images leave its caches, and each is fresh memory from the system (docs/cost.md)
 
@@ -81,8 +81,8 @@ class EfficientNetLite(nn.Module):
         except Exception as error:
             reason = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
             raise ValueError(f"{path}: not the weights of EfficientNet-Lite{size} ({reason})") from error
-        self.register_buffer("shift", torch.tensor(_IMAGENET_MEAN).view(1, 3, 1, 1) * 2 - 1)
-        self.register_buffer("scale", torch.tensor(_IMAGENET_STD).view(1, 3, 1, 1) * 2)
+        self.register_buffer("shift", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1) * 2 - 1)
+        self.register_buffer("scale", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1) * 2)
         self.requires_grad_(False)
 
     shift: Tensor

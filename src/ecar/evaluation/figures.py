@@ -144,26 +144,16 @@ def check_labels(data: str, names: tuple[str, ...], samples: Samples | None = No
 
 
 class Recognition:
-    """A classifier's figures about samples, beside its figures about the real images.
-
-    Raises:
-        ValueError: a reference that is no labelled data set.
-    """
+    """A classifier's figures about samples, beside its figures about the real images; ``check_labels`` comes before."""
 
     def __init__(self, classifier: Classifier, reference: Reference) -> None:
-        check_labels(reference.name, reference.class_names)
         assert reference.images is not None and reference.labels is not None
         self.classifier, self.reference, self.names = classifier, reference, reference.class_names
         found, features = predict(classifier, reference.images)
         self.real, self.real_accuracy = Gaussian.of(features), accuracy(found, reference.labels, len(self.names))[0]
 
     def __call__(self, samples: Samples) -> dict[str, object]:
-        """Share of samples recognised as the class asked for, and the Frechet distance of the classifier's features.
-
-        Raises:
-            ValueError: samples without labels, or with labels that the reference does not have.
-        """
-        check_labels(self.reference.name, self.names, samples)
+        """Share of samples recognised as the class asked for, and the Frechet distance of the classifier's features."""
         assert samples.labels is not None
         found, features = predict(self.classifier, samples.images)
         overall, each = accuracy(found, samples.labels, len(self.names))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -34,32 +33,31 @@ _PATIENCE = 8.0  # of the watchdog: a large batch on a CPU takes longer than a s
 _KEYS = ("ids", "labels", "drawn", "seconds")
 
 
-def write_array(
-    pipe: Pipeline, labels: Sequence[Label], out: Path, *, world: World = _ALONE, **options: Any
-) -> tuple[int, float] | None:
-    """Draw an image per label into an ``.npz``, by way of a folder beside it into which every process writes its
-    batches; called again, it goes on with what is there.
+def make_samples(
+    pipe: Pipeline, labels: Sequence[Label], folder: Path, out: Path | None = None, *, world: World = _ALONE,
+    **options: Any,
+) -> tuple[int, Samples] | None:  # fmt: skip
+    """Draw an image per label into ``folder``, every process its batches, and collect them in one file; called again,
+    it goes on with what is there.
 
     Args:
+        out: the file, as of ``collect``.
         options: of ``draw_samples``.
 
     Returns:
-        On rank 0 how many images were missing, and the mean number of candidates drawn for one; else None.
+        On rank 0 how many images were missing, and all samples; else None.
 
     Raises:
-        ValueError: other samples are on the way there, or another process makes them.
+        ValueError: the folder holds other samples, or another process writes into it.
     """
-    folder = out.with_name(f"{out.name}.parts")
     with ExitStack() as lock:
-        if world.rank == 0:
+        if world.rank == 0:  # two commands would both make what is missing
             folder.mkdir(exist_ok=True)
             lock.enter_context(run_lock(folder))
         missing = draw_samples(pipe, labels, folder=folder, world=world, **options)
         if world.rank:
             return None
-        made = collect(folder, len(labels), out, labelled=pipe.model.config.num_classes > 0)
-        shutil.rmtree(folder)
-    return missing, made.drawn
+        return missing, collect(folder, len(labels), out, labelled=pipe.model.config.num_classes > 0)
 
 
 def balanced(pipe: Pipeline, num: int) -> list[int | None]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,7 +30,7 @@ from ecar.evaluation.figures import (
     look,
     measure,
 )
-from ecar.evaluation.making import balanced, check_folder, collect, configuration, draw_samples
+from ecar.evaluation.making import balanced, check_folder, configuration, make_samples
 from ecar.evaluation.memorisation import memorisation, pixel_distances
 from ecar.evaluation.metrics import chosen
 from ecar.evaluation.reference import (
@@ -45,7 +44,6 @@ from ecar.evaluation.reference import (
 )
 from ecar.evaluation.samples import Samples, choose, reconstruct
 from ecar.files.commit import source_commit
-from ecar.files.lock import run_lock
 from ecar.processes.world import World
 from ecar.sampling.noise import MAX_SEED
 from ecar.sampling.pipeline import Pipeline, Sampler
@@ -111,12 +109,16 @@ def evaluate(
             check_folder(folder, how, seed=config.seed, settings=settings)
 
     world.from_first(check)
-    drawn = None
+    made = None
     if pipe is not None and settings is not None:
-        drawn = _drawn(pipe, config, settings, sampler, how, folder, world)
+        made = make_samples(
+            pipe, balanced(pipe, config.num), folder, seed=config.seed, settings=settings, record=how,
+            batch=config.batch_size, sampler=sampler, world=world,
+        )  # fmt: skip
         how |= {"settings": settings.to_json(), "seed": config.seed}
     if world.rank:
         return {}
+    drawn = None if made is None else made[1]
     return {"ecar": __version__, "commit": source_commit(), **how} | _compared(config, inputs[0], drawn, pipe, picture)
 
 
@@ -175,21 +177,6 @@ def _given_classifier(
         if asked != getattr(default, name) and key in classifier.made and made != asked:
             raise ValueError(f"`classifier` {path} has {key} {made}: leave `{name}` out, or name another file")
     return classifier
-
-
-def _drawn(
-    pipe: Pipeline, config: EvaluationConfig, settings: SamplingConfig, sampler: Sampler | None,
-    record: dict[str, Any], folder: Path, world: World,
-) -> Samples | None:  # fmt: skip
-    """Samples that are missing, drawn by all; on rank 0 all of them, which other evaluators find in one file."""
-    with ExitStack() as lock:
-        if world.rank == 0:  # two commands would both make what is missing
-            lock.enter_context(run_lock(folder))
-        draw_samples(
-            pipe, balanced(pipe, config.num), folder=folder, seed=config.seed, settings=settings, record=record,
-            batch=config.batch_size, sampler=sampler, world=world,
-        )  # fmt: skip
-        return None if world.rank else collect(folder, config.num, labelled=pipe.model.config.num_classes > 0)
 
 
 def _compared(

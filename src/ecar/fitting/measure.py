@@ -54,25 +54,14 @@ class Reconstruction:
 
 
 @torch.no_grad()
-def reconstruct(
-    tokenizer: Tokenizer, images: Tensor, device: str, known: Reconstruction | None = None
-) -> Reconstruction:
+def reconstruct(tokenizer: Tokenizer, images: Tensor, device: str) -> Reconstruction:
     """Images (N, 3, H, W) uint8 there and back.
-
-    Args:
-        tokenizer: whose encoder and decoder are used.
-        images: the pictures.
-        device: where.
-        known: of another decoder of the same latents: they are taken from there.
 
     Raises:
         ValueError: sides that do not divide, or coloured pictures for a grey tokenizer.
     """
     tokenizer = tokenizer.to(device).eval()
-    if known is None:
-        latents, encode = encoded(tokenizer, images, device)
-    else:
-        latents, encode = known.latents.to(device), known.encode
+    latents, encode = encoded(tokenizer, images, device)
     decoded, decode = timed(lambda: tokenizer.decode(latents), device)
     back = from_decoded(decoded).cpu()
     tokenizer.to("cpu")

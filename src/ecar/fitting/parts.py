@@ -14,6 +14,8 @@ from typing import Any
 from ecar.data.encoding import EncodePlan, encode_shards
 from ecar.data.source import BadImages, load_source
 from ecar.evaluation.config import EvaluationConfig
+from ecar.evaluation.extractors import extract, get_extractor
+from ecar.evaluation.metrics import kernel_distance
 from ecar.evaluation.reference import read_images
 from ecar.evaluation.run import evaluate
 from ecar.files.options import flag
@@ -26,6 +28,8 @@ from ecar.fitting.tokens import new_sizes
 from ecar.fitting.trials import DISTILLED, FRESH_RATE, NO_START
 from ecar.pretrained.folders import load_model, save_model, weights_fingerprint
 from ecar.processes.world import World
+from ecar.refine import make_critic
+from ecar.sampling.pictures import from_pil
 from ecar.sampling.pipeline import Pipeline
 from ecar.tokenizers import load_tokenizer
 from ecar.tokenizers.conv import ConvTokenizer
@@ -151,23 +155,21 @@ def encode(work: Work) -> dict[str, Any]:
     """Latents of both sides of the split."""
     commands, counts = [], []
     for name, data in (("latents", work.split.train), ("held_out_latents", work.split.held_out)):
-        flip, out = name == "latents" and work.config.photographs.flip, work.folder / name
+        first, out = name == "latents", work.folder / name
         out.mkdir(parents=True, exist_ok=True)
-        tokenizer, source = load_tokenizer(work.tokenizer), work.tokenizer
-        if name != "latents" and not tokenizer.measured:  # on whose scale the others are
-            source = str(work.folder / "latents" / "tokenizer")
-            tokenizer = load_tokenizer(source)
+        flip, most = first and work.config.photographs.flip, None if first else work.watched
+        source = work.tokenizer if first else str(work.folder / "latents" / "tokenizer")  # on the scale of the others
         plan = EncodePlan(side=(work.side, work.side), flip=flip, shard_size=_SHARD)
         values = {
             "data": str(data), "tokenizer": source, "resolution": (work.side,), "flip": flip, "shard_size": _SHARD,
             "out": str(out),
         }  # fmt: skip
-        values |= {} if name == "latents" else {"max_images": work.watched}
+        values |= {} if first else {"max_images": most}
         commands.append(command("encode", values))
-        images = load_source(str(data), max_images=None if name == "latents" else work.watched)
         record = encode_shards(
-            images, tokenizer, out, plan, bad=BadImages(), command=commands[-1], device=work.here, world=work.world
-        )
+            load_source(str(data), max_images=most), load_tokenizer(source), out, plan, bad=BadImages(),
+            command=commands[-1], device=work.here, world=work.world,
+        )  # fmt: skip
         counts.append(int(record["images"]))
     return {"images": counts[0], "held_out": counts[1], "commands": commands}
 
@@ -236,8 +238,6 @@ class _Judge:
     """KID (x 1000) of a few samples against training pictures: it chooses, and so judges nothing that is reported."""
 
     def __init__(self, work: Work) -> None:
-        from ecar.evaluation.extractors import extract, get_extractor
-
         self.extractor, self.work = get_extractor(EXTRACTOR, device=work.here), work
         self.seed = work.config.allowance.seed + 2**31  # other seeds than those of the evaluation
         real = read_images(str(work.split.train), "train", work.side, work.side, 2 * JUDGED).images
@@ -250,10 +250,6 @@ class _Judge:
 
     def kid(self, pipe: Pipeline, scale: float) -> float:
         """Of ``work.judged`` samples."""
-        from ecar.evaluation.extractors import extract
-        from ecar.evaluation.metrics import kernel_distance
-        from ecar.sampling.pictures import from_pil
-
         labels = [i % pipe.model.config.num_classes for i in range(self.work.judged)]
         seeds = range(self.seed, self.seed + len(labels))
         images = from_pil(pipe(labels=labels, seeds=seeds, guidance=scale, progress=True).images)
@@ -294,8 +290,6 @@ def judge(work: Work) -> dict[str, Any]:
 
 def fit_critic(work: Work) -> dict[str, Any]:
     """What chooses among candidates, beside the model."""
-    from ecar.refine import make_critic
-
     path, data, count = work.out / "critic.safetensors", str(work.split.train), int(work.choices.critic_images or 0)
     values = {"data": data, "num": count, "batch_size": 32, "out": str(path)}
     pipe = Pipeline.from_pretrained(work.out, device=work.here)

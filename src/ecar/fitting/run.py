@@ -26,7 +26,7 @@ from ecar.processes.signals import StopRequest
 from ecar.processes.world import World
 
 RECIPE, PLAN, DONE = "recipe.toml", "plan.json", "done.json"
-_OF_THIS_START = ("config",)
+_OF_THIS_START = ("config", "out", "device")
 _AGAIN = "delete the folder, or choose another --out"
 
 
@@ -44,11 +44,7 @@ def fit(config: FitConfig) -> dict[str, Any]:
         if world.rank == 0:
             stack.enter_context(run_lock(out))
         stack.enter_context(StopRequest("between steps, what is done stays"))
-
-        def begin() -> tuple[FitConfig, Split, Plan]:
-            return _begin(config, out, start, world.size)
-
-        config, split, plan = world.from_first(begin, long="plan")
+        config, split, plan = world.from_first(lambda: _begin(config, out, start, world.size), long="plan")
         stack.enter_context(said_before())
         step = plan.seconds["train"] / (plan.choices.max_steps or 1)
         done = _Done(Work(config, split, out, device, step, world), plan)
@@ -142,7 +138,7 @@ def _plan(config: FitConfig, split: Split, out: Path, start: float, processes: i
         return Plan(config.choices, record["seconds"], record["why"])
     _say("measuring this machine")
     plan = make_plan(config, split, time.perf_counter() - start, processes)
-    write_recipe(out / RECIPE, replace(config, choices=plan.choices), _OF_THIS_START)
+    write_recipe(out / RECIPE, replace(config, choices=plan.choices), ("config",))
     write_atomically(path, (json.dumps({"seconds": plan.seconds, "why": plan.why}, indent=1) + "\n").encode())
     return plan
 
@@ -155,14 +151,11 @@ def _with_recipe(config: FitConfig, out: Path) -> FitConfig:
     """
     if not (out / "work" / PLAN).exists():
         return config
-    before, fields = read_recipe(out / RECIPE, _AGAIN), options_of(FitConfig)
-    for name, value in flat(config).items():
-        if name in ("config", "out", "device"):
-            continue
+    before, fields, now = read_recipe(out / RECIPE, _AGAIN), options_of(FitConfig), flat(config)
+    own = {name: now.pop(name) for name in _OF_THIS_START}
+    for name, value in now.items():
         then = before.get(name)
         then = tuple(then) if isinstance(then, list) else then
         if value not in (then, fields[name].default):
             raise ValueError(f"{out} holds a fit with {flag(name)} {then}, not {value}; choose another --out")
-    known = {name: value for name, value in before.items() if name not in ("out", "device")}
-    own = {name: value for name, value in flat(config).items() if name in ("out", "device", "config")}
-    return FitConfig.of(**known, **own)
+    return FitConfig.of(**{**before, **own})

@@ -110,10 +110,9 @@ def _decoder(
     """Of the bundled decoders of these latents the one whose pictures are most like the real ones in features: the
     sharp ones lose decibels. The first one where nothing can judge. In words too."""
     known, some = {name: (tokenizer, measured)}, images[:_COMPARED]
-    first = replace(measured, images=measured.images[:_COMPARED], latents=measured.latents[:_COMPARED])
     for other in _candidates() if extractor is not None else ():
         if other != name and same_encoder(one := load_tokenizer(other), tokenizer):
-            known[other] = one, replace(reconstruct(one, some, device, first), latents=measured.latents)
+            known[other] = one, replace(reconstruct(one, some, device), latents=measured.latents)
     if extractor is None or len(known) == 1:
         return name, tokenizer, measured, ""
     away = {other: difference(extractor, some, one[1].images[:_COMPARED]) for other, one in known.items()}

@@ -64,13 +64,9 @@ class EcarPipeline(DiffusionPipeline):  # type: ignore[misc]
         Raises:
             ValueError: unknown class, wrong counts or settings, ``seeds`` beside ``generator``.
         """
-        labels = (
-            [class_labels]
-            if isinstance(class_labels, str | int)
-            else None
-            if class_labels is None
-            else list(class_labels)
-        )
+        if isinstance(class_labels, str | int):
+            class_labels = [class_labels]
+        labels = None if class_labels is None else list(class_labels)
         if generator is not None:
             if seeds is not None:
                 raise ValueError("give seeds or a generator, not both")

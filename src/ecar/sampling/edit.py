@@ -60,19 +60,9 @@ class Edit:
         return [Image.fromarray(array) for array in arrays]
 
 
-def redrawing(
-    model: StageModel, tokenizer: Tokenizer, picture: Image.Image, mask: Mask | None, strength: float
-) -> Edit:
-    """Draw what ``mask`` covers (None: everything) anew, from ``strength`` on.
-
-    Raises:
-        ValueError: see ``redrawn``.
-    """
-    return redrawing_on(model, tokenizer, redrawn(picture, model.config.image_side, mask, strength), strength)
-
-
 def redrawn(picture: Image.Image, side: Side, mask: Mask | None, strength: float) -> Canvas:
-    """The part of ``redrawing`` that needs neither torch nor a model: the canvas, checked.
+    """What ``redrawing`` takes: the canvas, checked, on which is drawn what ``mask`` covers (None: everything). Needs
+    neither torch nor a model.
 
     Raises:
         ValueError: a strength outside (0, 1], a mask that does not fit or is empty, or nothing kept at strength 1.
@@ -87,8 +77,8 @@ def redrawn(picture: Image.Image, side: Side, mask: Mask | None, strength: float
     return canvas
 
 
-def redrawing_on(model: StageModel, tokenizer: Tokenizer, canvas: Canvas, strength: float) -> Edit:
-    """``redrawing`` of a canvas from ``redrawn``."""
+def redrawing(model: StageModel, tokenizer: Tokenizer, canvas: Canvas, strength: float) -> Edit:
+    """Draw a part of a canvas from ``redrawn`` anew, from ``strength`` on."""
     # At strength 1 what is hidden must not matter, and the encoder would see it through the border.
     return _edit(model, tokenizer, canvas, canvas.filled() if strength == 1 else canvas.pixels, strength)
 

@@ -67,14 +67,10 @@ class StageResult:
     y: Tensor
     velocity: StageVelocity
 
-    @property
-    def z(self) -> Tensor:
-        """The model's estimate of the data z_k, like ``y``; one more velocity where the stage ends before the data."""
-        return self.data(range(len(self.y)))
-
     @torch.no_grad()
     def data(self, rows: Sequence[int]) -> Tensor:
-        """``z`` of some of the rows: only theirs is computed."""
+        """The model's estimate of the data z_k of some of the rows; where the stage ends before the data, one more
+        velocity of theirs is computed."""
         everything = len(rows) == len(self.y)
         y = self.y if everything else self.y[list(rows)]
         if self.stage.end == 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -80,9 +81,9 @@ def save_gif(stages: list[list[Image.Image]], path: Path, columns: int | None, *
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=durations, loop=0)
 
 
-def save_png(image: Image.Image, path: Path, metadata: dict[str, str]) -> None:
+def save_png(image: Image.Image, out: Path | BinaryIO, metadata: dict[str, str]) -> None:
     """A PNG whose text chunks carry ``metadata``."""
     info = PngInfo()
     for key, value in metadata.items():
         info.add_itxt(key, value)
-    image.save(path, "PNG", pnginfo=info)
+    image.save(out, "PNG", pnginfo=info)

@@ -20,7 +20,7 @@ from ecar.files.images import Picture, read_image
 from ecar.network.model import StageModel
 from ecar.sampling.canvas import Mask
 from ecar.sampling.classes import Classes, Label
-from ecar.sampling.edit import Edit, enlarging, expanding, redrawing
+from ecar.sampling.edit import Edit, enlarging, expanding, redrawing, redrawn
 from ecar.sampling.loop import StageResult, check_settings, sample_latents
 from ecar.sampling.noise import draw_noise
 from ecar.sampling.optimize import optimize, padded_count
@@ -331,8 +331,8 @@ class Pipeline:
         Raises:
             ValueError: unknown class, a picture or mask that cannot be used, or a strength out of range.
         """
-        edit = redrawing(self.model, self.tokenizer, read_image(image), mask, strength)
-        return self._edited(edit, **options)
+        canvas = redrawn(read_image(image), self.model.config.image_side, mask, strength)
+        return self._edited(redrawing(self.model, self.tokenizer, canvas, strength), **options)
 
     def vary(self, image: Picture, *, strength: float = 0.5, **options: Unpack[EditOptions]) -> Output:
         """``edit`` without a mask: variations of a picture; with ``label``, as another class."""

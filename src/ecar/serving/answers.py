@@ -14,9 +14,9 @@ from typing import Any
 from fastapi import Request
 from fastapi.responses import StreamingResponse
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 from starlette.types import Receive, Scope, Send
 
+from ecar.sampling.pictures import save_png
 from ecar.serving.errors import ApiError
 from ecar.serving.job import Job
 from ecar.serving.order import Order
@@ -140,13 +140,10 @@ def _encode(image: Image.Image, order: Order, seed: int | None) -> str:
     if image.size != order.size:
         image = image.resize(order.size, Image.Resampling.BICUBIC)
     if order.format == "png":
-        info = PngInfo()
-        if seed is not None:
-            record: dict[str, Any] = {"class": order.class_name, "seed": seed, "settings": order.settings.to_json()}
-            if order.redraw is not None:
-                record["strength"] = order.redraw.strength
-            info.add_itxt("ecar", json.dumps(record))
-        image.save(buffer, "PNG", pnginfo=info)
+        record: dict[str, Any] = {"class": order.class_name, "seed": seed, "settings": order.settings.to_json()}
+        if order.redraw is not None:
+            record["strength"] = order.redraw.strength
+        save_png(image, buffer, {} if seed is None else {"ecar": json.dumps(record)})
     elif order.format == "jpeg":
         image.save(buffer, "JPEG", quality=max(1, order.compression))
     else:

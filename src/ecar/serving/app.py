@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from functools import cache, partial
 from pathlib import Path
@@ -31,8 +31,6 @@ MOST_PICTURES = 16  # uploads that wait to be decoded, in memory; more are answe
 MOST_CHECKS = 64  # requests that wait for their prompt to be looked up; more are answered 429
 STREAM = {"text/event-stream": {"schema": {"type": "string"}}}
 STATIC = Path(__file__).parent / "static"
-
-Answered = Callable[[schema.GenerateRequest, Job, Request], Awaitable[Response]]
 
 
 def _refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -76,7 +74,8 @@ def create_app(
         expose_headers=("x-request-id", "retry-after", "x-should-retry"),
     )  # fmt: skip
     errors.install(app)
-    _add_images(app, engine, name, cors_origins)
+    _add_images(app, engine, name)
+    _add_edits(app, engine, name, cors_origins)
     _add_models(app, engine, name)
     _add_status(app, engine)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
@@ -104,16 +103,16 @@ def _check_page(request: Request, origins: Collection[str]) -> None:
         raise ApiError(403, "cors_refused", message)
 
 
-def _add_images(app: FastAPI, engine: Engine, name: str, origins: Collection[str]) -> None:
-    limits = engine.limits
+async def _answered(body: schema.GenerateRequest, job: Job, request: Request) -> Response:
+    if body.stream:
+        return EventResponse(job)
+    answer = await whole_answer(job, request)
+    return Response(answer, media_type="application/json")  # checked already: not once more
+
+
+def _add_images(app: FastAPI, engine: Engine, name: str) -> None:
     # One thread: what it does is Python, and a second one would only take more time from the event loop.
     checks = Threads("ecar-checks", 1, MOST_CHECKS)
-
-    async def answered(body: schema.GenerateRequest, job: Job, request: Request) -> Response:
-        if body.stream:
-            return EventResponse(job)
-        answer = await whole_answer(job, request)
-        return Response(answer, media_type="application/json")  # checked already: not once more
 
     @app.post(
         "/v1/images/generations",
@@ -123,15 +122,13 @@ def _add_images(app: FastAPI, engine: Engine, name: str, origins: Collection[str
     async def generate(body: schema.GenerateRequest, request: Request) -> Any:
         """Make images of a class. With ``stream``: server-sent events, previews as they appear, then each image."""
         _check_model(body.model, name)
-        make = partial(make_order, body, engine.pipe, limits, chooses=engine.critic is not None)
+        make = partial(make_order, body, engine.pipe, engine.limits, chooses=engine.critic is not None)
         known = body.prompt in engine.pipe.model.config.class_names
         job = Job(engine, make() if known else await checks.run(make))  # near names are looked for among all
-        return await answered(body, job, request)
-
-    _add_edits(app, engine, name, answered, origins)
+        return await _answered(body, job, request)
 
 
-def _add_edits(app: FastAPI, engine: Engine, name: str, answered: Answered, origins: Collection[str]) -> None:
+def _add_edits(app: FastAPI, engine: Engine, name: str, origins: Collection[str]) -> None:
     # One thread: a large picture takes hundreds of megabytes while it is decoded.
     pictures = Threads("ecar-pictures", 1, MOST_PICTURES)
 
@@ -144,7 +141,7 @@ def _add_edits(app: FastAPI, engine: Engine, name: str, answered: Answered, orig
             read_edit, request.headers.get("content-type", ""), body, kind, engine.pipe, engine.limits, chooses=chooses
         )
         _check_model(fields.model, name)
-        return await answered(fields, Job(engine, order), request)
+        return await _answered(fields, Job(engine, order), request)
 
     answers: dict[str, Any] = {
         "response_model": schema.ImagesAnswer,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ecar.refine import Critic
 from ecar.refine.best_of import picks_of
-from ecar.sampling.edit import redrawing_on
+from ecar.sampling.edit import redrawing
 from ecar.sampling.known import Known
 from ecar.sampling.loop import Rows, VelocityCallback, advance
 from ecar.sampling.noise import StageNoise, draw_noise
@@ -89,7 +89,7 @@ class Computer:
         """Make what is known of a row that edits; False where its picture is refused."""
         try:
             if redraw.edit is None:
-                redraw.edit = redrawing_on(self.model, self.pipe.tokenizer, redraw.canvas, redraw.strength)
+                redraw.edit = redrawing(self.model, self.pipe.tokenizer, redraw.canvas, redraw.strength)
         except ValueError as error:  # a coloured one, and the tokenizer is for grey ones
             self.metrics.dropped.labels("invalid_image").inc()
             row.emit(Failed(EngineError(400, "invalid_image", f"image: {error}")))

@@ -19,12 +19,7 @@ MIN_TAKEN = 2**14  # bytes that a client has to take within ``send_seconds``, or
 
 def bounded_protocol(limits: Limits) -> type[H11Protocol]:
     """HTTP/1.1 with the limits of a server: a class, as uvicorn wants it."""
-
-    class Bounded(_Bounded):
-        pass
-
-    Bounded.limits = limits
-    return Bounded
+    return type("Bounded", (_Bounded,), {"limits": limits})
 
 
 class _Bounded(H11Protocol):
@@ -67,12 +62,6 @@ class _Bounded(H11Protocol):
             self._head = None
         elif waiting and self._head is None and not self.transport.is_closing():
             self._head = self.loop.call_later(self.limits.head_seconds, self.transport.abort)
-
-    def on_response_complete(self) -> None:
-        if self._head is not None:
-            self._head.cancel()
-            self._head = None
-        super().on_response_complete()
 
     def pause_writing(self) -> None:
         super().pause_writing()

@@ -1,4 +1,4 @@
-"""The process: model, socket, uvicorn, signals."""
+"""The process: socket, uvicorn, signals."""
 
 from __future__ import annotations
 
@@ -7,18 +7,12 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import Callable, Collection
 from types import FrameType
 
 import uvicorn
 from starlette.types import ASGIApp
 
-from ecar.refine import critic_of
-from ecar.sampling.pipeline import Pipeline
-from ecar.serving.app import create_app
-from ecar.serving.config import Limits, served_name
-from ecar.serving.engine import Engine, own_critic
-from ecar.serving.metrics import Metrics
+from ecar.serving.engine import Engine
 from ecar.serving.protocol import bounded_protocol
 
 log = logging.getLogger("ecar.serving")
@@ -79,43 +73,3 @@ def serve(app: ASGIApp, engine: Engine, bound: socket.socket) -> None:
     # uvicorn raises the signal again when it is done; a clean end is exit code 0.
     signal.signal(signal.SIGTERM, lambda *_: None)
     make_server(app, engine).run(sockets=[bound])
-
-
-def serve_model(
-    load: Callable[[], Pipeline],
-    model: str,
-    limits: Limits,
-    *,
-    host: str = "127.0.0.1",
-    port: int = 8000,
-    name: str | None = None,
-    critic: str | None = None,
-    adapted: bool = False,
-    keys: Collection[str] = (),
-    cors_origins: Collection[str] = (),
-) -> None:
-    """Load a model, listen, and serve it until SIGTERM or SIGINT.
-
-    Args:
-        load: makes the pipeline, in the engine's thread.
-        model: bundled name, folder or Hub id: where its critic is.
-        limits: of the server.
-        host, port: where to listen; port 0 takes a free one.
-        name: of the model in the API; default: the last part of ``model``.
-        critic: file of another critic than the model's own.
-        adapted: ``load`` adds an adapter: its samples are others than those that a critic knows.
-        keys, cors_origins: as of ``create_app``.
-
-    Raises:
-        ValueError: a model, critic or address that cannot be used.
-    """
-    if critic is not None and adapted:
-        raise ValueError(f"--critic {critic} knows the samples of {model}, not those with --adapter")
-    bound, name = bind(host, port), name or served_name(model)
-    chooser = None if adapted else (lambda: own_critic(model) if critic is None else critic_of(model, critic))
-    engine = Engine(load, limits, Metrics(), chooser)
-    engine.start()  # a wrong model ends the process here
-    host, port = bound.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
-    print(f"ecar: {name} at http://{shown}:{port} (API: /v1){', keys asked for' if keys else ''}", flush=True)
-    serve(create_app(engine, name, keys=keys, cors_origins=cors_origins), engine, bound)
