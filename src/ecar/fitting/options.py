@@ -80,11 +80,9 @@ class Choices:
     lr: float | None = None
     """Peak learning rate of the training."""
     preset: str | None = None
-    """Size of the model: nano, ti, s, b, l or xl, or sizes such as 192x6x1+6."""
+    """Model: nano, ti, s, b, l or xl, or sizes such as 192x6x1+6; a patch size may follow, as in s/2."""
     stages: int | None = None
     """Number of stages."""
-    patch: int | None = None
-    """Side of the squares of latent positions that become one token."""
     batch_size: int | None = None
     """Images per training step."""
     max_steps: int | None = None
@@ -104,7 +102,7 @@ class Choices:
 
     def __post_init__(self) -> None:
         least = {
-            "images": 1, "resolution": 8, "tokenizer_steps": 0, "stages": 1, "patch": 1, "batch_size": 1,
+            "images": 1, "resolution": 8, "tokenizer_steps": 0, "stages": 1, "batch_size": 1,
             "max_steps": 1, "compile": 0, "scales": 1, "student_steps": 0, "samples": 0, "critic_images": 0,
         }  # fmt: skip
         for name, value in least.items():

@@ -180,7 +180,7 @@ def fit_model(work: Work) -> dict[str, Any]:
     values: dict[str, Any] = {
         "data": str(work.folder / "latents"), "val_data": str(work.folder / "held_out_latents"), "patience": _LOOKS,
         "flip": work.config.photographs.flip, "resolution": (work.side,), "preset": choices.preset,
-        "stages": choices.stages, "patch": choices.patch, "batch_size": choices.batch_size, "max_steps": steps,
+        "stages": choices.stages, "batch_size": choices.batch_size, "max_steps": steps,
         **_rates(steps), "lr": choices.lr or FRESH_RATE, **_ways(work, steps), "out": str(work.folder / "train"),
     }  # fmt: skip
     if choices.start not in (None, NO_START):

@@ -142,7 +142,7 @@ def _plan(
     seconds["report"] = report
     resolved = Choices(
         images=used, resolution=values["resolution"][0], tokenizer=tokens.name, tokenizer_steps=tokenizer_steps,
-        start=measured.start, lr=values["lr"], preset=values["preset"], stages=values["stages"], patch=values["patch"],
+        start=measured.start, lr=values["lr"], preset=values["preset"], stages=values["stages"],
         batch_size=measured.batch, max_steps=steps, compile=int(values["compile"]), scales=scales,
         guidance=_guidance(choices, split, measured.start),
         student_steps=student, samples=samples, critic_images=critic,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -103,7 +103,7 @@ class Measured:
             per_image = training_flops(shape, (1.0,) * len(shape.stages.sides))
             total = config.allowance.seconds / found.trial.step * found.batch * per_image
             if total >= flops:
-                values, starts = {**values, "preset": preset}, []
+                values, starts = {**values, "preset": f"{preset}/{get_preset(values['preset']).patch}"}, []
                 found = cls(values, try_training(values, probe), "there is time for a larger model")
         for one in starts:
             trial = try_training(one, probe, found.trial.steps)
@@ -116,9 +116,10 @@ def _values(config: FitConfig, split: Split, latent: int, side: int, device: str
     """Options of a training from fresh weights."""
     choices, allowance = config.choices, config.allowance
     cuda, host = device.startswith("cuda"), shutil.which("g++") is not None
-    patch = choices.patch or (token_patch(latent) if cuda else token_patch(latent, _TOKENS))
+    preset = choices.preset or f"nano/{token_patch(latent) if cuda else token_patch(latent, _TOKENS)}"
+    patch = get_preset(preset).patch
     return {
-        "resolution": (side,), "preset": choices.preset or "nano", "patch": patch,
+        "resolution": (side,), "preset": preset,
         "stages": choices.stages or (2 if latent % (2 * patch) == 0 else 1),
         "batch_size": choices.batch_size or min(split.images, 128 if cuda else _TRIED_BATCH),
         "compile": bool(choices.compile) if choices.compile is not None
@@ -136,10 +137,7 @@ def _starts(choices: Choices, values: dict[str, Any], tokens: Tokens) -> list[di
     for name in [choices.start] if choices.start else bundled_models():
         folder = resolve_model(name)
         before = load_config(folder)
-        theirs = {
-            "preset": str(Preset(**{f.name: getattr(before, f.name) for f in fields(Preset)})),
-            "patch": before.patch, "stages": len(before.stages.sides),
-        }  # fmt: skip
+        theirs = {"preset": str(Preset.of(before)), "stages": len(before.stages.sides)}
         asked = {key: getattr(choices, key) for key in theirs if getattr(choices, key) is not None}
         if "preset" in asked:
             asked["preset"] = str(get_preset(asked["preset"]))
