@@ -18,7 +18,7 @@ ecar encode --data "$train" --tokenizer "$runs/tokenizer" --flip --out "$runs/la
 # (That run began for 4,200 steps and was resumed at 746 for 4,846; the learning rate was flat there. Its
 # warm-up took 300 steps, where 200 are the rule now; that of the distillation 40.)
 ecar train --data "$runs/latents" --flip --out "$runs/model" --preset nano --compile --optimizer muon --lr 2e-3 \
-    --seed 2 --ends 0.7 1 --batch-size 512 --stage-share 1 1 --max-steps 4846 \
+    --seed 2 --stages 0.7 1 --batch-size 512 --stage-share 1 1 --max-steps 4846 \
     --decay 0.4 --ema 0.99 0.999
 
 # The same latents, a better decoder: 53 minutes, then 9 with an adversary, of a CPU core.

@@ -21,7 +21,7 @@ ecar encode --data "$data/train.parquet" --tokenizer "$runs/tokenizer" --out "$r
 # (That run began for 3,600 steps and was resumed at 811 for 5,025; the learning rate was flat there. Its
 # warm-up took 300 steps, where 200 are the rule now.)
 ecar train --data "$runs/latents" --out "$runs/model" --preset nano --compile --optimizer muon --lr 2e-3 --seed 2 \
-    --ends 0.75 1 --batch-size 512 --stage-share 1 1 --max-steps 5025 --decay 0.4 --ema 0.99 0.999
+    --stages 0.75 1 --batch-size 512 --stage-share 1 1 --max-steps 5025 --decay 0.4 --ema 0.99 0.999
 
 # The same latents, a better decoder: 40 minutes, then 34 with an adversary, of a CPU core.
 ecar tokenizer --data "$data/train.parquet" --init-from "$runs/tokenizer" --freeze-encoder --out "$runs/decoder" \

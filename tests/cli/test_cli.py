@@ -129,7 +129,7 @@ def wrong_inputs(model: Path, tmp: Path) -> list[tuple[list[object], str]]:
         (["train", "--data", "", "--out", ""], "one of them is empty"),
         ([*train, "--data", tmp / "missing"], "no such file or folder"),
         ([*train, "--data", empty, "--resolution", "30"], "does not divide"),
-        ([*train, "--data", empty, "--preset", "huge"], "unknown preset 'huge'"),
+        ([*train, "--data", empty, "--preset", "huge"], "--preset 'huge': there is no such model"),
         (["paint"], "unknown command"),
         (["sample", model, "--device", "cuda:99", *out], "cannot be used here"),
         (["info", tmp / "empty"], "no config.json"),

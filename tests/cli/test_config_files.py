@@ -11,7 +11,7 @@ from ecar.files.options import changed, flat, options_of, write_recipe
 from ecar.training.config import TokenizerConfig, TrainConfig
 from ecar.training.inputs import DistillOptions
 
-TRAIN = ["--data", "d", "--out", "o", "--ends", "0.6", "1", "--flip", "--lr", "0.002"]
+TRAIN = ["--data", "d", "--out", "o", "--stages", "0.6", "1", "--flip", "--lr", "0.002"]
 
 
 def test_a_recipe_is_the_flags_that_it_came_from_and_flags_win(tmp_path: Path) -> None:
@@ -20,8 +20,8 @@ def test_a_recipe_is_the_flags_that_it_came_from_and_flags_win(tmp_path: Path) -
     write_recipe(path, config)
     again = parse(TrainConfig, ["--config", str(path)], "train")
     assert changed(again, config=None) == config
-    other = parse(TrainConfig, ["--seed", "3", "--no-flip", f"--config={path}", "--ends", "0.8,1"], "train")
-    assert changed(other, config=None) == changed(config, seed=3, flip=False, ends=(0.8, 1.0))
+    other = parse(TrainConfig, ["--seed", "3", "--no-flip", f"--config={path}", "--stages", "0.8,1"], "train")
+    assert changed(other, config=None) == changed(config, seed=3, flip=False, stages=(0.8, 1.0))
 
 
 def test_the_resolved_options_of_a_run_are_a_recipe_of_the_same_run(tmp_path: Path) -> None:

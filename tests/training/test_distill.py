@@ -224,7 +224,7 @@ def test_one_number_guides_every_stage_as_everywhere() -> None:
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
-        ({"ends": (0.6, 1.0)}, "own stages"),
+        ({"stages": (0.6, 1.0)}, "own stages"),
         ({"distill": ("1",)}, "nothing to do"),
         ({"distill": ("1", "2", "3")}, "guidance needs"),
         ({"distill": ("2@1",)}, "guidance_from needs"),

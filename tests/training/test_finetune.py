@@ -153,8 +153,8 @@ def test_what_the_user_leaves_open_is_the_sources_and_what_he_says_wins(
     assert record["init_from"] == str(source) and record["resolution"] == [8] and record["source"]["notes"]
     assert lines(tmp_path / "run")[0]["init_from"] == record["source"]
     said = tuned(
-        digits_folder, tmp_path / "b", source, max_steps=1, resolution=(16,), stages=3, preset="16x2x2+1",
-        tokenizer="pixels:4", ends=(0.5, 0.6, 1.0),
+        digits_folder, tmp_path / "b", source, max_steps=1, resolution=(16,), preset="16x2x2+1",
+        tokenizer="pixels:4", stages=(0.5, 0.6, 1.0),
     )  # fmt: skip
     other = load_model(loop.train(said))[0].config
     assert other.image_side == (16, 16) and other.stages.sides == ((1, 1), (2, 2), (4, 4)) and other.channels == 48

@@ -40,16 +40,16 @@ def often(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("often")
-@pytest.mark.parametrize("model", ["ecar", "dit"])
+@pytest.mark.parametrize("preset", ["16x2x1+1", "dit-16x2x1+1"])
 def test_a_held_out_loss_of_every_stage_is_logged_and_training_is_the_same(
-    digits_folder: Path, tmp_path: Path, model: str
+    digits_folder: Path, tmp_path: Path, preset: str
 ) -> None:
     runs = {"with": {"val_data": str(digits_folder)}, "without": {}}
     for name, more in runs.items():
-        loop.train(options(digits_folder, tmp_path / name, model=model, **more))
+        loop.train(options(digits_folder, tmp_path / name, preset=preset, **more))
     found = of_steps(tmp_path / "with", "val_loss")
     assert list(found) == [1, 2, 3, 4] and all(0 < value < 4 for value in found.values())
-    last = "val_loss_2" if model == "ecar" else "val_loss_1"
+    last = "val_loss_1" if preset.startswith("dit") else "val_loss_2"
     assert list(of_steps(tmp_path / "with", last)) == [1, 2, 3, 4]
     assert (tmp_path / "with" / "loss.png").exists()
     ours, theirs = (load_file(tmp_path / name / "final" / "model.safetensors") for name in runs)

@@ -121,8 +121,8 @@ def test_unlabelled_images_train_an_unconditional_model(digits_folder: Path, tmp
     ("changes", "word"),
     [
         ({"accumulate": 3}, "must divide"),
-        ({"model": "dit", "resolution": (8, 16)}, "square latent"),
-        ({"model": "dit"}, "no labels"),
+        ({"preset": "dit-16x2x1+1", "resolution": (8, 16)}, "square latent"),
+        ({"preset": "dit-16x2x1+1"}, "no labels"),
     ],
 )
 def test_what_needs_no_latents_is_refused_before_images_are_encoded(
@@ -326,6 +326,7 @@ def test_times_are_logit_normal_and_a_share_of_them_uniform(monkeypatch: pytest.
         ({"resolution": (8, 8, 8)}, "--resolution"),
         ({"lr": math.inf}, "--lr"),
         ({"stages": 2, "stage_share": (0.0, 0.0)}, "--stage-share"),
+        ({"stages": (2.5,)}, "--stages takes the number of stages, or b_k of each"),
     ],
 )
 def test_wrong_options_are_refused(changes: dict[str, Any], word: str) -> None:

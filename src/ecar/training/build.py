@@ -102,9 +102,9 @@ def build_config(config: Training, tokenizer: Tokenizer) -> ModelConfig:
         ValueError: sides that do not divide, sizes that do not fit each other.
     """
     shape, preset, stages = config.model, config.model.architecture, config.stages
-    side, count = tokenizer.latent_side(*shape.image_side), stages.stages
+    side, count = tokenizer.latent_side(*shape.image_side), len(stages.stages)
     return ModelConfig(
-        stages=StageConfig.for_latent(side, count, ends=stages.ends),
+        stages=StageConfig.for_latent(side, count, ends=stages.stages),
         channels=tokenizer.channels,
         **asdict(preset),
         context_noise=0.0 if preset.kind == "dit" else CONTEXT_NOISE,

@@ -52,7 +52,7 @@ def draw_noise(
     if config.distill.distill_steps:
         times = grid_times(config.distill.distill_steps, plan, batch, generator)
     else:
-        times = training_times(config.stages.stages, batch, generator)
+        times = training_times(len(config.stages.stages), batch, generator)
     return Draws(noise, context, times)
 
 

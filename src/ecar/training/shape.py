@@ -65,10 +65,9 @@ class ModelOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Stages:
-    """Stages as resolved; fields as in ``StageOptions``."""
+    """Stages as resolved; fields as in ``StageOptions``, ``stages`` as b_k of each."""
 
-    stages: int
-    ends: tuple[float, ...]
+    stages: tuple[float, ...]
     stage_share: tuple[float, ...]
 
 
@@ -76,17 +75,18 @@ class Stages:
 class StageOptions:
     """The stages, coarse to fine."""
 
-    stages: int | None = None
-    """Number of stages, coarse to fine; default 2, and 1 for the baseline."""
-    ends: tuple[float, ...] | None = None
-    """b_k per stage; default 0.7 for every stage but the last, which ends at 1."""
+    stages: tuple[float, ...] = ()
+    """Number of stages, coarse to fine; default 2, and 1 for the baseline. Or b_k of each, as in 0.7 0.8 1; default 0.7
+    for every stage but the last, which ends at 1."""
     stage_share: tuple[float, ...] = ()
     """Share of each batch that trains each stage, non-increasing but for 0, which leaves a stage out of the loss;
     default 1 each."""
 
     def __post_init__(self) -> None:
-        if self.stages is not None and self.stages < 1:
-            raise ValueError(f"--stages must be at least 1, got {self.stages}")
+        if isinstance(self.stages, int):  # one number stands for itself
+            object.__setattr__(self, "stages", (float(self.stages),))
+        if len(self.stages) == 1 and (self.stages[0] < 1 or self.stages[0] % 1):
+            raise ValueError(f"--stages takes the number of stages, or b_k of each, got {self.stages[0]:g}")
 
     def resolve(self, kind: str, before: ModelConfig | None = None) -> Stages:
         """These options with what was left open as it is in the model ``before``, else at its default.
@@ -94,18 +94,14 @@ class StageOptions:
         Raises:
             ValueError: a ``dit`` of several stages, or shares that are not one for each stage.
         """
-        default = len(before.stages.sides) if before else 1 if kind == "dit" else 2
-        stages = self.stages or default
-        if kind == "dit" and stages != 1:
-            raise ValueError(f"the baseline has one stage and no trunk: leave out --stages {stages}")
-        ends = self.ends
-        if before is not None:
-            ends = before.stages.ends if ends is None and stages == len(before.stages.ends) else ends
-        return Stages(
-            stages=stages,
-            ends=(STAGE_END,) * (stages - 1) + (1.0,) if ends is None else ends,
-            stage_share=shares(self.stage_share, stages),
-        )
+        ends = self.stages
+        if len(ends) < 2:
+            known = before.stages.ends if before else ()
+            count = int(ends[0]) if ends else len(known) or (1 if kind == "dit" else 2)
+            ends = known if count == len(known) else (STAGE_END,) * (count - 1) + (1.0,)
+        if kind == "dit" and len(ends) != 1:
+            raise ValueError(f"the baseline has one stage and no trunk, but --stages asks for {len(ends)}")
+        return Stages(stages=ends, stage_share=shares(self.stage_share, len(ends)))
 
 
 def shares(given: tuple[float, ...], stages: int) -> tuple[float, ...]:
