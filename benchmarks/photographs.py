@@ -62,7 +62,7 @@ def main() -> None:
     encoded = timed("encode", encode, words)
     cache = json.loads(Path(latents, "cache.json").read_text())
     words = ["--data", latents, *side, "--preset", "nano", "--stages", "3", "--max-steps", str(options.steps)]
-    words += ["--batch-size", str(options.batch_size), "--warmup", "10"]
+    words += ["--batch-size", str(options.batch_size)]
     trained = timed("train", train, [*words, "--out", run])
     records = map(json.loads, Path(run, "log.jsonl").read_text().splitlines())
     losses = [record["loss"] for record in records if "loss" in record]
