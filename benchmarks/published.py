@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 
 from ecar.config import SamplingConfig
-from ecar.cost.unbuilt import sampling_flops
+from ecar.cost.formulas import sampling_flops
 from ecar.network.presets import preset_config
 
 _MAR_BUFFER = 64
@@ -53,9 +53,9 @@ def _cached(width: int, sides: tuple[int, ...]) -> float:
 def sit(steps: int) -> Computed:
     """SiT-XL/2: the network of DiT-XL/2, guided in every step."""
     config = preset_config("dit-xl/2", latent=(32, 32), stages=1, channels=4, classes=1000, image=(256, 256))
-    flops = sampling_flops(config, SamplingConfig(steps=(steps,), guidance=(1.5,), solver="euler"))
+    parts = sampling_flops(config, SamplingConfig(steps=(steps,), guidance=(1.5,), solver="euler"))
     blocks = config.head_depth * 18 * config.width**2
-    return Computed("SiT-XL/2", f"{steps} steps, guided", blocks, 0, flops)
+    return Computed("SiT-XL/2", f"{steps} steps, guided", blocks, 0, sum(parts["head"]))
 
 
 def mar(name: str, width: int, depth: int, head_width: int, head_depth: int, steps: int) -> Computed:

@@ -1,4 +1,4 @@
-"""FLOPs against resolution, of models that are not built."""
+"""FLOPs against resolution, from the closed formulas."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ecar.config import ModelConfig, SamplingConfig
-from ecar.cost.unbuilt import sampling_flops
+from ecar.cost.formulas import sampling_flops
 from ecar.stages import make_plan
 from published import Computed
 
@@ -28,8 +28,9 @@ def cost_by_resolution(systems: Mapping[str, System], resolution: int) -> dict[s
         rows: list[dict[str, Any]] = []
         for side in (resolution, 2 * resolution, 4 * resolution):
             config, settings = system(side)
+            parts = sampling_flops(config, settings)
             tokens = sum(stage.tokens for stage in make_plan(config.stages)) // config.patch**2
-            total = sampling_flops(config, settings)
+            total = sum(parts["trunk"] + parts["head"])
             rows.append({"resolution": side, "tokens": tokens, "steps": settings.steps, "total_flops": total})
         first, last = rows[0], rows[-1]
         growth = math.log(last["total_flops"] / first["total_flops"]) / math.log(last["tokens"] / first["tokens"])

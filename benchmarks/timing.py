@@ -17,7 +17,7 @@ from common import seconds_of
 from ecar.baselines.dit import DiT
 from ecar.config import ModelConfig, SamplingConfig
 from ecar.cost.flops import flop_counter
-from ecar.cost.unbuilt import sampling_flops
+from ecar.cost.formulas import sampling_flops
 from ecar.network.model import StageModel
 from ecar.pretrained.build import build_model
 from ecar.sampling.loop import sample_latents
@@ -47,10 +47,11 @@ class Side:
         optimize(self.model, compile=True, cuda_graphs=cuda_graphs)
 
 
-def flops_per_image(config: ModelConfig, settings: SamplingConfig) -> dict[str, int]:
-    """Per image, guidance counted, the decoder not."""
-    total = sampling_flops(config, settings)
-    return {"total": total, "multiply_accumulates": total // 2}
+def flops_per_image(config: ModelConfig, settings: SamplingConfig) -> dict[str, Any]:
+    """Per image, guidance counted, the decoder not: from the closed formulas."""
+    parts = sampling_flops(config, settings)
+    total = sum(parts["trunk"] + parts["head"])
+    return {**parts, "total": total, "multiply_accumulates": total // 2}
 
 
 def shared_embedder_parameters(model: DiT) -> int:

@@ -3,7 +3,7 @@
     python recipes/matched.py --data LATENTS --out runs/study --preset nano --steps 9000 --seeds 0 1 2 --cores 0 1 \\
         --options "--optimizer muon --lr 2e-3 --compile"
 
---steps are ECAR's; DiT gets as many as cost the same by ``ecar.cost.unbuilt.training_flops``. Runs resume where they
+--steps are ECAR's; DiT gets as many as cost the same by ``ecar.cost.formulas.training_flops``. Runs resume where they
 were; finished ones have nothing left to do. Without --cores, runs go one after the other on the whole machine.
 """
 
@@ -19,7 +19,7 @@ import threading
 from pathlib import Path
 
 from ecar.cli.options import parse
-from ecar.cost.unbuilt import training_flops
+from ecar.cost.formulas import training_flops
 from ecar.training.build import build_config, load_table, with_data
 from ecar.training.config import TrainConfig
 from ecar.training.shape import through

@@ -23,10 +23,10 @@ SMALL = [
 
 def test_every_command_of_the_recipe_exists_with_its_options() -> None:
     args = imagenet256.options(["--data", "d", "--reference", "r.npz", "--weights", "w", "--max-images", "9"])
-    for words in imagenet256.parts(args, 100, 2).values():
+    for words in imagenet256.parts(args, 100).values():
         flags = {word[2:].replace("-", "_") for word in words if word.startswith("--")}
         assert flags <= fields_of(importlib.import_module(f"ecar.cli.{words[0]}").OPTIONS), words
-    steps = imagenet256.parts(args, 1_281_167, 2)["train"]
+    steps = imagenet256.parts(args, 1_281_167)["train"]
     assert steps[steps.index("--max-steps") + 1] == "100091"  # 80 epochs in batches of 1,024
 
 
@@ -35,7 +35,7 @@ def test_torchrun_takes_no_option_of_a_command_for_its_own() -> None:
     from torch.distributed.run import get_args_parser
 
     args = imagenet256.options(["--data", "d", "--reference", "r.npz"])
-    for words in imagenet256.parts(args, 100, 2).values():
+    for words in imagenet256.parts(args, 100).values():
         command = imagenet256.launched(words, 8)
         if words[0] != "push":
             found = get_args_parser().parse_args(command[3:])

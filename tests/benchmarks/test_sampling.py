@@ -67,7 +67,7 @@ def test_record_holds_both_sides_and_ratios_follow_from_it(tmp_path: Path, capsy
 
 @pytest.mark.parametrize(("kind", "stages"), [("ecar", 2), ("dit", 1)])
 def test_flops_of_a_side_are_those_that_it_computes(kind: str, stages: int) -> None:
-    """Both sides are compared by models that are not built: those that are count the same."""
+    """Both sides are compared by closed formulas: each agrees with the counter within 1%."""
     sizes = {"latent": (8, 8), "classes": 10, "channels": 4, "image": (32, 32)}
     settings = SamplingConfig(steps=(3, 2)[:stages], guidance=(1.5, 1.0)[:stages])
     config = preset_config("dit-nano" if kind == "dit" else "nano", stages=stages, **sizes)
@@ -75,7 +75,8 @@ def test_flops_of_a_side_are_those_that_it_computes(kind: str, stages: int) -> N
     noise = draw_noise([0], side.model.plan, 4)
     with torch.no_grad(), flop_counter() as counter:
         sample_latents(side.model, torch.tensor([1]), noise, settings)
-    assert flops_per_image(side.model.config, settings)["total"] == counter.get_total_flops()
+    formula = flops_per_image(side.model.config, settings)["total"]
+    assert formula == pytest.approx(counter.get_total_flops(), rel=0.01)
 
 
 def test_a_distilled_model_takes_one_pass_a_step_and_dit_keeps_its_two(
@@ -136,10 +137,10 @@ def test_clocks_come_off_but_leave_the_replay_of_graphs_in_place() -> None:
 
 def test_a_single_stage_is_guided_as_dit_is(tmp_path: Path) -> None:
     guided, plain = (
-        record_of(tmp_path, "--stages", "1", "--repeats", "0", *more)["flops_per_image"]["ecar"]["total"]
+        sum(record_of(tmp_path, "--stages", "1", "--repeats", "0", *more)["flops_per_image"]["ecar"]["head"])
         for more in ([], ["--no-guidance"])
     )
-    assert guided > 1.8 * plain
+    assert guided > 1.9 * plain
 
 
 def test_missing_tools_are_named_before_anything_is_measured(

@@ -19,7 +19,7 @@ def test_the_first_record_says_what_the_run_is(digits_folder: Path, tmp_path: Pa
     first, *rest = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     record = first["start"]
     assert first["step"] == 0 and record["effective_batch"] == 8 and record["rows_per_stage"] == [8, 8]
-    assert record["options"]["stages"] == 2 and record["options"]["stage_share"] == [1.0, 1.0]  # as resolved
+    assert record["options"]["stages"] == [0.7, 1.0] and record["options"]["stage_share"] == [1.0, 1.0]  # as resolved
     assert record["images_in_data"] == 120 and record["epochs"] == pytest.approx(6 * 8 / 120)
     assert record["parameters"] > 1000 and record["device"]["name"] == "cpu" and record["host"]
     assert set(record["versions"]) == {"ecar", "commit", "torch", "python"}

@@ -23,12 +23,12 @@ def same_run(a: Path, b: Path) -> None:
     assert all(torch.allclose(first[k], second[k], atol=1e-5) for k in first)
 
 
-@pytest.mark.parametrize("model", ["ecar", "dit"])
+@pytest.mark.parametrize("preset", ["16x2x1+1", "dit-16x2x1+1"])
 @pytest.mark.parametrize("changes", [{"accumulate": 2}, {"accumulate": 4}])
 def test_a_step_in_less_memory_is_the_same_step(
-    digits_folder: Path, tmp_path: Path, changes: dict[str, Any], model: str
+    digits_folder: Path, tmp_path: Path, changes: dict[str, Any], preset: str
 ) -> None:
-    kind: dict[str, Any] = {"model": model}
+    kind: dict[str, Any] = {"preset": preset}
     loop.train(options(digits_folder, tmp_path / "whole", **kind))
     loop.train(options(digits_folder, tmp_path / "parts", **kind, **changes))
     same_run(tmp_path / "whole", tmp_path / "parts")

@@ -11,15 +11,20 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 
 from ecar.config import ModelConfig, SamplingConfig
+from ecar.cost.formulas import sampling_flops, training_flops
 from ecar.cost.memory import sampling_memory
-from ecar.cost.unbuilt import batch_loss, sampling_flops, training_flops
 from ecar.network.model import StageModel
 from ecar.pretrained.build import build_model
+from ecar.training.loss import Draws, stage_losses
 
 
 def saved_bytes(model: StageModel, batch: int, share: Sequence[float], *, bf16: bool) -> int:
     """Bytes that the loss keeps for its backward pass, parameters not counted: run under a fake mode for an estimate,
     or without for a measurement."""
+    config, plan = model.config, model.plan
+    shapes = [(batch, config.channels, *stage.side) for stage in plan]
+    draws = Draws([torch.randn(s) for s in shapes], [torch.randn(s) for s in shapes[:-1]], torch.rand(len(plan), batch))
+    labels, rows = torch.zeros(batch, dtype=torch.int64), tuple(max(1, round(s * batch)) for s in share)
     kept: dict[int, tuple[int, object]] = {}
 
     def pack(x: Tensor) -> Tensor:
@@ -28,7 +33,8 @@ def saved_bytes(model: StageModel, batch: int, share: Sequence[float], *, bf16: 
         return x
 
     with saved_tensors_hooks(pack, lambda x: x), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        batch_loss(model, batch, share)
+        losses = stage_losses(model, torch.randn(shapes[-1]), labels, draws, rows)
+        torch.stack([loss.mean() for loss in losses]).sum()
     own = {p.untyped_storage()._cdata for p in model.parameters()}
     return sum(size for address, (size, _) in kept.items() if address not in own)
 
@@ -48,6 +54,7 @@ def estimate(
     parts = {"trunk": fake.trunk, "head": fake.head}
     parameters = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
     sampling, total = sampling_flops(config, settings), fake.num_parameters()
+    model = sum(sampling["trunk"] + sampling["head"])
     return {
         "parameters": {**parameters, "total": total},
         "training_memory_bytes": {
@@ -59,7 +66,7 @@ def estimate(
             "total": 20 * total + activations,
         },
         "sampling_memory_bytes": sampling_memory(config, settings, (1, 16), torch.bfloat16 if bf16 else torch.float32),
-        "sampling_flops_per_image": {"total": sampling},
-        "sampling_multiply_accumulates_per_image": sampling // 2,
-        "training_flops_per_image": training_flops(config, tuple(share)),
+        "sampling_flops_per_image": {**sampling, "total": model},
+        "sampling_multiply_accumulates_per_image": model // 2,
+        "training_flops_per_image": training_flops(config, share),
     }

@@ -15,8 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ecar.config import ModelConfig, SamplingConfig
-from ecar.cost.unbuilt import sample_fakes
 from ecar.pretrained.build import build_model
+from ecar.sampling.loop import sample_latents
+from ecar.sampling.noise import StageNoise
 
 
 class LiveBytes(TorchDispatchMode):
@@ -85,8 +86,10 @@ def sampling_memory(
             model = build_model(config).eval()
         weights = sum(p.numel() * p.element_size() for p in model.parameters())
         for batch in batches:
+            maps = [torch.empty(batch, config.channels, *stage.side) for stage in model.plan]
+            noise = [StageNoise(x, before) for x, before in zip(maps, [None, *maps[:-1]], strict=True)]
             with LiveBytes() as live:
-                sample_fakes(model, settings, batch)
+                sample_latents(model, torch.zeros(batch, dtype=torch.int64), noise, settings)
             most = live.peak
             result[f"batch {batch}"] = {"weights": weights, "cache and activations": most, "total": weights + most}
     return result

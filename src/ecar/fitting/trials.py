@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ecar.config import match_names
-from ecar.cost.unbuilt import training_flops
+from ecar.cost.formulas import training_flops
 from ecar.evaluation.reference import RealImages, read_images
 from ecar.fitting.measure import Probe, Trial, encoded, table_of, try_training
 from ecar.fitting.options import NEW, Choices, FitConfig
@@ -97,12 +97,10 @@ class Measured:
         trial = try_training(values, probe)
         found = cls(values, trial, f"held-out error after {trial.steps} steps from fresh weights {trial.loss:.3f}")
         for preset, (flops, images) in _LARGER.items() if choices.preset is None else ():
-            if split.images < images:
-                break
             shape = build_config(TrainConfig.of(data="-", out="-", **values).resolve(), tokens.tokenizer)
             per_image = training_flops(shape, (1.0,) * len(shape.stages.sides))
             total = config.allowance.seconds / found.trial.step * found.batch * per_image
-            if total >= flops:
+            if total >= flops and split.images >= images:
                 values, starts = {**values, "preset": f"{preset}/{get_preset(values['preset']).patch}"}, []
                 found = cls(values, try_training(values, probe), "there is time for a larger model")
         for one in starts:
