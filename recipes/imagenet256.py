@@ -120,7 +120,8 @@ def parts(args: argparse.Namespace, images: int) -> dict[str, list[str]]:
             "train", "--data", str(out / "latents"), "--flip", "--resolution", str(args.resolution),
             "--preset", args.preset, "--stages", str(args.stages), "--lr", str(args.lr),
             "--batch-size", str(args.batch_size), "--max-steps", str(steps), "--ema", "0.999", "0.9999",
-            "--accumulate", str(args.accumulate), "--out", str(out / "model"), *device, *shlex.split(args.train),
+            "--accumulate", str(args.accumulate), "--save-every", "2500", "--out", str(out / "model"), *device,
+            *shlex.split(args.train),
         ],
         "evaluate": [
             "evaluate", "--model", str(out / "model" / "final"), "--data", args.reference,
