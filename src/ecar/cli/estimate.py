@@ -16,7 +16,7 @@ class EstimateOptions:
 
     preset: str = "xl"
     """Model, as in ``ecar train``: nano, ti, s, b, l, xl, or WIDTHxHEADSxTRUNK+HEAD, as in 1152x16x8+20. dit-xl/2 is
-    DiT of patch size 2."""
+    DiT of patch size 2; as published with --factor 8 --channels 4."""
     resolution: int = 256
     """Side of the images in pixels."""
     factor: int = 16

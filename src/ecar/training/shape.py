@@ -38,8 +38,8 @@ class ModelOptions:
     preset: str | None = None
     """Model: nano, ti (default), s, b, l, xl, or WIDTHxHEADSxTRUNK+HEAD, as in 192x6x1+6: attention heads, then blocks
     of trunk and head. A patch size may follow, as in xl/2: that side of latent positions is one token. 2 suits
-    autoencoders of factor 8 at 256 pixels (SD-VAE, TAESD, FLUX). dit-xl/2 is the baseline of that size (diffusers'
-    DiT under single-scale flow matching)."""
+    autoencoders of factor 8 at 256 pixels (SD-VAE, TAESD, FLUX). dit-xl/2 is the baseline of that size: diffusers'
+    DiT, by flow matching in one stage."""
     resolution: tuple[int, ...] = ()
     """Side of the images in pixels, or height and width; default 32."""
 
@@ -100,7 +100,7 @@ class StageOptions:
             count = int(ends[0]) if ends else len(known) or (1 if kind == "dit" else 2)
             ends = known if count == len(known) else (STAGE_END,) * (count - 1) + (1.0,)
         if kind == "dit" and len(ends) != 1:
-            raise ValueError(f"the baseline has one stage and no trunk, but --stages asks for {len(ends)}")
+            raise ValueError(f"the baseline (dit-...) has one stage and no trunk, but --stages asks for {len(ends)}")
         return Stages(stages=ends, stage_share=shares(self.stage_share, len(ends)))
 
 

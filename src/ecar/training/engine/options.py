@@ -27,7 +27,7 @@ class RunOptions:
     compile: bool = option(False, free=True)
     """torch.compile: a minute or two to start, then faster."""
     save_every: int = option(1000, free=True)
-    """Steps between checkpoints, and pictures of what the averaged weights do."""
+    """Steps between checkpoints, and between grids of samples."""
 
     def __post_init__(self) -> None:
         for name in ("max_steps", "batch_size", "save_every"):
