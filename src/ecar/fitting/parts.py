@@ -152,7 +152,7 @@ def fit_tokenizer(work: Work) -> dict[str, Any]:
 
 
 def encode(work: Work) -> dict[str, Any]:
-    """Latents of both sides of the split."""
+    """Latents of both parts of the split."""
     commands, counts = [], []
     for name, data in (("latents", work.split.train), ("held_out_latents", work.split.held_out)):
         first, out = name == "latents", work.folder / name

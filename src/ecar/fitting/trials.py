@@ -148,7 +148,7 @@ def _starts(choices: Choices, values: dict[str, Any], tokens: Tokens) -> list[di
 
 
 def _probe(config: FitConfig, split: Split, tokens: Tokens, held: RealImages, device: str) -> Probe:
-    """Latents of some pictures of both sides of the split."""
+    """Latents of some pictures of both parts of the split."""
     side = held.images.shape[-1]
     some = read_images(str(split.train), "train", side, side, _TRIED)
     latents = encoded(tokens.tokenizer.to(device), some.images, device)[0]
