@@ -30,7 +30,7 @@ from ecar.cost.estimate import estimate
 from ecar.cost.memory import sampling_memory
 from ecar.network.presets import default_steps, get_preset, preset_config
 from ecar.tokenizers import Tokenizer, load_tokenizer
-from ecar.training.config import shares
+from ecar.training.shape import shares
 
 IMAGES, CLASSES = 1_281_167, 1000  # of ImageNet's training set
 SD_VAE = {
@@ -215,7 +215,7 @@ def _part(args: argparse.Namespace, device_seconds: float, devices: int = 0, **m
 def _encode_plan(
     args: argparse.Namespace, images: int, cost: AutoencoderCost, tokenizer: Tokenizer, config: ModelConfig
 ) -> dict[str, Any]:
-    """Both sides of every image; latents in float16, with variances where there are some."""
+    """Every image and its mirror image; latents in float16, with variances where there are some."""
     height, width = config.stages.sides[-1]
     values = 2 * images * tokenizer.channels * height * width * (2 if tokenizer.has_moments else 1)
     seconds = 2 * images * cost.encode_flops / (1e12 * args.autoencoder_tflops)

@@ -22,7 +22,7 @@ class EvaluationConfig(ReadOptions):
     weights: str | None = None
     """Weights of the extractor: a file, or a folder or Hub id for dinov2; default: its own."""
     split: str = "test"
-    """Split of a Hub data set or parquet folder to compare with."""
+    """Split of data that have several."""
     reference_num: int | None = None
     """Use only so many reference images (a seeded choice)."""
     classifier: str | None = None

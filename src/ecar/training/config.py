@@ -11,7 +11,6 @@ from ecar.files.options import from_flat
 from ecar.training.engine.options import OptimizerOptions, RunOptions, ScaleOptions
 from ecar.training.inputs import DataOptions, DistillOptions, StartOptions
 from ecar.training.shape import Model, ModelOptions, StageOptions, Stages
-from ecar.training.shape import shares as shares
 from ecar.training.tokenizer_config import TokenizerConfig as TokenizerConfig
 
 
