@@ -46,11 +46,8 @@ def test_shards_over_two_and_four_processes_take_the_steps_of_one(
     digits_folder: Path, tmp_path: Path, model: str
 ) -> None:
     """With micro-batches on top."""
-    kind: dict[str, Any] = {
-        "model": model,
-        "max_steps": 4,
-        "save_every": 4,
-    }
+    preset = "16x2x1+1" if model == "ecar" else "dit-16x2x1+1"
+    kind: dict[str, Any] = {"preset": preset, "max_steps": 4, "save_every": 4}
     sharded = {**kind, "parallel": "fsdp"}
     two = {"world": 2, "accumulate": 2, **sharded}
     jobs = [job(digits_folder, tmp_path / "2", **two)]

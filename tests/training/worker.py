@@ -128,7 +128,7 @@ if __name__ == "__main__":
     import matplotlib.figure  # noqa: F401  (once, instead of in every fork)
     import torch._dynamo  # (the first step of an optimizer does)
 
-    if any(job["model"] == "dit" for job in jobs):
+    if any((job["preset"] or "").startswith("dit-") for job in jobs):
         from diffusers import DiTTransformer2DModel  # noqa: F401
     for job in jobs:
         if source := job.pop("copy", None):
