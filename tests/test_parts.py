@@ -82,7 +82,7 @@ def test_training_on_images_encodes_a_few_at_a_time(digits_folder: Path, measure
     seen = watched(tokenizer.encoder)
     source = load_source(str(digits_folder))
     table = encode_source(source, tokenizer, (SIDE, SIDE), flip=True)
-    assert len(table) == len(source) == 120 and table.sides == 2
+    assert len(table) == len(source) == 120 and table.mirrors == 2
     assert {shape[0] for shape in seen} == {FEW, 120 % FEW}
     images = read_images(str(digits_folder), "train", SIDE, SIDE, None).images.float() / 127.5 - 1
     for side, pixels in enumerate((images, images.flip(-1))):

@@ -123,6 +123,7 @@ def test_unlabelled_images_train_an_unconditional_model(digits_folder: Path, tmp
         ({"accumulate": 3}, "must divide"),
         ({"preset": "dit-16x2x1+1", "resolution": (8, 16)}, "square latent"),
         ({"preset": "dit-16x2x1+1"}, "no labels"),
+        ({"stages": (0.7, 0.8)}, "--stages takes the number of stages, or b_k of each"),
     ],
 )
 def test_what_needs_no_latents_is_refused_before_images_are_encoded(
@@ -208,7 +209,7 @@ def test_latent_cache_trains_as_images_do_and_refuses_a_changed_tokenizer(digits
 def test_options_about_a_cache_are_obeyed_not_ignored(digits_folder: Path, tmp_path: Path) -> None:
     encode_cache(digits_folder, PixelTokenizer(factor=2), tmp_path / "cache")
     kept, _ = build.load_table(options(tmp_path / "cache", tmp_path, tokenizer=None).resolve())
-    assert kept.sides == 1  # not mirrored unless asked
+    assert kept.mirrors == 1  # not mirrored unless asked
     with pytest.raises(ValueError, match="another tokenizer"):
         build.load_table(options(tmp_path / "cache", tmp_path, tokenizer="pixels:4").resolve())
     PixelTokenizer(factor=2).save(tmp_path / "cache" / "tokenizer")  # its statistics differ

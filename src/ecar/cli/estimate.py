@@ -15,7 +15,7 @@ class EstimateOptions:
     """Parameters, memory, FLOPs and time, without allocating weights."""
 
     preset: str = "xl"
-    """Model, as in ``ecar train``: nano, ti, s, b, l, xl, or WIDTHxHEADSxTRUNK+HEAD, as in 1152x16x8+20. dit-xl/2 is
+    """Model, as in `ecar train`: nano, ti, s, b, l, xl, or WIDTHxHEADSxTRUNK+HEAD, as in 1152x16x8+20. dit-xl/2 is
     DiT of patch size 2; as published with --factor 8 --channels 4."""
     resolution: int = 256
     """Side of the images in pixels."""
@@ -36,7 +36,7 @@ class EstimateOptions:
     dtype: str = "bf16"
     """Autocast of training: bf16 or fp32."""
     stage_share: tuple[float, ...] = ()
-    """Share of each batch that trains each stage, as in ``ecar train``; default 1 each."""
+    """Share of each batch that trains each stage, as in `ecar train`; default 1 each."""
     images: int = 1_281_167
     """Images per epoch."""
     epochs: float = 80

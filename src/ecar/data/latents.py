@@ -65,17 +65,17 @@ class LatentTable:
         return (self.latents,) if isinstance(self.latents, Tensor) else self.latents
 
     @property
-    def sides(self) -> int:
+    def mirrors(self) -> int:
         """2 where the images are there mirrored too, else 1."""
         return self.shards[0].shape[0]
 
-    def batch(self, sides: Tensor, rows: Tensor, seed: int | None = None) -> Tensor:
-        """Latents (B, C, h, w) float32 of ``rows`` (B,), as they are (side 0) or mirrored (side 1). Where the table
+    def batch(self, mirrored: Tensor, rows: Tensor, seed: int | None = None) -> Tensor:
+        """Latents (B, C, h, w) float32 of ``rows`` (B,), as they are (``mirrored`` 0) or mirrored (1). Where the table
         holds distributions, a sample of each, drawn from ``seed``; their means without one."""
-        z = self._gather(self.shards, sides, rows)
+        z = self._gather(self.shards, mirrored, rows)
         if self.logvar and seed is not None:
             noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(seed))
-            z = z + torch.exp(0.5 * self._gather(self.logvar, sides, rows)) * noise
+            z = z + torch.exp(0.5 * self._gather(self.logvar, mirrored, rows)) * noise
         if self.shift is None or self.scale is None:
             return z
         return (z - self.shift.view(-1, 1, 1)) / self.scale.view(-1, 1, 1)
@@ -91,14 +91,14 @@ class LatentTable:
         latents, logvar = (tuple(x[: 2 if flip else 1] for x in shards) for shards in (self.shards, self.logvar))
         return replace(table, latents=latents, logvar=logvar)
 
-    def _gather(self, shards: tuple[Tensor, ...], sides: Tensor, rows: Tensor) -> Tensor:
+    def _gather(self, shards: tuple[Tensor, ...], mirrored: Tensor, rows: Tensor) -> Tensor:
         rows = torch.as_tensor(rows) if self.chosen is None else self.chosen[torch.as_tensor(rows)]
         ends = torch.tensor([shard.shape[1] for shard in shards]).cumsum(0)
         home, out = torch.searchsorted(ends, rows, right=True), torch.empty(len(rows), *shards[0].shape[2:])
         for shard in home.unique().tolist():
             here = home == shard
             start = int(ends[shard - 1]) if shard else 0
-            out[here] = shards[shard][sides[here], rows[here] - start].float()
+            out[here] = shards[shard][mirrored[here], rows[here] - start].float()
         return out
 
 
@@ -114,8 +114,8 @@ def encode_source(
     """
     tokenizer.latent_side(*side)
     tokenizer.to(device)
-    report, sides, size = ImageReport(), 2 if flip else 1, images_at_once(*side, most=_BATCH)
-    latents = torch.empty(sides, len(source), tokenizer.channels, *tokenizer.latent_side(*side), dtype=torch.float16)
+    report, mirrors, size = ImageReport(), 2 if flip else 1, images_at_once(*side, most=_BATCH)
+    latents = torch.empty(mirrors, len(source), tokenizer.channels, *tokenizer.latent_side(*side), dtype=torch.float16)
     raw: list[Tensor] = []  # (F, B, C, h, w), kept where the tokenizer's scale is known at the end only
     labels: list[Tensor] = []
     done = 0
@@ -123,7 +123,7 @@ def encode_source(
     for images, batch_labels in tqdm(batches, total=-(-len(source) // size), desc="encoding", disable=None):
         pixels = torch.from_numpy(to_signed(images)).permute(0, 3, 1, 2).to(device)
         tokenizer.check_images(pixels)
-        both = torch.stack([tokenizer.encode_raw(p).float() for p in (pixels, pixels.flip(-1))[:sides]])
+        both = torch.stack([tokenizer.encode_raw(p).float() for p in (pixels, pixels.flip(-1))[:mirrors]])
         if tokenizer.measured:
             latents[:, done : done + len(images)] = tokenizer.normalize(both).half().cpu()
         else:

@@ -60,7 +60,7 @@ def load_table(
             )
         if table.image_side != side:
             raise ValueError(f"--data {data.data} holds images of {table.image_side}, not {side}")
-        if data.flip and table.sides == 1:
+        if data.flip and table.mirrors == 1:
             raise ValueError(f"--data {data.data} holds no mirrored images; encode with --flip")
         return table.part(flip=data.flip, images=None), tokenizer
     own = source.tokenizer if source and data.tokenizer is None else None

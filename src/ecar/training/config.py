@@ -33,21 +33,21 @@ class TrainConfig:
     """Train a model on images or latents; the same command again resumes."""
 
     data: DataOptions
-    """What is read."""
+    """The data."""
     model: ModelOptions = field(default_factory=ModelOptions)
-    """What is trained."""
+    """The network."""
     stages: StageOptions = field(default_factory=StageOptions)
-    """In which stages."""
+    """The stages."""
     optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
-    """By what."""
+    """The optimizer and its learning rate."""
     start: StartOptions = field(default_factory=StartOptions)
-    """From what."""
+    """The model to start from."""
     distill: DistillOptions = field(default_factory=DistillOptions)
-    """Towards what."""
+    """Distillation."""
     run: RunOptions
-    """How long, and what is written."""
+    """How long to train, and what to write."""
     scale: ScaleOptions = field(default_factory=ScaleOptions)
-    """In which memory."""
+    """Memory and processes."""
 
     def __post_init__(self) -> None:
         start, data = self.start, self.data

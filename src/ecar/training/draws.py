@@ -33,7 +33,7 @@ def draw_batch(
     """Latents (B, C, h, w) float32, labels (B,) with dropout applied, and the noise and times of a step (from 1)."""
     generator = torch.Generator().manual_seed(derive_seed(config.run.seed, 2, step))
     rows = batch_indices(len(table), config.run.batch_size, config.run.seed, step - 1)
-    side = torch.randint(table.sides, (config.run.batch_size,), generator=generator)
+    side = torch.randint(table.mirrors, (config.run.batch_size,), generator=generator)
     latents = table.batch(side, rows, derive_seed(config.run.seed, 3, step))
     dropped = torch.rand(config.run.batch_size, generator=generator) < LABEL_DROPOUT
     labels = torch.where(dropped, null_class, table.labels[rows])

@@ -99,6 +99,8 @@ class StageOptions:
             known = before.stages.ends if before else ()
             count = int(ends[0]) if ends else len(known) or (1 if kind == "dit" else 2)
             ends = known if count == len(known) else (STAGE_END,) * (count - 1) + (1.0,)
+        elif ends[-1] != 1 or not all(0 < end < 1 for end in ends[:-1]):
+            raise ValueError(f"--stages takes the number of stages, or b_k of each: in (0, 1), the last 1; got {ends}")
         if kind == "dit" and len(ends) != 1:
             raise ValueError(f"the baseline (dit-...) has one stage and no trunk, but --stages asks for {len(ends)}")
         return Stages(stages=ends, stage_share=shares(self.stage_share, len(ends)))

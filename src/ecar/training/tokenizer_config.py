@@ -157,15 +157,15 @@ class TokenizerConfig:
     """Train the convolutional autoencoder; the same command again resumes."""
 
     data: ImageOptions
-    """What is read."""
+    """The images."""
     network: NetworkOptions = field(default_factory=NetworkOptions)
-    """What is trained."""
+    """The network."""
     loss: TermOptions = field(default_factory=TermOptions)
-    """Towards what."""
+    """The terms of the loss."""
     optimizer: TokenizerRate = field(default_factory=TokenizerRate)
-    """By what."""
+    """The optimizer and its learning rate."""
     run: TokenizerRun
-    """How long, and what is written."""
+    """How long to train, and what to write."""
 
     def __post_init__(self) -> None:
         if self.network.init_from is None:
