@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from conftest import random_model, tiny_config
-from ecar import devices
+from ecar.devices import computes_bfloat16
 from ecar.evaluation.extractors import get_extractor
 from ecar.evaluation.features import EfficientNetLite
 from ecar.pretrained.folders import save_model
@@ -22,8 +22,26 @@ from ecar.training.engine.optim import orthogonal
 def computes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """A CPU that imitates bfloat16, and one that computes it."""
     answer: bool = request.param
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: answer)
+    cpu(monkeypatch, computes=answer)
     return answer
+
+
+def cpu(monkeypatch: pytest.MonkeyPatch, *, computes: bool, machine: str = "x86_64", onednn: bool = True) -> None:
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: computes)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: onednn)
+
+
+def test_a_xeon_with_avx512_but_without_its_bfloat16_imitates_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """oneDNN calls bfloat16 supported there; the product of two matrices took five times as long as in float32."""
+    cpu(monkeypatch, computes=False)
+    assert not computes_bfloat16("cpu")
+    cpu(monkeypatch, computes=True)
+    assert computes_bfloat16("cpu")
+    for answer in (False, True):
+        cpu(monkeypatch, computes=False, machine="aarch64", onednn=answer)
+        assert computes_bfloat16("cpu") is answer
 
 
 def test_networks_run_in_float32_on_a_cpu_that_imitates_bfloat16(
@@ -52,7 +70,7 @@ def test_muon_keeps_float32_on_a_cpu_that_imitates_bfloat16(computes: bool) -> N
 def test_features_of_another_precision_are_another_extractor(computes: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Cached references of one would be compared with samples of the other."""
     ours = get_extractor("efficientnet-lite0").fingerprint
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: not computes)
+    cpu(monkeypatch, computes=not computes)
     assert get_extractor("efficientnet-lite0").fingerprint != ours
 
 
@@ -77,4 +95,4 @@ def test_a_gpu_without_bfloat16_is_not_given_any(monkeypatch: pytest.MonkeyPatch
         return False
 
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
-    assert not devices.computes_bfloat16("cuda") and asked == [False]
+    assert not computes_bfloat16("cuda") and asked == [False]

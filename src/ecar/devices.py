@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+
 import torch
 
 _PIXELS_AT_ONCE = 2**20  # 16 images of 256x256: some hundred MB of maps in small networks, 4 GB in large autoencoders
@@ -26,10 +28,12 @@ def resolve_device(name: str) -> str:
 
 
 def computes_bfloat16(device: str | torch.device) -> bool:
-    """Whether products in bfloat16 are worth it there. CPUs without AVX-512 or AMX and GPUs before Ampere only imitate
-    them: on such a CPU sampling takes 6 times as long as in float32, an EfficientNet 12 (docs/cost.md)."""
+    """Whether products in bfloat16 are worth it there. CPUs without AVX512-BF16 or AMX and GPUs before Ampere only
+    imitate them: on such a CPU sampling takes 6 times as long as in float32, an EfficientNet 12 (docs/cost.md)."""
     kind = torch.device(device).type
     if kind == "cpu":
+        if platform.machine() in ("x86_64", "AMD64"):  # oneDNN supports bfloat16 where it imitates it with AVX-512
+            return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
         return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     return kind != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
 
