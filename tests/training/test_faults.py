@@ -32,6 +32,7 @@ from ecar.processes.signals import Stopped
 from ecar.tokenizers import PixelTokenizer
 from ecar.training import build, generator, loop
 from ecar.training import tokenizer as tokenizer_module
+from ecar.training.config import TokenizerConfig
 from ecar.training.engine import checkpoint
 from ecar.training.engine import log as log_module
 
@@ -110,11 +111,11 @@ def test_a_stopped_tokenizer_resumes_where_it_was_and_two_do_not_share_a_folder(
     assert main([*command, "--out", str(tmp_path / "whole")]) == 0
     draw, part, codes = tokenizer_module._draw, str(tmp_path / "part"), []
 
-    def signalled(*given: Any) -> Any:
-        if given[-1] == 4 and not codes:
+    def signalled(config: TokenizerConfig, images: Any, step: int) -> Any:
+        if step == 4 and not codes:
             codes.append(main([*command, "--out", part]))
             os.kill(os.getpid(), signal.SIGTERM)
-        return draw(*given)
+        return draw(config, images, step)
 
     monkeypatch.setattr(tokenizer_module, "_draw", signalled)
     with pytest.raises(SystemExit, match="75"):

@@ -12,24 +12,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from conftest import random_model, tiny_config
 from ecar.cli.main import main
-from ecar.config import SamplingConfig, StageConfig
 from ecar.data.encoding import EncodePlan, encode_shards
 from ecar.data.latents import encode_source
 from ecar.data.shards import load_latents
 from ecar.data.source import BadImages, load_source
-from ecar.files.images import to_signed
-from ecar.pretrained.folders import save_model
 from ecar.sampling.pipeline import Pipeline
 from ecar.stages import make_plan
 from ecar.tokenizers import ConvTokenizer, PixelTokenizer, Tokenizer, load_tokenizer
-from ecar.training import build, loop, loss, own_samples
+from ecar.training import build, loop, loss
 from ecar.training import draws as draws_module
 from ecar.training import tokenizer as tokenizer_training
 from ecar.training.config import TokenizerConfig, TrainConfig
@@ -390,7 +386,7 @@ def cut_at_four(common: dict[str, Any], out: Path, monkeypatch: pytest.MonkeyPat
     """A tokenizer whose run broke off at step 4 and was resumed."""
     config, draw = TokenizerConfig.of(**common, out=str(out)), tokenizer_training._draw
     with monkeypatch.context() as patch:
-        patch.setattr(tokenizer_training, "_draw", lambda *given: draw(*given) if given[-1] < 4 else 1 / 0)
+        patch.setattr(tokenizer_training, "_draw", lambda c, i, step: draw(c, i, step) if step < 4 else 1 / 0)
         with pytest.raises(ZeroDivisionError):
             train_tokenizer(config)
     return train_tokenizer(config)
@@ -402,52 +398,6 @@ def test_a_tokenizer_run_that_started_from_another_resumes_bit_for_bit(
     common = {**trained_tokenizer, "init_from": str(tmp_path / "first")}
     whole = train_tokenizer(TokenizerConfig.of(**common, out=str(tmp_path / "whole")))
     assert cut_at_four(common, tmp_path / "cut", monkeypatch).fingerprint() == whole.fingerprint()
-
-
-def test_a_decoder_learns_on_samples_of_a_model_and_resumes_bit_for_bit(
-    tmp_path: Path, trained_tokenizer: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model, first = tmp_path / "model", load_tokenizer(tmp_path / "first")
-    shape = {"channels": 3, "image_side": (8, 8), "tokenizer": first.fingerprint()}
-    stages = StageConfig(sides=((2, 2), (4, 4)), ends=(0.7, 1.0), rho=0.7)
-    drawing = tiny_config(
-        **shape, stages=stages, velocity_std=(1.0, 1.0), sampling=SamplingConfig(steps=(1, 1), guidance=(1.0, 1.0))
-    )
-    save_model(model, random_model(drawing), first)
-    common = {**trained_tokenizer, "init_from": str(tmp_path / "first"), "freeze_encoder": True, "adversarial": 1.0}
-    monkeypatch.setattr("ecar.training.adversary._WARM_UP", 0)
-    monkeypatch.setattr("ecar.training.own_samples._FOR_DECODER", 5)
-    without = train_tokenizer(TokenizerConfig.of(**common, out=str(tmp_path / "without")))
-    common["samples_of"] = str(model)
-    whole = train_tokenizer(TokenizerConfig.of(**common, out=str(tmp_path / "whole")))
-    assert whole.fingerprint() != without.fingerprint()
-    assert cut_at_four(common, tmp_path / "cut", monkeypatch).fingerprint() == whole.fingerprint()
-
-    kept = load_file(tmp_path / "whole" / "init" / "samples.safetensors")["latents"]
-    assert kept.shape == (5, 3, 4, 4)
-    seeds, labels = [own_samples._FIRST_SEED + i for i in range(5)], [0, 1, 2, 0, 1]
-    pictures = np.stack([np.array(image) for image in Pipeline.from_pretrained(model)(labels, seeds=seeds).images])
-    drawn = torch.from_numpy(to_signed(pictures)).permute(0, 3, 1, 2)
-    assert torch.allclose(first.decode(kept.float()), drawn, atol=0.02)
-
-
-@pytest.mark.parametrize(
-    ("changes", "word"),
-    [
-        ({"adversarial": 0.0}, "--samples-of needs --freeze-encoder and --adversarial"),
-        ({"freeze_encoder": False}, "--samples-of needs --freeze-encoder and --adversarial"),
-        ({}, "a model of other latents than those of --init-from"),
-        ({"samples_of": "nowhere"}, "nowhere"),
-    ],
-)
-def test_samples_that_no_decoder_can_learn_on_are_refused_before_images_are_read(
-    tmp_path: Path, trained_tokenizer: dict[str, Any], monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any],
-    word: str,
-) -> None:  # fmt: skip
-    monkeypatch.setattr(tokenizer_training, "_read_images", lambda *_: pytest.fail("read"))
-    asked = {"init_from": str(tmp_path / "first"), "freeze_encoder": True, "adversarial": 1.0, "samples_of": "fashion"}
-    with pytest.raises(ValueError, match=word):
-        train_tokenizer(TokenizerConfig.of(**{**trained_tokenizer, **asked, "out": str(tmp_path / "other"), **changes}))
 
 
 @pytest.mark.parametrize(

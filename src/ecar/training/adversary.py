@@ -88,14 +88,13 @@ class Adversary:
         decoded.register_hook(add)
 
     def learn(self, real: Tensor, decoded: Tensor) -> Tensor:
-        """One update on images (B, 3, H, W) and (M, 3, H, W) in [-1, 1]; the mean hinge loss, 2 where nothing can be
-        told apart."""
+        """One update on images (B, 3, H, W) in [-1, 1]; the mean hinge loss, 2 where nothing can be told apart."""
         self.updates += 1
         images = torch.cat([real, decoded.detach()])
         with mixed_precision(images.device):
             with torch.no_grad():
                 maps = self._maps(images)
-            verdicts = [v.float().split([len(real), len(decoded)]) for v in self.network(images, maps)]
+            verdicts = [v.float().chunk(2) for v in self.network(images, maps)]
         hinge = torch.stack([F.relu(1 - r).mean() + F.relu(1 + f).mean() for r, f in verdicts]).mean()
         self.optimizer.zero_grad(set_to_none=True)
         hinge.backward()

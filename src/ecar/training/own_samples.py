@@ -1,8 +1,7 @@
-"""Samples of a model as training data: its own, or its decoder's.
+"""Samples of a model as its training data (``ecar train --init-from MODEL --data self:NUM``).
 
-``ecar train --init-from MODEL --data self:NUM``: what a short training on them changes in the weights is, but for its
-sign, what the model lacks: ``ecar neon`` extrapolates it negatively (2510.03597).
-``ecar tokenizer --samples-of MODEL``: the decoder learns to make photographs of what the model draws.
+What a short training on them changes in the weights is, but for its sign, what the model lacks: ``ecar neon``
+extrapolates it negatively (2510.03597).
 """
 
 from __future__ import annotations
@@ -15,25 +14,20 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ecar.config import ModelConfig, SamplingConfig
+from ecar.config import SamplingConfig
 from ecar.devices import mixed_precision
 from ecar.files.access import check_readable
 from ecar.files.tensors import write_tensors
 from ecar.network.model import StageModel
 from ecar.pretrained.build import build_model
-from ecar.pretrained.folders import load_model, weights_fingerprint
 from ecar.sampling.loop import check_settings, sample_latents
 from ecar.sampling.noise import draw_noise
-from ecar.tokenizers import same_latents
-from ecar.tokenizers.conv import ConvTokenizer
 from ecar.training.config import Training
-from ecar.training.engine.options import RunOptions
 from ecar.training.finetune import Source
 
 _BATCH = 128
 _FIRST_SEED = 2**52  # far from those that evaluations count from 0: they would measure images that were trained on
 _FILE = "samples.safetensors"  # in RUN/init
-_FOR_DECODER = 2_400
 
 
 def keep_own_samples(config: Training, source: Source) -> None:
@@ -49,11 +43,9 @@ def keep_own_samples(config: Training, source: Source) -> None:
         raise ValueError(f"{path}: not the samples that the run began with; restore them, or choose another --out")
     if config.model.image_side != source.config.image_side:
         raise ValueError(f"--data {config.data.data}: {source.name} draws images of {source.config.image_side}")
-    settings = _settings(config, source.config)
     model = build_model(source.config)
     model.load_state_dict(source.weights)
-    num, bfloat16 = config.data.own_samples, config.scale.dtype == "bf16"
-    latents, labels = draw_samples(model, settings, num, config.run, bfloat16=bfloat16)
+    latents, labels = draw_own_samples(model, config)
     path.parent.mkdir(exist_ok=True)
     write_tensors(path, {"latents": latents, "labels": labels}, who)
 
@@ -65,62 +57,42 @@ def read_own_samples(config: Training, source: Source) -> tuple[Tensor, Tensor, 
         return file.get_tensor("latents"), file.get_tensor("labels"), "self " + " ".join(who.values())
 
 
-def samples_for_decoder(name: str, tokenizer: ConvTokenizer, side: int, run: RunOptions) -> Tensor:
-    """Latents (N, C, h, w) float16 that the model ``name`` draws by its own settings, kept in ``RUN/init``.
+@torch.no_grad()
+def draw_own_samples(model: StageModel, config: Training) -> tuple[Tensor, Tensor]:
+    """As many samples as ``--data`` says by the settings of ``model``, in its steps if given, classes in turn:
+    latents (N, C, h, w) float16 and labels (N,), both on the CPU.
 
     Raises:
-        ValueError: no such model, of other latents than those of ``tokenizer``, of images smaller than ``side`` pixels,
-            or without sampling settings.
+        ValueError: as ``_settings``.
     """
-    path = Path(run.out).expanduser() / "init" / _FILE
-    who = {"weights": weights_fingerprint(name), "num": str(_FOR_DECODER), "seed": str(run.seed)}
-    if _metadata(path) != who:
-        model, own = load_model(name)
-        if not isinstance(own, ConvTokenizer) or not same_latents(tokenizer, own):
-            raise ValueError(f"--samples-of {name}: a model of other latents than those of --init-from")
-        if min(model.config.image_side or (0, 0)) < side:
-            raise ValueError(f"--samples-of {name}: its images are smaller than {side} pixels; choose another --crop")
-        if model.config.sampling is None:
-            raise ValueError(f"--samples-of {name}: the model names no sampling settings")
-        latents, labels = draw_samples(model, model.config.sampling, _FOR_DECODER, run)
-        path.parent.mkdir(exist_ok=True)
-        write_tensors(path, {"latents": latents, "labels": labels}, who)
-    with safe_open(path, "pt") as file:
-        return file.get_tensor("latents")
-
-
-@torch.no_grad()
-def draw_samples(
-    model: StageModel, settings: SamplingConfig, num: int, run: RunOptions, *, bfloat16: bool = True
-) -> tuple[Tensor, Tensor]:
-    """Samples for a training, classes in turn: latents (N, C, h, w) float16 and labels (N,), both on the CPU."""
-    model = model.to(run.device).eval()
-    if run.compile:
+    num, settings = config.data.own_samples, _settings(config, model)
+    model = model.to(config.run.device).eval()
+    if config.run.compile:
         model.compile_blocks()
     labels = torch.arange(num) % max(1, model.config.num_classes)
-    first, parts = _FIRST_SEED + run.seed % 2**20 * 2**31, []
+    first, parts = _FIRST_SEED + config.run.seed % 2**20 * 2**31, []
     for rows in tqdm(torch.arange(num).split(_BATCH), desc="sampling", disable=None):
         noise = draw_noise((first + rows).tolist(), model.plan, model.config.channels)
-        with mixed_precision(run.device, wanted=bfloat16):
-            latents = sample_latents(model, labels[rows].to(run.device), noise, settings)
+        with mixed_precision(config.run.device, wanted=config.scale.dtype == "bf16"):
+            latents = sample_latents(model, labels[rows].to(config.run.device), noise, settings)
         parts.append(latents.half().cpu())
     return torch.cat(parts), labels
 
 
-def _settings(config: Training, model: ModelConfig) -> SamplingConfig:
+def _settings(config: Training, model: StageModel) -> SamplingConfig:
     """How samples are drawn.
 
     Raises:
         ValueError: no settings to draw by, steps of which there are too few or many, or a model distilled to fixed
             steps, whose velocities are means over them.
     """
-    settings = model.sampling
+    settings = model.config.sampling
     if settings is None or settings.fixed_steps:
         why = "names no sampling settings" if settings is None else f"was distilled to {settings.steps} steps"
         raise ValueError(f"--data {config.data.data}: the model {why}, so that it cannot learn from its own samples")
     if config.data.own_steps:
         settings = dataclasses.replace(settings, steps=config.data.own_steps)
-    check_settings(settings, len(model.stages.sides))
+    check_settings(settings, len(model.plan))
     return settings
 
 

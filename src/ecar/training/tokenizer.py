@@ -26,7 +26,6 @@ from ecar.files.images import to_signed
 from ecar.files.lock import run_lock
 from ecar.files.options import changed, flat
 from ecar.files.records import make_out
-from ecar.pretrained.folders import weights_fingerprint
 from ecar.processes.signals import StopRequest
 from ecar.processes.world import Part
 from ecar.sampling.pictures import grid, to_pil
@@ -36,7 +35,6 @@ from ecar.training.engine.optim import WEIGHT_DECAY, BatchedMuon
 from ecar.training.engine.resume import check_options, keep_options
 from ecar.training.engine.task import Losses, Task
 from ecar.training.engine.trainer import Trainer
-from ecar.training.own_samples import samples_for_decoder
 from ecar.training.tokenizer_config import Sizes, TokenizerConfig
 from ecar.training.tokenizer_loss import TokenizerLoss, channels_last
 
@@ -66,10 +64,6 @@ def _train(asked: TokenizerConfig, out: Path, stop: StopRequest) -> ConvTokenize
     asked.check_side(sizes.factor)
     asked = changed(asked, **asdict(sizes))
     check_options(out, TokenizerConfig, asked)
-    config, samples, drawn_by = changed(asked, device=resolve_device(asked.run.device)), None, None
-    if asked.data.samples_of is not None and given is not None:
-        drawn_by = weights_fingerprint(asked.data.samples_of)
-        samples = samples_for_decoder(asked.data.samples_of, given, asked.data.side, config.run)
     images, content, about = _read_images(asked, out)
     grey = all(bool((part == part[..., :1]).all()) for part in _parts(images))
     if given is not None and given.image_channels == 1 and not grey:
@@ -77,13 +71,13 @@ def _train(asked: TokenizerConfig, out: Path, stop: StopRequest) -> ConvTokenize
             f"--init-from {asked.network.init_from} is for grey images, and those of {' '.join(asked.data.data)} are "
             "coloured"
         )
+    config = changed(asked, device=resolve_device(asked.run.device))
     data = {"images": len(images), "content": content, "init_from": given.fingerprint() if given else None}
-    data |= {"samples_of": drawn_by} if drawn_by else {}
     torch.manual_seed(config.run.seed)
     tokenizer = given or ConvTokenizer(image_channels=1 if grey else 3, **asdict(sizes))
     tokenizer.encoder.requires_grad_(not config.network.freeze_encoder)
     channels_last(tokenizer, config.run.device)
-    task = Autoencoder(config, tokenizer, images, data, about, samples)
+    task = Autoencoder(config, tokenizer, images, data, about)
     trainer = Trainer(task, config.run, out, ema=(_EMA,), stop=stop)
     keep_options(out, asked)
     trainer.run()
@@ -135,7 +129,6 @@ class Autoencoder(Task):
         images: (N, H, W, 3), uint8.
         data: number and fingerprint of the images, and of the tokenizer that was started from.
         found: what was found in the data, for the log.
-        samples: latents (M, C, h, w) that a model drew, for the decoder to learn on too.
     """
 
     module: ConvTokenizer
@@ -147,9 +140,8 @@ class Autoencoder(Task):
         images: np.ndarray,
         data: dict[str, Any],
         found: dict[str, Any],
-        samples: Tensor | None = None,
     ) -> None:
-        self.config, self.module, self.images, self.samples = config, tokenizer, images, samples
+        self.config, self.module, self.images = config, tokenizer, images
         self.data, self.found, self.rows = data, found, (config.run.batch_size,)
         self.loss = TokenizerLoss(tokenizer, config)
         levels = range(1 + (config.loss.scale_levels if config.loss.scale_consistency else 0))
@@ -183,14 +175,13 @@ class Autoencoder(Task):
         images = len(self.images)
         return {"options": flat(self.config), "data": self.found, "parameters": parameters, "images_in_data": images}
 
-    def draw(self, step: int) -> tuple[Tensor, list[Tensor], Tensor | None]:
-        return _draw(self.config, self.images, self.samples, step)
+    def draw(self, step: int) -> tuple[Tensor, list[Tensor]]:
+        return _draw(self.config, self.images, step)
 
-    def losses(self, module: nn.Module, batch: tuple[Tensor, list[Tensor], Tensor | None], part: Part) -> Losses:
+    def losses(self, module: nn.Module, batch: tuple[Tensor, list[Tensor]], part: Part) -> Losses:
         images, noise = part.rows(batch[0]), [part.rows(n) for n in batch[1]]
-        samples = None if batch[2] is None else part.rows(batch[2])
         with mixed_precision(self.config.run.device):
-            terms, raw = module(images, noise, samples)
+            terms, raw = module(images, noise)
         means = torch.stack([terms[name].detach().float() for name in self.terms])
         return Losses(self.loss.total(terms), means, (images, raw.detach().float(), self.loss.decoded))
 
@@ -238,10 +229,8 @@ def _rows(config: TokenizerConfig, images: int, step: int) -> tuple[Tensor, torc
     return torch.randint(images, (config.run.batch_size,), generator=generator), generator
 
 
-def _draw(
-    config: TokenizerConfig, images: np.ndarray, samples: Tensor | None, step: int
-) -> tuple[Tensor, list[Tensor], Tensor | None]:
-    """Batch, noise and as many of the samples: a function of (seed, step), so that a resumed run sees the same."""
+def _draw(config: TokenizerConfig, images: np.ndarray, step: int) -> tuple[Tensor, list[Tensor]]:
+    """Batch and noise of a step: a function of (seed, step), so that a resumed run sees the same."""
     (chosen, generator), size = _rows(config, len(images), step), config.run.batch_size
     rows, side = chosen.numpy(), config.data.side
     room = config.data.resolution - side + 1
@@ -254,13 +243,7 @@ def _draw(
     for level in range(1 + config.loss.scale_levels):
         shape = (size, sizes.channels, side >> level, side >> level)
         noise.append(torch.randn(shape, generator=generator).to(config.run.device))
-    if samples is None:
-        return batch, noise, None
-    which = torch.randint(len(samples), (size,), generator=generator).tolist()
-    room_y, room_x = (n - side + 1 for n in samples.shape[-2:])
-    tops, lefts = (torch.randint(room, (size,), generator=generator).tolist() for room in (room_y, room_x))
-    drawn = [samples[i, :, y : y + side, x : x + side] for i, y, x in zip(which, tops, lefts, strict=True)]
-    return batch, noise, torch.stack(drawn).float().to(config.run.device)
+    return batch, noise
 
 
 def _cosine(step: int, steps: int) -> float:

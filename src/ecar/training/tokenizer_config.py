@@ -24,9 +24,6 @@ class ImageOptions(ReadOptions):
     Default: whole images."""
     max_images: int | None = None
     """Use this many images only, chosen at random."""
-    samples_of: str | None = option(None, free=True)  # checkpoints know its fingerprint
-    """Train the decoder on samples of this model too (folder, bundled name or Hub id), by the adversarial term: what a
-    model draws is not quite what the encoder makes of photographs. With --freeze-encoder and --adversarial."""
 
     def __post_init__(self) -> None:
         if isinstance(self.data, str):  # one name stands for itself
@@ -173,8 +170,6 @@ class TokenizerConfig:
     def __post_init__(self) -> None:
         if self.network.init_from is None:
             self.check_side(self.network.resolve().factor)
-        if self.data.samples_of and not (self.network.freeze_encoder and self.loss.adversarial):
-            raise ValueError("--samples-of needs --freeze-encoder and --adversarial, which its samples train by")
 
     @classmethod
     def of(cls, **options: Any) -> Self:

@@ -41,11 +41,8 @@ class TokenizerLoss(nn.Module):
             self.encode = torch.compile(self.encode, dynamic=False)
             self.decode = torch.compile(self.decode, dynamic=False)
 
-    def forward(
-        self, images: Tensor, noise: list[Tensor], samples: Tensor | None = None
-    ) -> tuple[dict[str, Tensor], Tensor]:
-        """Images (B, 3, H, W) in [-1, 1], one noise map per level and samples (B, C, h, w), which the adversary sees
-        beside the decoded images -> named terms (unweighted), raw latents."""
+    def forward(self, images: Tensor, noise: list[Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+        """Images (B, 3, H, W) in [-1, 1], one noise map per level -> named terms (unweighted), raw latents."""
         tok, cfg = self.tokenizer, self.config
         raw = self.encode(images)
         latents = tok.normalize(raw)
@@ -54,14 +51,10 @@ class TokenizerLoss(nn.Module):
         for level in levels:
             if level:
                 latents, images = F.avg_pool2d(latents, 2), F.avg_pool2d(images, 2)
-            noisy = latents + cfg.latent_noise * noise[level]
-            if samples is not None and not level:
-                noisy = torch.cat([noisy, samples])
-            decoded = self.decode(tok.denormalize(noisy)).float()
+            decoded = self.decode(tok.denormalize(latents + cfg.latent_noise * noise[level])).float()
             if self.adversary is not None and not level:
                 self.adversary.oppose(decoded)
                 self.decoded = decoded
-            decoded = decoded[: len(images)]
             error = decoded - images
             terms[f"reconstruction_{level}"] = error.abs().mean() + error.square().mean()
             if self.features is not None:
