@@ -83,7 +83,7 @@ def test_shards_hold_latents_of_both_flips_and_labels(photos: Path, tmp_path: Pa
     assert [s["rows"] for s in record["shards"]] == [[0, 3], [3, 6], [6, 9], [9, 11]]
     assert len(record["skipped"]) == 1 and "04.png" in record["skipped"][0]
     table, tokenizer = load_latents(str(tmp_path / "cache"))
-    assert table.labels.tolist() == [0] * 5 + [1] * 5 and table.class_names == ("cat", "dog") and table.sides == 2
+    assert table.labels.tolist() == [0] * 5 + [1] * 5 and table.class_names == ("cat", "dog") and table.mirrors == 2
     z = table.batch(torch.zeros(10, dtype=torch.int64), torch.arange(10))
     assert torch.allclose(z.mean((0, 2, 3)), torch.zeros(48), atol=1e-4)  # measured over all images
     assert torch.allclose(z.transpose(0, 1).flatten(1).std(1, correction=0), torch.ones(48), atol=1e-3)
