@@ -75,7 +75,7 @@ def test_rows_of_a_client_that_left_are_cancelled_whenever_it_left(stream: bool,
     engine, rows, sent = tiny(), list[Row](), list[Message]()
     app, submit = create_app(engine, "tiny"), engine.submit
     engine.submit = lambda new: (rows.extend(new), submit(new))[1]  # type: ignore[method-assign]
-    wanted = {"prompt": "cat", "n": 4, "num_inference_steps": [60, 30, 30], "stream": stream}
+    wanted = {"prompt": "cat", "n": 4, "num_inference_steps": [10, 55, 55], "stream": stream}
     body = json.dumps(wanted | ({"partial_images": 3} if stream else {})).encode()
     scope = {
         "type": "http", "asgi": {"version": "3.0", "spec_version": "2.3"}, "http_version": "1.1", "method": "POST",
