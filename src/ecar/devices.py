@@ -32,9 +32,11 @@ def computes_bfloat16(device: str | torch.device) -> bool:
     imitate them: on such a CPU sampling takes 6 times as long as in float32, an EfficientNet 12 (docs/cost.md)."""
     kind = torch.device(device).type
     if kind == "cpu":
+        if not torch.backends.mkldnn.is_available():
+            return False
         if platform.machine() in ("x86_64", "AMD64"):  # oneDNN supports bfloat16 where it imitates it with AVX-512
             return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     return kind != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
 
 
